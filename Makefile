@@ -1,0 +1,63 @@
+# Everything here works in a bare checkout with Python 3.11 or newer and make: the first call makes .venv.
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+STAMP := .venv/.installed
+WORKERS ?= 2
+BENCHMARKS = $(filter-out %/__init__.py benchmarks/_%,$(wildcard benchmarks/*.py))
+
+# One thread for each worker, so that the workers do not fight over cores.
+test: export OMP_NUM_THREADS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test lint format bench docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv and install the pinned versions
+
+demo: $(STAMP) ## draw pictures of several sizes in one packed call, into outputs/demo/
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP) ## run the whole test suite
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+lint: $(STAMP) ## ruff (lint and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff fix what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## run every script in benchmarks/
+	@set -e; for module in $(basename $(notdir $(BENCHMARKS))); do \
+		echo "== benchmarks.$$module"; $(BIN)/python -m "benchmarks.$$module"; \
+	done
+
+docs: $(STAMP) ## build docs/*.md into site/
+	$(BIN)/python docs/build.py
+
+clean: ## remove what the other targets made
+	rm -rf .venv site outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# torch is named on the command itself so that pip cannot settle on another build of it.
+$(STAMP): pyproject.toml requirements/constraints.txt
+	@python=; for candidate in python3.11 python3 python; do \
+		if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+			python="$$candidate"; break; \
+		fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "ideoflow needs Python 3.11 or newer, and none of python3.11, python3, python is: install one." >&2; exit 1; \
+	fi; \
+	if [ ! -x $(BIN)/python ]; then \
+		echo "making .venv with $$($$python --version)"; \
+		"$$python" -m venv .venv || { rm -rf .venv; \
+			echo "could not make .venv: where Python comes in parts (Debian, Ubuntu), install python3-venv too." >&2; exit 1; }; \
+	fi
+	@echo "installing the pinned versions into .venv (some minutes the first time)"
+	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt torch==2.13.0 --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,82 @@
+"""What the commands say and how they end: progress and warnings on standard error, exit codes without tracebacks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+# Exit codes: 0 done; 1 the work itself failed; 2 something given was wrong; 130 interrupted from the keyboard.
+FAILED = 1
+WRONG_INPUT = 2
+INTERRUPTED = 130
+
+# What may go wrong without a mistake of the user's, by the exception's name: its packages are slow to import.
+_OUT_OF_MEMORY = "out of memory: {} Try a smaller size, fewer pictures at once or another --dtype."
+_NO_HUB = "cannot reach the model hub ({}): check the connection, or name a local path."
+_FAILURES = {
+    "MemoryError": _OUT_OF_MEMORY,
+    "OutOfMemoryError": _OUT_OF_MEMORY,  # torch
+    "ConnectError": _NO_HUB,  # httpx
+    "ConnectTimeout": _NO_HUB,
+    "ReadTimeout": _NO_HUB,
+}
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def fail(message: str, code: int = WRONG_INPUT) -> NoReturn:
+    """Print an error to standard error and end the command with `code`."""
+    err.print(f"[bold red]error:[/] {escape(message)}")
+    raise typer.Exit(code)
+
+
+def warn(message: str) -> None:
+    """Print a warning to standard error."""
+    err.print(f"[yellow]warning:[/] {escape(message)}")
+
+
+class _Warnings(logging.Handler):
+    """Shows the library's log as the command's own warnings."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
+
+
+def quiet_libraries() -> None:
+    """Leave progress to the command's own bar, and show the library's warnings as the command's."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    log = logging.getLogger("ideoflow")
+    if not any(isinstance(handler, _Warnings) for handler in log.handlers):
+        log.addHandler(_Warnings(logging.WARNING))
+        log.propagate = False
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn the errors that a user can cause into one line and an exit code; bugs keep their traceback."""
+    try:
+        yield
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except ValueError as error:
+        fail(str(error))
+    except FloatingPointError as error:
+        fail(str(error), FAILED)
+    except KeyboardInterrupt:
+        fail("interrupted; pictures already written are whole.", INTERRUPTED)
+    except Exception as error:
+        message = _FAILURES.get(type(error).__name__)
+        if message is None:
+            raise
+        fail(message.format(error), FAILED)

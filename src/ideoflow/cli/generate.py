@@ -1,0 +1,364 @@
+"""`ideoflow generate`: captions in, PNG files out, all pictures of one model and setting in one packed call."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from .console import err, fail, out, plain_errors, quiet_libraries, warn
+from .pictures import Lora, Picture, Settings, save, target, to_metadata
+from .prompts import Prompt, read_prompt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..pipeline import Ideogram4Pipeline
+
+SKETCH = "sketch"
+PRESET_NAMES = {"quality": "V4_QUALITY_48", "default": "V4_DEFAULT_20", "turbo": "V4_TURBO_12"}
+DTYPES = ("float32", "bfloat16", "float16")
+SKETCH_SIZE = (128, 128)
+DEFAULT_SIZE = (1024, 1024)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options as typed, None where absent: a PNG's own settings stand unless an option replaces them."""
+
+    preset: str | None
+    steps: int | None
+    guidance: float | None
+    model: str | None
+    loras: tuple[Lora, ...] | None
+    dtype: str | None
+    device: str | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make, how, and the settings in the PNG it comes from, if it does."""
+
+    picture: Picture
+    settings: Settings
+    recipe: dict[str, Any]
+
+
+def generate(
+    prompts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PROMPT...",
+            help="A caption file (.json or .txt), a JSON caption, plain text, '-' for standard input, or a PNG made by "
+            "ideoflow, which is made again from its own settings. Several are drawn together.",
+            show_default=False,
+        ),
+    ],
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--size",
+            "-s",
+            metavar="WxH",
+            help="Width and height in pixels, multiples of 16: once for all prompts, or once for each prompt in order.",
+            show_default="{}x{} with the bundled model, otherwise {}x{}".format(*SKETCH_SIZE, *DEFAULT_SIZE),
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="V4_QUALITY_48, V4_DEFAULT_20 or V4_TURBO_12; quality, default or turbo for short.",
+            show_default="default",
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps instead of the preset's.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="One guidance scale for every step instead of the preset's.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of each prompt's first picture.", show_default="drawn at random"),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures per prompt: picture i has seed + i.")] = 1,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A model folder or hub id in the diffusers layout; 'sketch' is the small model that comes with "
+            "ideoflow.",
+            show_default="sketch",
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH[:SCALE]", help="A LoRA adapter and its strength (1 if left out); may be repeated."),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16.",
+            show_default="float32 for the bundled model and on a CPU, otherwise bfloat16",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, mps ...", show_default="the first accelerator, else cpu"),
+    ] = None,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE|FOLDER",
+            help="A .png file or a folder; {name}, {seed}, {index}, {width} and {height} are filled in.",
+        ),
+    ] = "outputs",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing files; without it the new ones are numbered.")
+    ] = False,
+    wrap: Annotated[
+        bool,
+        typer.Option(
+            help="Put plain text into a minimal JSON caption, the only form the models were trained on; --no-wrap "
+            "sends the text as it is."
+        ),
+    ] = True,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse captions that break the schema; without it they draw a warning.")
+    ] = False,
+    metadata: Annotated[
+        bool, typer.Option(help="Keep caption, seed and settings in the PNG, so that it can be made again.")
+    ] = True,
+) -> None:
+    """Draw pictures from captions.
+
+    Examples:
+
+      ideoflow generate "a red circle"
+
+      ideoflow generate caption.json --size 160x112 --seed 7 --n 4
+
+      ideoflow generate outputs/caption-7.png          (the same picture again)
+    """
+    with plain_errors():
+        options = Options(
+            preset=_preset(preset) if preset else None,
+            steps=steps,
+            guidance=guidance,
+            model=model,
+            loras=tuple(_lora(value) for value in lora) if lora else None,
+            dtype=_dtype(dtype) if dtype else None,
+            device=_device(device) if device else None,
+        )
+        read = [read_prompt(prompt, wrap=wrap) for prompt in prompts]
+        _report(read, strict)
+        sizes = _sizes(size or [], len(read))
+        jobs = [
+            job for prompt, wanted in zip(read, sizes, strict=True) for job in _jobs(prompt, wanted, seed, n, options)
+        ]
+        targets = [target(output, job.picture, index, len(jobs)) for index, job in enumerate(jobs)]
+        groups: dict[Settings, list[int]] = {}
+        for index, job in enumerate(jobs):
+            groups.setdefault(job.settings, []).append(index)
+        for settings, members in groups.items():
+            pictures = [jobs[index].picture for index in members]
+            for index in members:
+                _report_differences(jobs[index], len(pictures))
+            images = _draw(settings, pictures)
+            for index, picture, image in zip(members, pictures, images, strict=True):
+                text = to_metadata(picture, settings, len(pictures)) if metadata else None
+                out.print(str(save(image, targets[index], text, overwrite)), markup=False)
+
+
+def _report(prompts: Sequence[Prompt], strict: bool) -> None:
+    """Warn of what breaks the caption schema, or refuse it."""
+    breaches = [f"{prompt.name}: {breach}" for prompt in prompts for breach in prompt.breaches]
+    if breaches and strict:
+        fail("the caption breaks the schema (--strict):\n  " + "\n  ".join(breaches))
+    for breach in breaches:
+        warn(breach)
+
+
+def _report_differences(job: Job, together: int) -> None:
+    """Warn of what keeps a picture that is made again from being the same to the last bit."""
+    import torch
+
+    drawn_with = job.recipe.get("together", together)
+    if drawn_with > 1 and drawn_with != together:
+        warn(
+            f"{job.picture.name} was drawn together with {drawn_with - 1} other{'s' * (drawn_with > 2)}, which round "
+            "a little differently: a few pixels may differ by one grey level. Give all of them for the same bytes."
+        )
+    if job.recipe.get("torch", torch.__version__) != torch.__version__:
+        warn(
+            f"{job.picture.name} was drawn with torch {job.recipe['torch']}, this is {torch.__version__}: a few pixels "
+            "may differ a little."
+        )
+
+
+def _jobs(prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int, options: Options) -> list[Job]:
+    """The pictures of one prompt, each with its settings: option, else what the PNG says, else the default."""
+    recipe = prompt.recipe
+    chosen = {key: value for key, value in vars(options).items() if value is not None}
+    found = {key: recipe[key] for key in vars(options) if recipe.get(key) is not None}
+    if "preset" in chosen:  # another preset brings its own steps and guidance
+        found.pop("steps", None)
+        found.pop("guidance", None)
+    if "device" in found and "device" not in chosen and not _available(found["device"]):
+        warn(f"{prompt.name} was made on {found['device']!r}, which is not here: its pixels may differ a little.")
+        del found["device"]
+    values: dict[str, Any] = {"model": SKETCH, "loras": (), "preset": PRESET_NAMES["default"], **found, **chosen}
+    values.setdefault("device", _best_device())
+    small = values["model"] == SKETCH or values["device"] == "cpu"
+    values.setdefault("dtype", "float32" if small else "bfloat16")
+    if size is None and recipe:
+        size = int(recipe["width"]), int(recipe["height"])
+    width, height = size or (SKETCH_SIZE if values["model"] == SKETCH else DEFAULT_SIZE)
+    if seed is None:
+        seed = int(recipe["seed"]) if recipe else random.SystemRandom().randrange(2**31)
+    settings = Settings(**values)
+    return [Job(Picture(prompt.text, width, height, seed + i, prompt.name), settings, recipe) for i in range(n)]
+
+
+def _draw(settings: Settings, pictures: Sequence[Picture]) -> list[Image]:
+    """All pictures of one setting in one call."""
+    import torch
+
+    from ..schedule import find_preset
+
+    preset = find_preset(settings.preset)
+    quiet_libraries()
+    with err.status(f"loading {settings.model} on {settings.device}"):
+        pipe = _load(settings)
+    pipe.set_progress_bar_config(disable=True)
+    noun = "picture" if len(pictures) == 1 else "pictures"
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+    ) as progress:
+        task = progress.add_task(f"{len(pictures)} {noun}", total=None)
+
+        def on_step(pipe: Ideogram4Pipeline, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            progress.update(task, completed=step + 1, total=pipe.num_timesteps)
+            return tensors
+
+        result: Any = pipe(
+            [picture.caption for picture in pictures],
+            size=[(picture.width, picture.height) for picture in pictures],
+            preset=preset if settings.steps is None else preset.with_steps(settings.steps),
+            guidance_scale=settings.guidance,
+            # One generator a picture, on the CPU: the noise depends on the seed alone, not on device or company.
+            generator=[torch.Generator("cpu").manual_seed(picture.seed) for picture in pictures],
+            callback_on_step_end=on_step,
+            callback_on_step_end_tensor_inputs=[],
+        )
+    return result.images
+
+
+def _load(settings: Settings) -> Ideogram4Pipeline:
+    """The pipeline with its adapters, on its device."""
+    import torch
+
+    from .. import sketch
+    from ..pipeline import Ideogram4Pipeline
+
+    dtype = getattr(torch, settings.dtype)
+    if settings.model == SKETCH:
+        pipe = sketch.load().to(dtype)
+    else:
+        pipe = Ideogram4Pipeline.from_pretrained(settings.model, dtype=dtype)
+    for number, lora in enumerate(settings.loras):
+        pipe.load_lora_weights(lora.path, adapter_name=f"lora{number}")
+    if settings.loras:
+        pipe.set_adapters(
+            [f"lora{number}" for number in range(len(settings.loras))], [lora.scale for lora in settings.loras]
+        )
+    return pipe.to(settings.device)
+
+
+def _preset(value: str) -> str:
+    """The preset's full name from any spelling."""
+    name = PRESET_NAMES.get(value.lower(), value.upper())
+    if name not in PRESET_NAMES.values():
+        known = ", ".join(f"{full} ({short})" for short, full in PRESET_NAMES.items())
+        raise ValueError(f"--preset {value!r} is unknown: choose one of {known}.")
+    return name
+
+
+def _dtype(value: str) -> str:
+    if value not in DTYPES:
+        raise ValueError(f"--dtype {value!r} is unknown: choose one of {', '.join(DTYPES)}.")
+    return value
+
+
+def _lora(value: str) -> Lora:
+    """`PATH` or `PATH:SCALE`; a colon that no number follows belongs to the path."""
+    path, colon, scale = value.rpartition(":")
+    try:
+        lora = Lora(path, float(scale)) if colon else Lora(value)
+    except ValueError:
+        lora = Lora(value)
+    if lora.path.endswith(".safetensors") and not Path(lora.path).exists():
+        raise ValueError(f"--lora {value!r}: there is no file {lora.path}.")
+    return lora
+
+
+def _sizes(values: Sequence[str], prompts: int) -> list[tuple[int, int] | None]:
+    """One size for each prompt, None where the default is wanted."""
+    sizes = [_size(value) for value in values]
+    if len(sizes) not in (0, 1, prompts):
+        raise ValueError(f"--size is given {len(sizes)} times for {prompts} prompts: give it once, or once for each.")
+    if not sizes:
+        return [None] * prompts
+    return [*sizes] if len(sizes) > 1 else [sizes[0]] * prompts
+
+
+def _size(value: str) -> tuple[int, int]:
+    width, cross, height = value.lower().replace("×", "x").partition("x")  # noqa: RUF001
+    if not (cross and width.strip().isdecimal() and height.strip().isdecimal()):
+        raise ValueError(f"--size {value!r} is not WIDTHxHEIGHT in pixels, for example 1024x768.")
+    return int(width), int(height)
+
+
+def _best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _device(value: str) -> str:
+    if not _available(value):
+        raise ValueError(f"--device {value!r} is not on this machine: leave the option out, or try cpu, cuda or mps.")
+    return value
+
+
+def _available(device: str) -> bool:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # no such name, or torch is built without it
+        return False
+    return True

@@ -1,0 +1,124 @@
+"""Attention of each token to its own segment of the stream, without a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
+from torch import Tensor, nn
+
+from ..packing import Bounds
+from .rope import rotate
+
+
+def _find_varlen_attn() -> Callable[..., Tensor] | None:
+    """A kernel that takes ragged segments on CUDA: torch's own, else that of flash-attn, else none."""
+    for module, name in (("torch.nn.attention.varlen", "varlen_attn"), ("flash_attn", "flash_attn_varlen_func")):
+        try:
+            return getattr(import_module(module), name)
+        except ImportError:
+            continue
+    return None
+
+
+varlen_attn = _find_varlen_attn()
+
+
+class Ideogram4AttnProcessor:
+    """Computes one attention layer over a stream; `set_attention_backend` chooses the kernel."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: Ideogram4Attention,
+        hidden_states: Tensor,  # (tokens, channels)
+        rotary: tuple[Tensor, Tensor],  # cos and sin, each (tokens, head_dim)
+        bounds: Bounds,
+        **kwargs: Any,
+    ) -> Tensor:
+        # Adapters sit on the separate projections; the fused one does not have them.
+        if attn.fused_projections and isinstance(attn.to_q, nn.Linear):
+            projected = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            projected = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        # (tokens, heads, head_dim)
+        query, key, value = (x.unflatten(-1, (attn.num_heads, attn.head_dim)) for x in projected)
+
+        # Autocast leaves the normalised ones in float32; the kernels want one type.
+        query = rotate(attn.norm_q(query), *rotary).to(value.dtype)
+        key = rotate(attn.norm_k(key), *rotary).to(value.dtype)
+
+        attended = self._attend(query, key, value, bounds)
+        return attn.to_out[0](attended.flatten(1))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bounds: Bounds) -> Tensor:
+        """Attend within each segment: (tokens, heads, head_dim) to the same."""
+        backend = self._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
+        if varlen_attn and bounds.segments > 1 and backend == AttentionBackendName.NATIVE and _varlen_takes(query):
+            begins, longest = bounds.cu_seqlens, bounds.longest
+            return varlen_attn(query, key, value, begins, begins, longest, longest)
+
+        attended = []
+        for run in bounds.runs:
+            tokens = slice(run.start, run.start + run.segments * run.length)
+            # (segments, length, heads, head_dim): views, nothing is copied or padded
+            batch = [x[tokens].unflatten(0, (run.segments, run.length)) for x in (query, key, value)]
+            out = dispatch_attention_fn(*batch, backend=self._attention_backend, parallel_config=self._parallel_config)
+            attended.append(out.flatten(0, 1))
+        return attended[0] if len(attended) == 1 else torch.cat([value[:0], *attended])
+
+
+def _varlen_takes(query: Tensor) -> bool:
+    """Whether the variable-length kernel can compute attention for such a query (tokens, heads, head_dim)."""
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    head_dim = query.shape[-1]
+    capability = torch.cuda.get_device_capability(query.device)
+    # Flash attention: Ampere or later, and its backward for wide heads only where shared memory is large.
+    wide_backward = query.requires_grad and head_dim > 192 and capability in ((8, 6), (8, 9), (12, 0), (12, 1))
+    return capability >= (8, 0) and head_dim <= 256 and head_dim % 8 == 0 and not wide_backward
+
+
+class RMSNorm(nn.RMSNorm):
+    """Torch's norm, computed in the type of its weight: what autocast hands it is narrower."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class Ideogram4Attention(nn.Module, AttentionModuleMixin):
+    """Self-attention with normalised queries and keys, rotary positions, and segments that do not see each other."""
+
+    processor: Ideogram4AttnProcessor
+    to_qkv: nn.Linear  # while the projections are fused
+
+    _default_processor_cls = Ideogram4AttnProcessor
+    _available_processors = [Ideogram4AttnProcessor]  # noqa: RUF012 (the mixin declares it so)
+
+    def __init__(self, hidden_size: int, num_heads: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        if hidden_size % num_heads:
+            raise ValueError(f"`hidden_size`={hidden_size} must be divisible by `num_heads`={num_heads}.")
+        self.num_heads = num_heads
+        self.head_dim = hidden_size // num_heads
+        self.use_bias = False  # read by `fuse_projections`
+
+        self.to_q = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.to_k = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.to_v = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.norm_q = RMSNorm(self.head_dim, eps=eps)
+        self.norm_k = RMSNorm(self.head_dim, eps=eps)
+        self.to_out = nn.ModuleList([nn.Linear(hidden_size, hidden_size, bias=False)])
+        self.processor = Ideogram4AttnProcessor()
+
+    def forward(
+        self, hidden_states: Tensor, rotary: tuple[Tensor, Tensor], bounds: Bounds, **attention_kwargs: Any
+    ) -> Tensor:
+        """(tokens, channels) to (tokens, channels); `attention_kwargs` go to the processor."""
+        return self.processor(self, hidden_states, rotary, bounds, **attention_kwargs)

@@ -1,0 +1,118 @@
+"""The parts of the transformer over a stream of tokens, in the paper's order: time embedding, block, final layer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..packing import Bounds
+from .attention import Ideogram4Attention, RMSNorm
+
+TIME_SCALE = 1e4  # model times in [0, 1] are stretched to [0, 1e4] before the sinusoid
+LONGEST_PERIOD = 1e4
+
+
+def sinusoid(t: Tensor, dim: int) -> Tensor:
+    """Sines, then cosines, of times (times,) at dim / 2 frequencies: (times, dim) in float32."""
+    half = dim // 2
+    step = math.log(LONGEST_PERIOD) / (half - 1)
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * -step)
+    angles = (TIME_SCALE * t.to(torch.float32))[:, None] * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+def at_tokens(x: Tensor, time_of_token: Tensor | None) -> Tensor:
+    """Give each token the row of its time: (times, n) to (tokens, n), or (1, n), which broadcasts, if all share one."""
+    return x if time_of_token is None else x.index_select(0, time_of_token)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoid of the time, then a two-layer perceptron."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.mlp_in = nn.Linear(dim, dim)
+        self.mlp_out = nn.Linear(dim, dim)
+
+    def forward(self, times: Tensor, dtype: torch.dtype) -> Tensor:
+        """Times (times,) in [0, 1] to (times, dim); `dtype` is the type to compute the perceptron in."""
+        return self.mlp_out(F.silu(self.mlp_in(sinusoid(times, self.dim).to(dtype))))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Ideogram4TransformerBlock(nn.Module):
+    """Attention and feed-forward, each normalised before and after, scaled and gated by the time."""
+
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, num_heads: int, norm_eps: float, adaln_dim: int
+    ) -> None:
+        super().__init__()
+        self.attention = Ideogram4Attention(hidden_size, num_heads)
+        self.feed_forward = FeedForward(hidden_size, intermediate_size)
+        self.attention_norm1 = RMSNorm(hidden_size, eps=norm_eps)
+        self.ffn_norm1 = RMSNorm(hidden_size, eps=norm_eps)
+        self.attention_norm2 = RMSNorm(hidden_size, eps=norm_eps)
+        self.ffn_norm2 = RMSNorm(hidden_size, eps=norm_eps)
+        self.adaln_modulation = nn.Linear(adaln_dim, 4 * hidden_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        conditioning: Tensor,
+        time_of_token: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        bounds: Bounds,
+        attention_kwargs: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """One layer over the stream.
+
+        Args:
+            hidden_states: (tokens, channels).
+            conditioning: (times, adaln_dim), one row for each distinct time.
+            time_of_token: (tokens,) row of `conditioning` of each token, or None if all tokens share one time.
+            rotary: cos and sin, each (tokens, head_dim).
+            bounds: the segments of the stream.
+            attention_kwargs: passed to the attention processor.
+        """
+        scale1, gate1, scale2, gate2 = self.adaln_modulation(conditioning).chunk(4, dim=-1)
+        scale1, scale2 = at_tokens(1 + scale1, time_of_token), at_tokens(1 + scale2, time_of_token)
+        gate1, gate2 = at_tokens(gate1.tanh(), time_of_token), at_tokens(gate2.tanh(), time_of_token)
+
+        attended = self.attention(
+            self.attention_norm1(hidden_states) * scale1, rotary, bounds, **(attention_kwargs or {})
+        )
+        hidden_states = hidden_states + gate1 * self.attention_norm2(attended)
+        fed = self.feed_forward(self.ffn_norm1(hidden_states) * scale2)
+        return hidden_states + gate2 * self.ffn_norm2(fed)
+
+
+class FinalLayer(nn.Module):
+    """From hidden states to velocities."""
+
+    def __init__(self, hidden_size: int, out_channels: int, adaln_dim: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+        self.linear = nn.Linear(hidden_size, out_channels)
+        self.adaln_modulation = nn.Linear(adaln_dim, hidden_size)
+
+    def forward(self, hidden_states: Tensor, conditioning: Tensor, time_of_token: Tensor | None) -> Tensor:
+        """(tokens, channels) to (tokens, out_channels); the conditioning, already a silu, goes through a second one."""
+        scale = at_tokens(1 + self.adaln_modulation(F.silu(conditioning)), time_of_token)
+        return self.linear(self.norm_final(hidden_states) * scale)

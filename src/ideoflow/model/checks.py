@@ -1,0 +1,42 @@
+"""Errors that name the argument, what it got and what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_float(name: str, value: Any, shape: Mapping[str, int | None]) -> None:
+    """Raise unless `value` is a floating-point tensor of this shape (name to size, None for any size)."""
+    _check_shape(name, value, shape)
+    if not value.is_floating_point():
+        raise TypeError(f"`{name}` must be a floating-point tensor, got {value.dtype}.")
+
+
+def check_integer(name: str, value: Any, shape: Mapping[str, int | None]) -> None:
+    """Raise unless `value` is an integer tensor of this shape (name to size, None for any size)."""
+    _check_shape(name, value, shape)
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"`{name}` must be a tensor of integers, got {value.dtype}.")
+
+
+def check_times(name: str, times: Tensor) -> None:
+    """Raise unless all times lie in [0, 1]. Waits for the device."""
+    wrong = ~((times >= 0) & (times <= 1))
+    if wrong.any():
+        raise ValueError(
+            f"`{name}` must lie in [0, 1] (0 is pure noise, 1 is clean data), got {times[wrong].flatten()[0].item()}."
+        )
+
+
+def _check_shape(name: str, value: Any, shape: Mapping[str, int | None]) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {type(value).__name__}.")
+    sizes = tuple(shape.values())
+    fits = value.ndim == len(sizes) and all(size in (None, got) for size, got in zip(sizes, value.shape, strict=True))
+    if not fits:
+        wanted = ", ".join(axis if size is None else f"{axis}={size}" for axis, size in shape.items())
+        raise ValueError(f"`{name}` must have the shape ({wanted}), got {tuple(value.shape)}.")

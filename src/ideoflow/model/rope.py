@@ -1,0 +1,69 @@
+"""Interleaved multi-axis rotary positions; angles are float32 whatever the model's type, cos and sin are cast after."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+AXES = 3  # t, h, w
+
+
+def check_sections(head_dim: int, sections: tuple[int, ...]) -> None:
+    """Raise ValueError unless the h and w frequencies that `sections` asks for lie within half a head."""
+    whole = all(isinstance(section, int) and section >= 0 for section in sections)
+    if len(sections) != AXES or not whole:
+        raise ValueError(f"`mrope_section` must be three integers (t, h, w), none negative; got {tuple(sections)}.")
+    for axis, name in ((1, "h"), (2, "w")):
+        last = axis + AXES * (sections[axis] - 1)
+        if last >= head_dim // 2:
+            raise ValueError(
+                f"`mrope_section`={tuple(sections)} does not fit `attention_head_dim`={head_dim}: the {name} axis "
+                f"would take frequency {last}, and a head has {head_dim // 2} (0 to {head_dim // 2 - 1})."
+            )
+
+
+def rotary_tables(
+    position_ids: Tensor, head_dim: int, theta: float, sections: tuple[int, ...], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each token's angles.
+
+    Frequency j < head_dim / 2 is theta^(-2j / head_dim). Its angle comes from the h axis if j % 3 == 1 and
+    j < 3 * sections[1], from the w axis if j % 3 == 2 and j < 3 * sections[2], from the t axis otherwise. The angles
+    stand twice, for the two halves of a head; the sine of the first half is negated, which `rotate` counts on.
+
+    Args:
+        position_ids: (tokens, 3) positions on the axes t, h, w.
+        head_dim: channels of a head, even.
+        theta: base of the frequencies.
+        sections: number of frequencies of the axes t, h, w.
+        dtype: type of the result.
+
+    Returns:
+        Two tensors (tokens, head_dim).
+    """
+    # On the CPU on every device: a last-bit difference of a frequency is 1e-3 of a turn at position 65536.
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+    frequencies = 1.0 / theta**exponents
+    axis = torch.zeros(head_dim // 2, dtype=torch.long, device="cpu")
+    for h_or_w in (1, 2):
+        axis[h_or_w : AXES * sections[h_or_w] : AXES] = h_or_w
+
+    device = position_ids.device
+    # bfloat16 cannot tell neighbouring image positions apart.
+    with torch.autocast(device_type=device.type, enabled=False):
+        angles = position_ids[:, axis.to(device)].to(torch.float32) * frequencies.to(device)
+        cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the channel pairs (i, i + head_dim / 2) of each head.
+
+    Args:
+        x: (tokens, heads, head_dim) queries or keys.
+        cos: (tokens, head_dim) from `rotary_tables`.
+        sin: (tokens, head_dim) from `rotary_tables`.
+    """
+    first, second = x.chunk(2, dim=-1)
+    swapped = torch.cat((second, first), dim=-1)
+    return x * cos[:, None] + swapped * sin[:, None]

@@ -1,0 +1,325 @@
+"""The transformer: `prepare` what no step changes, compute velocities at each step, or both at once in `forward`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.normalization import RMSNorm
+from diffusers.utils import apply_lora_scale
+from torch import Tensor, nn
+
+from ..packing import Layout, rows_to_layout
+from .blocks import FinalLayer, Ideogram4TransformerBlock, TimeEmbedding
+from .checks import check_float, check_integer, check_times
+from .hooks import fires_hooks
+from .rope import check_sections, rotary_tables
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that the segments of a stream need and that no step changes.
+
+    Attributes:
+        layout: the segments.
+        text: (tokens - image_tokens, channels) embeddings of the tokens that are not image tokens, in stream order.
+        cos: (tokens, head_dim) rotary table.
+        sin: (tokens, head_dim) rotary table.
+    """
+
+    layout: Layout
+    text: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def cat(cls, contexts: Sequence[Context]) -> Context:
+        """One stream of several streams' segments, in the order given."""
+        if len(contexts) == 1:
+            return contexts[0]
+        return cls(
+            layout=Layout.cat([context.layout for context in contexts]),
+            text=torch.cat([context.text for context in contexts]),
+            cos=torch.cat([context.cos for context in contexts]),
+            sin=torch.cat([context.sin for context in contexts]),
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Context:
+        """The same context with its tensors on `device`."""
+        return Context(
+            layout=self.layout.to(device, non_blocking),
+            text=self.text.to(device, non_blocking=non_blocking),
+            cos=self.cos.to(device, non_blocking=non_blocking),
+            sin=self.sin.to(device, non_blocking=non_blocking),
+        )
+
+
+class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, FromOriginalModelMixin):
+    """The flow-matching transformer of Ideogram 4, over a ragged stream of text and image tokens.
+
+    A token attends to its own segment only, and no padding is ever computed. Parameter names and configuration are
+    those of diffusers' class of this name: a checkpoint of one opens in the other.
+
+    Args:
+        in_channels: latent channels of a token (autoencoder channels * patch size ** 2).
+        num_layers: number of blocks.
+        attention_head_dim: channels of a head, even.
+        num_attention_heads: number of heads; their product with `attention_head_dim` is the hidden width.
+        intermediate_size: hidden width of the feed-forward layers.
+        adaln_dim: width of the conditioning vector that modulates the blocks.
+        llm_features_dim: width of the text features of a token.
+        rope_theta: base of the rotary frequencies.
+        mrope_section: number of rotary frequencies of the axes (t, h, w).
+        norm_eps: epsilon of the RMS norms of the blocks.
+
+    Raises:
+        ValueError: a size that is not a positive integer, an odd head, or sections that do not fit the head.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["Ideogram4TransformerBlock"]  # noqa: RUF012 (diffusers declares these so)
+    _repeated_blocks = ["Ideogram4TransformerBlock"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = ["t_embedding", "adaln_proj", "embed_image_indicator"]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 128,
+        num_layers: int = 34,
+        attention_head_dim: int = 256,
+        num_attention_heads: int = 18,
+        intermediate_size: int = 12288,
+        adaln_dim: int = 512,
+        llm_features_dim: int = 53248,
+        rope_theta: int = 5_000_000,
+        mrope_section: tuple[int, int, int] = (24, 20, 20),
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "in_channels": in_channels,
+            "num_layers": num_layers,
+            "attention_head_dim": attention_head_dim,
+            "num_attention_heads": num_attention_heads,
+            "intermediate_size": intermediate_size,
+            "adaln_dim": adaln_dim,
+            "llm_features_dim": llm_features_dim,
+        }
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {size!r}.")
+        if attention_head_dim % 2:
+            raise ValueError(f"`attention_head_dim` must be even, to be rotated in pairs, got {attention_head_dim}.")
+        check_sections(attention_head_dim, mrope_section)
+        hidden_size = attention_head_dim * num_attention_heads
+        if hidden_size < 4:
+            raise ValueError(
+                f"`attention_head_dim` * `num_attention_heads` = {hidden_size}: the time embedding needs at least 4."
+            )
+        self.in_channels = in_channels
+        self.out_channels = in_channels
+        self.hidden_size = hidden_size
+        self.gradient_checkpointing = False
+
+        self.input_proj = nn.Linear(in_channels, hidden_size)
+        # Unlike torch's, diffusers' norm takes float32 features in a half-precision model and rounds after the norm.
+        self.llm_cond_norm = RMSNorm(llm_features_dim, eps=1e-6)
+        self.llm_cond_proj = nn.Linear(llm_features_dim, hidden_size)
+        self.t_embedding = TimeEmbedding(hidden_size)
+        self.adaln_proj = nn.Linear(hidden_size, adaln_dim)
+        self.embed_image_indicator = nn.Embedding(2, hidden_size)  # row 1: image token, row 0: any other
+        self.layers = nn.ModuleList(
+            Ideogram4TransformerBlock(hidden_size, intermediate_size, num_attention_heads, norm_eps, adaln_dim)
+            for _ in range(num_layers)
+        )
+        self.final_layer = FinalLayer(hidden_size, in_channels, adaln_dim)
+
+    @apply_lora_scale("attention_kwargs")
+    @fires_hooks(runs_all_layers=False)
+    def prepare(
+        self, encoder_hidden_states: Tensor | None, layout: Layout, attention_kwargs: dict[str, Any] | None = None
+    ) -> Context:
+        """Compute what no step changes: embedded text and rotary tables.
+
+        Args:
+            encoder_hidden_states: (text_tokens, llm_features_dim) features of the layout's text tokens, in stream
+                order; None if it has none (the unconditional branch).
+            layout: the segments of the stream.
+            attention_kwargs: `{"scale": s}` scales LoRA adapters.
+
+        Returns:
+            The context for `velocity`, valid until the weights change.
+
+        Raises:
+            ValueError: features that do not match the layout or the model's width.
+            TypeError: features that are not a floating-point tensor.
+        """
+        if encoder_hidden_states is not None or len(layout.text):
+            shape = {"text_tokens": len(layout.text), "llm_features_dim": self.config.llm_features_dim}
+            check_float("encoder_hidden_states", encoder_hidden_states, shape)
+        return self._prepare(encoder_hidden_states, layout)
+
+    def _prepare(self, encoder_hidden_states: Tensor | None, layout: Layout) -> Context:
+        other = self.embed_image_indicator(torch.zeros(1, dtype=torch.long, device=layout.device))
+        if len(layout.text) == 0:
+            text = other.expand(len(layout.other), -1)
+        else:
+            text = self.llm_cond_proj(self.llm_cond_norm(encoder_hidden_states))
+            if len(layout.other) > len(layout.text):  # between the text tokens stand empty ones
+                place = torch.searchsorted(layout.other, layout.text)
+                text = text.new_zeros(len(layout.other), text.shape[-1]).index_copy(0, place, text)
+            text = text + other
+        cos, sin = rotary_tables(
+            layout.position_ids,
+            self.config.attention_head_dim,
+            self.config.rope_theta,
+            self.config.mrope_section,
+            other.dtype,
+        )
+        return Context(layout, text, cos, sin)
+
+    @apply_lora_scale("attention_kwargs")
+    @fires_hooks(runs_all_layers=True)
+    def velocity(
+        self, latents: Tensor, times: Tensor, context: Context, attention_kwargs: dict[str, Any] | None = None
+    ) -> Tensor:
+        """Predict the velocity of each image token of the stream; never waits for the device.
+
+        Args:
+            latents: (image_tokens, in_channels) noisy latents of the layout's image tokens, in stream order.
+            times: (segments,) time of each segment in [0, 1]: 0 is pure noise, 1 is clean data.
+            context: from `prepare`.
+            attention_kwargs: passed to the attention processor; `{"scale": s}` scales LoRA adapters.
+
+        Returns:
+            (image_tokens, in_channels) velocities, data minus noise.
+
+        Raises:
+            ValueError: latents or times that do not match the context, or, where looking at them costs no wait (on the
+                CPU), a time outside [0, 1] or NaN.
+            TypeError: latents or times that are not floating-point tensors.
+        """
+        layout = context.layout
+        check_float("latents", latents, {"image_tokens": len(layout.image), "in_channels": self.in_channels})
+        check_float("times", times, {"segments": len(layout.lengths)})
+        if times.device.type == "cpu":
+            check_times("times", times)
+        times = times.to(latents.device)
+        time_of_token = None if len(layout.lengths) == 1 else layout.segment
+        hidden_states, conditioning = self._run(latents, times, time_of_token, context, attention_kwargs)
+
+        if len(layout.image) < layout.tokens:
+            image = layout.image.to(hidden_states.device)
+            hidden_states = hidden_states.index_select(0, image)
+            time_of_token = None if time_of_token is None else time_of_token.to(image.device).index_select(0, image)
+        return self.final_layer(hidden_states, conditioning, time_of_token)
+
+    def _run(
+        self,
+        latents: Tensor,
+        times: Tensor,
+        time_of_token: Tensor | None,
+        context: Context,
+        attention_kwargs: dict[str, Any] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Embed the stream and take it through the blocks.
+
+        Returns:
+            Hidden states (tokens, channels) and conditioning (times, adaln_dim).
+        """
+        layout = context.layout
+        image_row = self.embed_image_indicator(torch.ones(1, dtype=torch.long, device=latents.device))
+        image = self.input_proj(latents) + image_row
+        hidden_states = torch.cat((context.text, image)).index_select(0, layout.order)
+
+        conditioning = F.silu(self.adaln_proj(self.t_embedding(times, latents.dtype)))
+
+        rotary = (context.cos, context.sin)
+        for block in self.layers:
+            inputs = (hidden_states, conditioning, time_of_token, rotary, layout.bounds, attention_kwargs)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states = self._gradient_checkpointing_func(block, *inputs)
+            else:
+                hidden_states = block(*inputs)
+        return hidden_states, conditioning
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        position_ids: Tensor,
+        segment_ids: Tensor,
+        indicator: Tensor,
+        attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """Predict velocities for padded rows of packed samples.
+
+        Args:
+            hidden_states: (batch, length, in_channels) noisy latents; only those at image tokens are read.
+            timestep: (batch,) or (batch, length) times in [0, 1]: 0 is pure noise, 1 is clean data.
+            encoder_hidden_states: (batch, length, llm_features_dim) text features; only those at text tokens are read.
+            position_ids: (batch, length, 3) positions on the axes (t, h, w).
+            segment_ids: (batch, length) sample of each token; tokens of a row with one id attend to each other.
+            indicator: (batch, length) role of each token: 3 text (`LLM_TOKEN_INDICATOR`), 2 image
+                (`OUTPUT_IMAGE_INDICATOR`), anything else empty.
+            attention_kwargs: passed to the attention processor; `{"scale": s}` scales LoRA adapters.
+            return_dict: whether to return a `Transformer2DModelOutput` or a tuple.
+
+        Returns:
+            (batch, length, in_channels); only image tokens carry a meaning, and padding is zero.
+
+        Raises:
+            ValueError: shapes that do not match one another or the model, an empty sequence, or a time of a token that
+                is outside [0, 1] or NaN.
+            TypeError: latents, times or features that are not floating-point tensors, ids that are not integers.
+        """
+        check_float("hidden_states", hidden_states, {"batch": None, "length": None, "in_channels": self.in_channels})
+        rows = {"batch": hidden_states.shape[0], "length": hidden_states.shape[1]}
+        if 0 in rows.values():
+            raise ValueError(f"`hidden_states` has the shape {tuple(hidden_states.shape)}: the sequence is empty.")
+        per_token = isinstance(timestep, Tensor) and timestep.ndim == 2
+        check_float("timestep", timestep, rows if per_token else {"batch": rows["batch"]})
+        check_float(
+            "encoder_hidden_states", encoder_hidden_states, rows | {"llm_features_dim": self.config.llm_features_dim}
+        )
+        check_integer("position_ids", position_ids, rows | {"axes": 3})
+        check_integer("segment_ids", segment_ids, rows)
+        check_integer("indicator", indicator, rows)
+
+        layout, index = rows_to_layout(position_ids, segment_ids, indicator)
+        features = encoder_hidden_states.flatten(0, 1).index_select(0, index[layout.text])
+        latents = hidden_states.flatten(0, 1).index_select(0, index[layout.image])
+        times, time_of_token = _distinct_times(timestep, index, rows["length"])
+
+        context = self._prepare(features, layout)
+        stream, conditioning = self._run(latents, times, time_of_token, context, attention_kwargs)
+        velocity = self.final_layer(stream, conditioning, time_of_token)
+
+        padded = velocity.new_zeros(hidden_states.shape).flatten(0, 1)
+        output = padded.index_copy(0, index.to(velocity.device), velocity).view(hidden_states.shape)
+        return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+
+def _distinct_times(timestep: Tensor, index: Tensor, length: int) -> tuple[Tensor, Tensor | None]:
+    """The times of the tokens at `index` (tokens,) of flattened rows, each once where no gradient is asked for.
+
+    Returns:
+        Times (times,) and the row of each token in them (tokens,), None if all share one time.
+    """
+    times = timestep[index // length] if timestep.ndim == 1 else timestep.flatten()[index]
+    check_times("timestep", times)
+    if times.requires_grad:
+        return times, torch.arange(len(times), device=times.device)
+    times, time_of_token = torch.unique(times.float(), return_inverse=True)
+    return times, None if len(times) == 1 else time_of_token

@@ -1,0 +1,495 @@
+"""The pipeline: captions in, pictures out, with the call arguments and the folder layout of diffusers' Ideogram 4."""
+
+# No `from __future__ import annotations`: diffusers reads the types of the constructor's arguments.
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import AutoencoderKLFlux2, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import Ideogram4LoraLoaderMixin
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from . import latents as latent_tokens
+from .engine import Engine, Request
+from .model import Context, Ideogram4Transformer2DModel
+from .schedule import PRESETS, Preset, find_preset, guidance_per_step, logit_normal_sigmas
+from .text_encoder import TAPS, encode_captions
+
+log = logging.getLogger(__name__)
+
+DEFAULT = PRESETS["V4_QUALITY_48"]
+SIDE_LIMITS = (256, 2048)  # pixels, what the published weights were trained on
+MAX_ASPECT = 6  # longer side over shorter side, likewise
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+_TRANSFORMERS = ("transformer", "unconditional_transformer")
+_OUR_CLASS = (Ideogram4Transformer2DModel.__module__, Ideogram4Transformer2DModel.__name__)
+_INDEX_CLASS = ("diffusers", Ideogram4Transformer2DModel.__name__)  # how a folder's `model_index.json` names it
+
+
+@dataclass
+class Ideogram4PipelineOutput(BaseOutput):
+    """Pictures of one call, `num_images_per_prompt` for each prompt, in the order of the prompts.
+
+    Attributes:
+        images: By `output_type`: "pil" a list; "np" an array `(pictures, height, width, 3)` in [0, 1]; "pt" a tensor
+            `(pictures, 3, height, width)` in [0, 1]; "latent" a tensor `(pictures, tokens, channels)`. Where the shapes
+            of the pictures differ, the last three are lists with one entry a picture.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | Tensor | list[np.ndarray] | list[Tensor]
+
+
+class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
+    """Ideogram 4: from captions to pictures, any number, sizes and captions in one packed stream of tokens.
+
+    Opens and writes the folder layout of diffusers' pipeline of this name: each opens what the other wrote.
+
+    Args:
+        scheduler: Flow-matching Euler scheduler. Its configuration (shift and the like) applies to the logit-normal
+            noise levels; the steps themselves are the engine's.
+        vae: Autoencoder.
+        text_encoder: A `Qwen3VLModel`; its language model alone is used.
+        tokenizer: Its tokenizer, with a chat template.
+        transformer: The conditional branch.
+        unconditional_transformer: The unconditional branch; None will do where guidance is always 1.
+        prompt_enhancer_head: Kept for folders that have one; not used.
+        text_encoder_taps: Decoder layers whose outputs are the text features; None for those of the published weights.
+        side_limits: Smallest and largest side in pixels that the weights were trained on; None for the published ones'
+            (256, 2048). Other sizes are warned about, not refused.
+    """
+
+    model_cpu_offload_seq = "prompt_enhancer_head->text_encoder->transformer->unconditional_transformer->vae"
+    _optional_components = ["unconditional_transformer", "prompt_enhancer_head"]  # noqa: RUF012 (diffusers' form)
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKLFlux2,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        transformer: Ideogram4Transformer2DModel,
+        unconditional_transformer: Ideogram4Transformer2DModel | None = None,
+        prompt_enhancer_head: ModelMixin | None = None,
+        text_encoder_taps: Sequence[int] | None = None,
+        side_limits: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, model in (("transformer", transformer), ("unconditional_transformer", unconditional_transformer)):
+            if isinstance(model, torch.nn.Module) and not hasattr(model, "velocity"):
+                raise TypeError(
+                    f"`{name}` is a {type(model).__module__}.{type(model).__name__}: load the folder with"
+                    " ideoflow's Ideogram4Pipeline.from_pretrained, or the model with"
+                    " ideoflow.Ideogram4Transformer2DModel.from_pretrained; both read the same files."
+                )
+        self.register_modules(
+            scheduler=scheduler,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            transformer=transformer,
+            unconditional_transformer=unconditional_transformer,
+            prompt_enhancer_head=prompt_enhancer_head,
+        )
+        # Written to the index only where they differ from the published model's, which other readers assume.
+        if text_encoder_taps is not None:
+            self.register_to_config(text_encoder_taps=list(text_encoder_taps))
+        if side_limits is not None:
+            self.register_to_config(side_limits=list(side_limits))
+        self.patch_size = latent_tokens.PATCH
+        self.vae_scale_factor = latent_tokens.scale_factor(vae) if vae is not None else 8
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor * self.patch_size)
+        self._guidance_scale: float | None = None
+        self._attention_kwargs: dict[str, Any] | None = None
+        self._num_timesteps = 0
+        self._interrupt = False
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """Read a folder's index, with our transformer class where it names diffusers' one."""
+        config = super().load_config(*args, **kwargs)
+        index = config[0] if isinstance(config, tuple) else config
+        for name in _TRANSFORMERS:
+            if tuple(index.get(name) or ()) == _INDEX_CLASS:
+                index[name] = list(_OUR_CLASS)
+        return config
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Register components; the transformers under the name by which any reader of the folder knows them."""
+        for name in _TRANSFORMERS:
+            if tuple(kwargs.get(name) or ()) == _OUR_CLASS:
+                kwargs[name] = _INDEX_CLASS
+        super().register_to_config(**kwargs)
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Decoder layers of the text encoder whose outputs are the text features."""
+        return tuple(self.config.get("text_encoder_taps") or TAPS)
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Guidance of the step just taken, for callbacks."""
+        return self._guidance_scale
+
+    @property
+    def attention_kwargs(self) -> dict[str, Any] | None:
+        """The `attention_kwargs` of the call under way."""
+        return self._attention_kwargs
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the call under way."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call under way stops after this step; a callback sets `_interrupt`."""
+        return self._interrupt
+
+    def engine(self, attention_kwargs: dict[str, Any] | None = None) -> Engine:
+        """A new engine over this pipeline's transformers."""
+        return Engine(self.transformer, self.unconditional_transformer, attention_kwargs)
+
+    def encode_prompt(self, prompt: Any, max_sequence_length: int = 2048, strict: bool = False) -> list[Tensor]:
+        """Text features of each prompt: `(tokens, features)` float32, unpadded. Arguments as in `__call__`."""
+        lines = _lines(prompt, strict)
+        return encode_captions(self.text_encoder, self.tokenizer, lines, self.taps, max_sequence_length)
+
+    @torch.no_grad()
+    def make_requests(
+        self,
+        prompt: Any,
+        height: int = 2048,
+        width: int = 2048,
+        num_inference_steps: int = DEFAULT.steps,
+        guidance_scale: float | None = None,
+        guidance_schedule: Sequence[float] | Tensor | None = DEFAULT.guidance,
+        mu: float = DEFAULT.mu,
+        std: float = DEFAULT.std,
+        max_sequence_length: int = 2048,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | Sequence[Tensor] | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        *,
+        size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        preset: str | Preset | None = None,
+        strict: bool = False,
+    ) -> list[Request]:
+        """Make the requests of a call without running them: what an engine steps, alone or among others.
+
+        A caption is encoded once, and its context is computed once for each of its sizes; pictures share them.
+
+        Returns:
+            `num_images_per_prompt` requests for each prompt, in the order of the prompts. Arguments and errors as in
+            `__call__`.
+        """
+        plan = _plan(preset, num_inference_steps, guidance_scale, guidance_schedule, mu, std)
+        guided = any(guidance != 1 for guidance in plan.guidance)
+        if guided and self.unconditional_transformer is None:
+            raise ValueError(
+                "The pipeline has no `unconditional_transformer`, which guidance needs: load one, or pass"
+                " `guidance_scale=1` and `guidance_schedule=None`."
+            )
+        lines = _lines(prompt, strict)
+        sizes = self._sizes(size, height, width, len(lines))
+        if num_images_per_prompt < 1:
+            raise ValueError(f"`num_images_per_prompt` is {num_images_per_prompt}: ask for at least one picture.")
+        grids = [self._grid(*pair) for pair in sizes for _ in range(num_images_per_prompt)]
+        noise = self._noise(grids, generator, latents)
+        schedulers = {pair: self._scheduler(plan, *pair) for pair in set(sizes)}
+        features = encode_captions(self.text_encoder, self.tokenizer, lines, self.taps, max_sequence_length)
+
+        engine = self.engine(attention_kwargs)
+        conditional: dict[tuple[str, tuple[int, int]], Context] = {}
+        unconditional: dict[tuple[int, int], Context | None] = {}
+        for line, feature, pair in zip(lines, features, sizes, strict=True):
+            grid = self._grid(*pair)
+            if (line, grid) not in conditional:
+                conditional[line, grid] = engine.prepare_conditional(feature, grid)
+            if grid not in unconditional:
+                unconditional[grid] = engine.prepare_unconditional(grid) if guided else None
+        requests = []
+        for index, grid in enumerate(grids):
+            number = index // num_images_per_prompt
+            scheduler = schedulers[sizes[number]]
+            requests.append(
+                Request(
+                    conditional=conditional[lines[number], grid],
+                    unconditional=unconditional[grid],
+                    latents=noise[index],
+                    sigmas=scheduler.sigmas,
+                    guidance=plan.guidance,
+                    grid=grid,
+                    id=f"{index} ({lines[number][:40]!r})",
+                    times=1 - scheduler.timesteps / scheduler.config.num_train_timesteps,
+                )
+            )
+        return requests
+
+    @torch.no_grad()
+    def decode_requests(self, requests: Sequence[Request], output_type: str = "pil") -> Any:
+        """Pictures of requests, done or not, as `Ideogram4PipelineOutput.images` has them."""
+        if output_type == "latent":
+            return _stack([request.latents for request in requests])
+        pictures = latent_tokens.decode(self.vae, [r.latents for r in requests], [r.grid for r in requests])
+        stacked = _stack(pictures)
+        if isinstance(stacked, Tensor):
+            return self.image_processor.postprocess(stacked, output_type=output_type)
+        return [self.image_processor.postprocess(picture[None], output_type=output_type)[0] for picture in pictures]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Any = None,
+        height: int = 2048,
+        width: int = 2048,
+        num_inference_steps: int = DEFAULT.steps,
+        guidance_scale: float | None = None,
+        guidance_schedule: Sequence[float] | Tensor | None = DEFAULT.guidance,
+        mu: float = DEFAULT.mu,
+        std: float = DEFAULT.std,
+        prompt_upsampling: bool = False,
+        prompt_upsampling_temperature: float = 1.0,
+        max_sequence_length: int = 2048,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | Sequence[Tensor] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        preset: str | Preset | None = None,
+        strict: bool = False,
+    ) -> Ideogram4PipelineOutput | tuple[Any]:
+        """Draw pictures of one or more captions, all of them in one packed stream.
+
+        Args:
+            prompt: A caption: plain text, a line of JSON, a dict or a `Caption`; or a list of these.
+            height: Pixels, a multiple of 16. Of all pictures; see `size` for others.
+            width: Pixels, a multiple of 16.
+            num_inference_steps: Number of steps.
+            guidance_scale: One guidance for all steps; needs `guidance_schedule=None`, or a `preset`.
+            guidance_schedule: Guidance of each step, first step first, `num_inference_steps` values.
+            mu: Mean of the logit-normal schedule at 512 x 512 pixels; it grows with the logarithm of the size.
+            std: Standard deviation of the schedule.
+            prompt_upsampling: Not available here: True is refused with what to do instead.
+            prompt_upsampling_temperature: Not used.
+            max_sequence_length: The most tokens a caption may have. Nothing is padded to it.
+            num_images_per_prompt: Pictures of each prompt.
+            generator: Source of the noise: one for all, drawn in order; or a list with one for each picture, which then
+                do not depend on each other.
+            latents: Noise to start from: `(pictures, tokens, channels)`, or a list of `(tokens, channels)`.
+            output_type: "pil", "np" or "pt" for pictures, "latent" for tokens (see `Ideogram4PipelineOutput`).
+            return_dict: Whether to return an `Ideogram4PipelineOutput` or a tuple of one.
+            attention_kwargs: `{"scale": s}` scales LoRA adapters; the rest goes to the attention processors.
+            callback_on_step_end: Called after each step as `callback(pipeline, i, t, {"latents": ...})`; may return a
+                dict with other latents, and may set `pipeline._interrupt = True` to stop there. `t` is the scheduler's
+                timestep of the step. Where sizes differ, latents are a list and `t` is `(pictures,)`.
+            callback_on_step_end_tensor_inputs: What the callback is given: "latents" or nothing.
+            size: `(width, height)` in place of `height` and `width`, or one such pair for each prompt.
+            preset: Name of one of `PRESETS`, or a `Preset`: supplies steps, guidance, mu and std. An argument that
+                differs from its default wins over it.
+            strict: Refuse a caption that breaks the schema, in place of warning.
+
+        Returns:
+            The pictures, `num_images_per_prompt` for each prompt, in the order of the prompts.
+
+        Raises:
+            ValueError: naming the argument that does not fit.
+            FloatingPointError: naming the picture whose latents are not finite.
+        """
+        if prompt_upsampling:
+            raise ValueError(
+                "`prompt_upsampling=True` is not available: write the caption with ideoflow.Caption, or rewrite it with"
+                " diffusers' Ideogram4Pipeline.upsample_prompt and pass the result as `prompt`."
+            )
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` is {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}.")
+        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` names {unknown}: it may name {self._callback_tensor_inputs}."
+            )
+        self._interrupt = False
+        self._attention_kwargs = attention_kwargs
+        requests = self.make_requests(
+            prompt,
+            height,
+            width,
+            num_inference_steps,
+            guidance_scale,
+            guidance_schedule,
+            mu,
+            std,
+            max_sequence_length,
+            num_images_per_prompt,
+            generator,
+            latents,
+            attention_kwargs,
+            size=size,
+            preset=preset,
+            strict=strict,
+        )
+        self._num_timesteps = requests[0].steps
+        with self.progress_bar(total=self._num_timesteps) as progress:
+            for i, _ in enumerate(self.engine(attention_kwargs).run(requests)):
+                self._guidance_scale = requests[0].guidance[i]
+                if callback_on_step_end is not None:
+                    self._call_back(callback_on_step_end, i, requests, callback_on_step_end_tensor_inputs)
+                progress.update()
+                if self.interrupt:
+                    break
+        images = self.decode_requests(requests, output_type)
+        self.maybe_free_model_hooks()
+        return Ideogram4PipelineOutput(images=images) if return_dict else (images,)
+
+    def _call_back(
+        self, callback: Callable[..., dict[str, Any] | None], i: int, requests: list[Request], names: Sequence[str]
+    ) -> None:
+        latents = _stack([request.latents for request in requests])
+        timesteps = torch.stack([request.sigmas[i] for request in requests]) * self.scheduler.config.num_train_timesteps
+        timestep = timesteps[0] if isinstance(latents, Tensor) else timesteps
+        tensors = {"latents": latents} if "latents" in names else {}
+        changed = (callback(self, i, timestep, tensors) or {}).get("latents")
+        if changed is None:
+            return
+        for request, own in zip(requests, changed, strict=True):
+            if own.shape != request.latents.shape:
+                raise ValueError(
+                    f"`callback_on_step_end` returned latents of shape {tuple(own.shape)} for {request}: it must keep"
+                    f" {tuple(request.latents.shape)}."
+                )
+            request.latents = own.to(request.latents)
+
+    def _sizes(self, size: Any, height: int, width: int, prompts: int) -> list[tuple[int, int]]:
+        """`(width, height)` of each prompt, checked."""
+        if size is None:
+            sizes = [(width, height)] * prompts
+        else:
+            if (height, width) != (2048, 2048):
+                raise ValueError("Give either `size` or `height` and `width`, not both.")
+            pairs = all(isinstance(pair, Sequence) for pair in size)
+            sizes = [tuple(pair) for pair in size] if pairs else [tuple(size)] * prompts
+        if len(sizes) != prompts or any(len(pair) != 2 for pair in sizes):
+            raise ValueError(f"`size` is {size!r}: give one (width, height), or one for each of the {prompts} prompts.")
+        unit = self.vae_scale_factor * self.patch_size
+        least, most = self.config.get("side_limits") or SIDE_LIMITS
+        for pair in dict.fromkeys(sizes):
+            if min(pair) < unit or any(side % unit for side in pair):
+                raise ValueError(
+                    f"`width` and `height` are {pair[0]} and {pair[1]}: each must be a positive multiple of {unit}."
+                )
+            if min(pair) < least or max(pair) > most or max(pair) > MAX_ASPECT * min(pair):
+                log.warning(
+                    "%d x %d pixels are outside what the weights were trained on (sides of %d to %d, aspect ratio up to"
+                    " %d:1); the picture may be poor.",
+                    *pair,
+                    least,
+                    most,
+                    MAX_ASPECT,
+                )
+        return sizes
+
+    def _grid(self, width: int, height: int) -> tuple[int, int]:
+        unit = self.vae_scale_factor * self.patch_size
+        return height // unit, width // unit
+
+    def _scheduler(self, plan: Preset, width: int, height: int) -> FlowMatchEulerDiscreteScheduler:
+        """A scheduler like the pipeline's, which is left alone, set to the noise levels of a picture."""
+        config = self.scheduler.config
+        if not isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler) or config.stochastic_sampling:
+            raise ValueError(
+                f"`scheduler` is a {type(self.scheduler).__name__}: the engine takes plain Euler steps and needs a"
+                " FlowMatchEulerDiscreteScheduler without stochastic sampling."
+            )
+        scheduler = type(self.scheduler).from_config(config)
+        sigmas = logit_normal_sigmas(plan.steps, width, height, plan.mu, plan.std)
+        scheduler.set_timesteps(sigmas=sigmas[:-1].tolist(), device="cpu")
+        return scheduler
+
+    def _noise(
+        self,
+        grids: list[tuple[int, int]],
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | Sequence[Tensor] | None,
+    ) -> list[Tensor]:
+        """Initial latents `(tokens, channels)` float32 of each picture."""
+        device = self._execution_device
+        shapes = [(math.prod(grid), self.transformer.config.in_channels) for grid in grids]
+        if latents is not None:
+            given = [tuple(sample.shape) for sample in latents]
+            if given != shapes:
+                raise ValueError(f"`latents` holds shapes {given}, but the pictures need {shapes}.")
+            return [sample.to(device, torch.float32) for sample in latents]
+        if isinstance(generator, (list, tuple)) and len(generator) == 1:
+            generator = generator[0]
+        if isinstance(generator, (list, tuple)):
+            if len(generator) != len(grids):
+                raise ValueError(
+                    f"`generator` has {len(generator)} generators for {len(grids)} pictures: give one, or one for each."
+                )
+            pairs = zip(shapes, generator, strict=True)
+            return [randn_tensor((1, *shape), each, device, torch.float32)[0] for shape, each in pairs]
+        if len(set(shapes)) == 1:
+            # One draw for all: how a generator fills a tensor depends on its size.
+            return list(randn_tensor((len(shapes), *shapes[0]), generator, device, torch.float32))
+        return [randn_tensor((1, *shape), generator, device, torch.float32)[0] for shape in shapes]
+
+
+def _plan(
+    preset: str | Preset | None,
+    steps: int,
+    scale: float | None,
+    schedule: Sequence[float] | Tensor | None,
+    mu: float,
+    std: float,
+) -> Preset:
+    """Steps, guidance, mu and std of a call: the arguments alone, or a preset under those that are not the default."""
+    values = None if schedule is None else tuple(float(value) for value in schedule)
+    if preset is None:
+        return Preset("", steps, guidance_per_step(steps, scale, values), mu, std)
+    base = find_preset(preset)
+    if steps != DEFAULT.steps:
+        base = base.with_steps(steps)
+    if values == DEFAULT.guidance:
+        values = None
+    guidance = base.guidance if scale is None and values is None else guidance_per_step(base.steps, scale, values)
+    return Preset(
+        base.name,
+        base.steps,
+        guidance,
+        mu=base.mu if mu == DEFAULT.mu else mu,
+        std=base.std if std == DEFAULT.std else std,
+    )
+
+
+def _lines(prompt: Any, strict: bool) -> list[str]:
+    """The line that the text encoder reads, for each prompt."""
+    from .captions import prompt_line
+
+    if prompt is None:
+        raise ValueError("`prompt` is missing: give a caption, or a list of them.")
+    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+    if not prompts:
+        raise ValueError("`prompt` is an empty list: give at least one caption.")
+    return [prompt_line(one, strict=strict) for one in prompts]
+
+
+def _stack(tensors: list[Tensor]) -> Tensor | list[Tensor]:
+    """One tensor where the shapes are equal, else the list as it is."""
+    return torch.stack(tensors) if len({tensor.shape for tensor in tensors}) == 1 else tensors

@@ -1,0 +1,159 @@
+"""Noise schedules: the resolution-aware logit-normal times of sampling and training, and the published presets.
+
+Model time `t` is 0 at pure noise and 1 at data; `sigma = 1 - t` is the share of noise. A larger picture needs more
+noise to hide the same content, so the schedule's mean moves with the logarithm of the number of pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+BASE_PIXELS = 512 * 512  # the size at which the schedule's mean is `mu` itself
+MIN_TIME = 1.0 / (1.0 + math.exp(9.0))  # where the log of the signal-to-noise ratio (t / sigma)^2 is -18
+MAX_TIME = 1.0 / (1.0 + math.exp(-7.5))  # where it is 15
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Published sampling settings.
+
+    Attributes:
+        name: Public name.
+        steps: Number of Euler steps.
+        guidance: Guidance of each step, first (noisiest) step first; `steps` values.
+        mu: Mean of the logit-normal schedule at 512 x 512 pixels.
+        std: Its standard deviation.
+    """
+
+    name: str
+    steps: int
+    guidance: tuple[float, ...]
+    mu: float
+    std: float
+
+    def with_steps(self, steps: int) -> Preset:
+        """The same preset in another number of steps: the last steps keep their guidance, the first one's fills up."""
+        guidance = (self.guidance[0],) * (steps - self.steps) + self.guidance[max(0, self.steps - steps) :]
+        return replace(self, steps=steps, guidance=guidance)
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("V4_QUALITY_48", 48, (7.0,) * 45 + (3.0,) * 3, mu=0.0, std=1.5),
+        Preset("V4_DEFAULT_20", 20, (7.0,) * 18 + (3.0,) * 2, mu=0.0, std=1.75),
+        Preset("V4_TURBO_12", 12, (7.0,) * 11 + (3.0,) * 1, mu=0.5, std=1.75),
+    )
+}
+
+
+def find_preset(preset: str | Preset) -> Preset:
+    """The preset of that name; a `Preset` is returned as it is.
+
+    Raises:
+        ValueError: if no preset has that name.
+    """
+    if isinstance(preset, Preset):
+        return preset
+    if preset not in PRESETS:
+        raise ValueError(f"`preset` {preset!r} is unknown: choose one of {', '.join(PRESETS)}, or pass a Preset.")
+    return PRESETS[preset]
+
+
+def logit_normal_sigmas(steps: int, width: int, height: int, mu: float = 0.0, std: float = 1.5) -> Tensor:
+    """Noise levels of an Euler sampler with `steps` steps.
+
+    Quantiles of the logit-normal distribution of times at evenly spaced probabilities, in float64, rounded once.
+
+    Args:
+        steps: Number of steps, at least 1.
+        width: Picture width in pixels.
+        height: Picture height in pixels.
+        mu: Mean of the logit-normal distribution at 512 x 512 pixels; higher spends more steps on noise.
+        std: Its standard deviation, above 0.
+
+    Returns:
+        `(steps + 1,)` float32 on the CPU, decreasing, the last is 0: step i goes from entry i to entry i + 1.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+    if steps < 1:
+        raise ValueError(f"`steps` is {steps}: at least 1 step is needed.")
+    quantiles = torch.special.ndtri(torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64))
+    sigmas = 1.0 - _times(quantiles, width * height, mu, std)
+    sigmas = sigmas.flip(0).to(torch.float32)
+    sigmas[-1] = 0.0  # the last step lands on data itself, not on the clamp
+    return sigmas
+
+
+def sample_times(
+    n: int,
+    pixels: int | Tensor,
+    mu: float = 0.0,
+    std: float = 1.5,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw `n` training times from the distribution whose quantiles `logit_normal_sigmas` visits.
+
+    Args:
+        n: How many.
+        pixels: Width times height of the picture, one number for all or an `(n,)` tensor.
+        mu: Mean of the logit-normal distribution at 512 x 512 pixels.
+        std: Its standard deviation, above 0.
+        generator: Source of randomness; the times are drawn and returned on its device.
+
+    Returns:
+        `(n,)` float32 in [MIN_TIME, MAX_TIME].
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+    device = generator.device if generator is not None else torch.device("cpu")
+    normal = torch.randn(n, dtype=torch.float64, generator=generator, device=device)
+    if isinstance(pixels, Tensor):
+        pixels = pixels.to(device, torch.float64)
+    return _times(normal, pixels, mu, std).to(torch.float32)
+
+
+def guidance_per_step(
+    steps: int, scale: float | None = None, schedule: Sequence[float] | Tensor | None = None
+) -> tuple[float, ...]:
+    """Guidance of each of `steps` steps, from one scale for all or from a schedule.
+
+    Raises:
+        ValueError: unless exactly one of `scale` and `schedule` is given, and `schedule` has `steps` values.
+    """
+    if (scale is None) == (schedule is None):
+        given = "both" if scale is not None else "neither"
+        raise ValueError(
+            "Give exactly one of `guidance_scale` (one value for all steps) and `guidance_schedule` (one a step); got"
+            f" {given}. For a constant scale pass `guidance_scale=...` and `guidance_schedule=None`."
+        )
+    if scale is not None:
+        return (float(scale),) * steps
+    values = tuple(float(value) for value in schedule)  # type: ignore[union-attr]
+    if len(values) != steps:
+        raise ValueError(
+            f"`guidance_schedule` has {len(values)} values for {steps} steps: give one value for each step, or"
+            f" `guidance_scale` for all, or a `preset`."
+        )
+    return values
+
+
+def _times(normal: Tensor, pixels: int | Tensor, mu: float, std: float) -> Tensor:
+    """`1 - sigmoid(mu' + std * normal)` in float64, where `mu' = mu + ln(pixels / base) / 2`, clamped."""
+    if not std > 0:
+        raise ValueError(f"`std` is {std}: the schedule's standard deviation must be above 0.")
+    if isinstance(pixels, Tensor):
+        shift: float | Tensor = 0.5 * torch.log(pixels / BASE_PIXELS)
+    else:
+        if pixels < 1:
+            raise ValueError(f"A picture of {pixels} pixels: width and height must be positive.")
+        shift = 0.5 * math.log(pixels / BASE_PIXELS)
+    return (1.0 - torch.sigmoid(mu + shift + std * normal)).clamp(MIN_TIME, MAX_TIME)

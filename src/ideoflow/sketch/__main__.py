@@ -1,0 +1,108 @@
+"""Train, export and score the sketch model: `python -m ideoflow.sketch --help`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_show_locals=False)
+
+Folder = Annotated[Path, typer.Argument(help="Where the runs keep their states; made when absent.")]
+
+
+@app.command()
+def train(
+    folder: Folder,
+    autoencoder_steps: int = 5000,
+    text_steps: int = 900,
+    steps: int = 9000,
+    minutes: Annotated[float, typer.Option(help="Stop each stage after this long; call again to go on.")] = 600.0,
+    threads: Annotated[int, typer.Option(help="Threads to compute with; 0 for all cores.")] = 0,
+) -> None:
+    """Train all stages from nothing: autoencoder, reading half, transformers. Called again, it goes on."""
+    import torch
+
+    from . import train_autoencoder, train_text, train_transformers
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    if threads:
+        torch.set_num_threads(threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "vae").exists():
+        train_autoencoder.train(folder, minutes, total_steps=autoencoder_steps)
+    train_text.train(folder, minutes, total_steps=text_steps)
+    train_transformers.train(folder, minutes, total_steps=steps)
+
+
+@app.command()
+def export(folder: Folder, destination: Path) -> None:
+    """Write what `train` left in FOLDER as a model folder that pipelines open."""
+    from .export import export as write
+
+    write(folder, destination)
+    size = sum(f.stat().st_size for f in destination.rglob("*") if f.is_file())
+    typer.echo(f"{destination}: {size / 1e6:.1f} MB")
+
+
+@app.command()
+def score(
+    model: Annotated[Path | None, typer.Option(help="A model folder; the bundled one by default.")] = None,
+    count: Annotated[int, typer.Option(help="Held-out captions to draw.")] = 100,
+    steps: int = 20,
+    guidance: float = 3.0,
+    sheet: Annotated[Path | None, typer.Option(help="Also write the first 32 pictures, truth beside drawn.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the score as JSON.")] = None,
+) -> None:
+    """Draw held-out captions and measure backgrounds, places and colours against the truth."""
+    import torch
+    from PIL import Image
+
+    from ..pipeline import Ideogram4Pipeline
+    from . import path
+    from .score import held_out
+    from .score import score as measure
+    from .text import line
+
+    pipeline = Ideogram4Pipeline.from_pretrained(model or path(), torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn: list[Image.Image] = []
+
+    def draw(captions: list[str], sizes: list[tuple[int, int]], seeds: list[int]) -> list[Image.Image]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        pictures = pipeline(
+            captions, size=sizes, num_inference_steps=steps, guidance_scale=guidance, guidance_schedule=None,
+            mu=0.0, std=1.75, generator=generators,
+        ).images  # fmt: skip
+        drawn.extend(pictures)
+        return pictures
+
+    samples = held_out(count)
+    result = measure(draw, samples, line)
+    for text in result.lines():
+        typer.echo(text)
+    if out:
+        settings = {"steps": steps, "guidance": guidance}
+        out.write_text(json.dumps(asdict(result) | settings, indent=1) + "\n")
+    if sheet:
+        contact_sheet([(s.image, d) for s, d in zip(samples[:32], drawn[:32], strict=True)]).save(sheet)
+
+
+def contact_sheet(pairs, columns: int = 4, cell: int = 200):  # type: ignore[no-untyped-def]
+    """Truth and drawn picture side by side, `columns` pairs in a row."""
+    from PIL import Image
+
+    rows = -(-len(pairs) // columns)
+    canvas = Image.new("RGB", (columns * 2 * cell, rows * cell), "#dddddd")
+    for i, pair in enumerate(pairs):
+        for j, picture in enumerate(pair):
+            canvas.paste(picture, (((i % columns) * 2 + j) * cell + 4, (i // columns) * cell + 4))
+    return canvas
+
+
+if __name__ == "__main__":
+    app()

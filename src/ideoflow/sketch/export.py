@@ -1,0 +1,42 @@
+"""From the states of the training runs to the model's folder, in the layout that the pipelines open."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
+
+from ..pipeline import Ideogram4Pipeline
+from .train_transformers import Sketch
+
+SIDES = (96, 192)  # pixels, what the model is trained on
+
+
+@torch.no_grad()
+def export(folder: Path, destination: Path) -> None:
+    """Write the averaged weights of the runs in `folder` as a pipeline's folder, replacing `destination` at the end.
+
+    The weights are kept in float16, the autoencoder's in float32: whoever loads them computes in float32.
+    """
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    sketch = Sketch(len(tokenizer)).eval()
+    weights = load_file(folder / "sketch.safetensors")
+    sketch.load_state_dict({k.removeprefix("average/"): v for k, v in weights.items() if k.startswith("average/")})
+    pipeline = Ideogram4Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=AutoencoderKLFlux2.from_pretrained(folder / "vae"),
+        text_encoder=sketch.reader.export().half(),
+        tokenizer=tokenizer,
+        transformer=sketch.transformer.half(),
+        unconditional_transformer=sketch.unconditional.half(),
+        side_limits=SIDES,
+    )
+    fresh = destination.with_name(destination.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    pipeline.save_pretrained(fresh)
+    shutil.rmtree(destination, ignore_errors=True)
+    fresh.rename(destination)

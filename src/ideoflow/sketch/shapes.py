@@ -1,0 +1,130 @@
+"""The shapes and words of the sketch world as coverage masks: each fills its box, whatever the box's proportions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import resources
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Drawn this many times larger, then averaged down: that is the antialiasing.
+SUPERSAMPLE = 4
+
+Point = tuple[float, float]
+
+
+def _regular(points: int, turn: float = -0.5) -> list[Point]:
+    """A regular polygon on the unit circle; `turn` is its first corner's angle in units of pi."""
+    angles = (math.pi * (turn + 2 * i / points) for i in range(points))
+    return [(math.cos(a), math.sin(a)) for a in angles]
+
+
+def _star() -> list[Point]:
+    radii = (1.0, 0.45)
+    return [
+        (radii[i % 2] * math.cos(a), radii[i % 2] * math.sin(a)) for i in range(10) for a in [math.pi * (-0.5 + i / 5)]
+    ]
+
+
+def _heart() -> list[Point]:
+    # The classic parametric heart curve, y downward.
+    steps = [2 * math.pi * i / 64 for i in range(64)]
+    return [
+        (16 * math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)))
+        for a in steps
+    ]
+
+
+def _half_circle() -> list[Point]:
+    return [(math.cos(math.pi * (1 + i / 32)), math.sin(math.pi * (1 + i / 32))) for i in range(33)]
+
+
+def _cross(arm: float = 0.36) -> list[Point]:
+    quarter = [(arm, -1.0), (arm, -arm), (1.0, -arm)]
+    corners: list[Point] = []
+    for _ in range(4):
+        corners += quarter
+        quarter = [(-y, x) for x, y in quarter]
+    return corners
+
+
+def _arrow() -> list[Point]:
+    return [(-1.0, -0.35), (0.1, -0.35), (0.1, -1.0), (1.0, 0.0), (0.1, 1.0), (0.1, 0.35), (-1.0, 0.35)]
+
+
+def _fill_box(points: list[Point], width: float, height: float) -> list[Point]:
+    """Stretch a polygon so that its extent is exactly the box."""
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    x0, y0 = min(xs), min(ys)
+    sx, sy = width / (max(xs) - x0), height / (max(ys) - y0)
+    return [((x - x0) * sx, (y - y0) * sy) for x, y in points]
+
+
+POLYGONS: dict[str, Callable[[], list[Point]]] = {
+    "square": lambda: [(0, 0), (1, 0), (1, 1), (0, 1)],
+    "triangle": lambda: [(0.5, 0), (1, 1), (0, 1)],
+    "diamond": lambda: _regular(4),
+    "hexagon": lambda: _regular(6, turn=0.0),
+    "star": _star,
+    "heart": _heart,
+    "half circle": _half_circle,
+    "cross": _cross,
+    "arrow": _arrow,
+}
+SHAPES: tuple[str, ...] = ("circle", "ring", *POLYGONS)
+RING_HOLE = 0.5  # inner over outer diameter
+
+
+def shape_mask(shape: str, width: int, height: int) -> np.ndarray:
+    """Coverage of `shape` in a box of `width` x `height` pixels: float32 in 0..1, shape `(height, width)`."""
+    w, h = width * SUPERSAMPLE, height * SUPERSAMPLE
+    canvas = Image.new("L", (w, h), 0)
+    draw = ImageDraw.Draw(canvas)
+    if shape in ("circle", "ring"):
+        draw.ellipse((0, 0, w - 1, h - 1), fill=255)
+        if shape == "ring":
+            dx, dy = w * (1 - RING_HOLE) / 2, h * (1 - RING_HOLE) / 2
+            draw.ellipse((dx, dy, w - 1 - dx, h - 1 - dy), fill=0)
+    elif shape in POLYGONS:
+        draw.polygon(_fill_box(POLYGONS[shape](), w - 1, h - 1), fill=255)
+    else:
+        raise ValueError(f"`shape` is {shape!r}; the sketch world knows {', '.join(SHAPES)}.")
+    return _shrink(canvas, width, height)
+
+
+@lru_cache(maxsize=4)
+def _font(name: str) -> ImageFont.FreeTypeFont:
+    path = resources.files("ideoflow") / "assets" / "fonts" / f"{name}-subset.ttf"
+    with resources.as_file(path) as file:
+        return ImageFont.truetype(str(file), 200)
+
+
+FONTS: dict[str, str] = {"sans": "DejaVuSans-Bold", "serif": "DejaVuSerif-Bold"}
+
+
+@lru_cache(maxsize=4096)
+def _ink(word: str, font: str) -> Image.Image:
+    """The word as large as the font is loaded, cut to its ink."""
+    face = _font(FONTS[font])
+    left, top, right, bottom = face.getbbox(word)
+    canvas = Image.new("L", (int(right - left) + 40, int(bottom - top) + 40), 0)
+    ImageDraw.Draw(canvas).text((20 - left, 20 - top), word, font=face, fill=255)
+    return canvas.crop(canvas.getbbox())
+
+
+def word_mask(word: str, font: str, width: int, height: int) -> np.ndarray:
+    """Coverage of `word` stretched to fill a box of `width` x `height` pixels: float32 in 0..1, `(height, width)`."""
+    return _shrink(_ink(word, font), width, height)
+
+
+def word_aspect(word: str, font: str) -> float:
+    """Width over height of `word` as the font sets it."""
+    ink = _ink(word, font)
+    return ink.width / ink.height
+
+
+def _shrink(canvas: Image.Image, width: int, height: int) -> np.ndarray:
+    return np.asarray(canvas.resize((width, height), Image.Resampling.BOX), dtype=np.float32) / 255

@@ -1,0 +1,110 @@
+"""Train the sketch world's autoencoder: an `AutoencoderKLFlux2` of 8 latent channels on random crops."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLFlux2
+from torch import Tensor
+
+from .resume import Average, load_state, save_state
+from .world import sample
+
+log = logging.getLogger(__name__)
+
+CONFIG = dict(
+    block_out_channels=(16, 24, 48, 64),
+    layers_per_block=1,
+    latent_channels=8,
+    norm_num_groups=8,
+    mid_block_add_attention=False,
+    sample_size=256,
+)
+CROP = 64
+KL_WEIGHT = 1e-6  # only keeps the latents near unit scale
+LATENT_NOISE = 0.05  # so that the decoder forgives a velocity that is a little off
+
+
+def crops(step: int, batch: int) -> Tensor:
+    """`(batch, 3, CROP, CROP)` in [-1, 1]: two crops of each of `batch / 2` training pictures, a function of `step`."""
+    draw = np.random.default_rng(step)
+    pictures = []
+    for i in range(batch // 2):
+        pixels = np.asarray(sample(step * (batch // 2) + i).image)
+        for _ in range(2):
+            y = draw.integers(0, pixels.shape[0] - CROP + 1)
+            x = draw.integers(0, pixels.shape[1] - CROP + 1)
+            pictures.append(pixels[y : y + CROP, x : x + CROP])
+    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    return stacked.float().div_(127.5).sub_(1).contiguous()
+
+
+def train(folder: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3, total_steps: int = 9000) -> None:
+    """Train until `total_steps` or `minutes`, then write the averaged weights to `folder / "vae"`.
+
+    Resumes from `folder / "autoencoder.safetensors"`. The latents' statistics are measured at the end and kept in the
+    autoencoder's `bn`, where the pipeline looks for them.
+    """
+    torch.manual_seed(0)
+    vae = AutoencoderKLFlux2(**CONFIG)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    average = Average(vae, 0.999)
+    state = folder / "autoencoder.safetensors"
+    first = load_state(state, vae, optimizer, average)
+    begun = time.monotonic()
+    for step in range(first, total_steps):
+        seconds = time.monotonic() - begun
+        if seconds > 60 * minutes:
+            break
+        warm = min(1.0, (step + 1) / 100)
+        optimizer.param_groups[0]["lr"] = peak_rate * warm * max(0.02, 1 - step / total_steps)
+        pictures = crops(step, batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(pictures).latent_dist
+            latents = posterior.mode()
+            drawn = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
+        error = drawn.float() - pictures
+        loss = error.abs().mean() + error.square().mean() + KL_WEIGHT * posterior.kl().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        average.update(vae, step)
+        if step % 100 == 0:
+            decibel = -10 * float(torch.log10(error.detach().div(2).square().mean()))
+            log.info("step %d loss %.4f psnr %.1f dB, %.0f s", step, loss.item(), decibel, seconds)
+        if step % 500 == 499:
+            save_state(state, step + 1, vae, optimizer, average)
+    average.copy_to(vae)
+    measure_latents(vae)
+    vae.save_pretrained(folder / "vae")
+
+
+@torch.no_grad()
+def measure_latents(vae: AutoencoderKLFlux2, pictures: int = 512) -> None:
+    """Set `vae.bn` to mean and variance of the patchified latents of `pictures` training pictures."""
+    vae.eval()
+    means = []
+    for step in range(10**6, 10**6 + pictures // 64):
+        latents = vae.encode(crops(step, 64)).latent_dist.mode()
+        means.append(F.pixel_unshuffle(latents, 2))  # channel * 4 + place
+    places = torch.cat(means).unflatten(1, (-1, 4)).transpose(1, 2).flatten(1, 2)  # place * channels + channel
+    vae.bn.running_mean.copy_(places.mean((0, 2, 3)))
+    vae.bn.running_var.copy_(places.var((0, 2, 3)))
+
+
+def psnr(vae: AutoencoderKLFlux2, count: int = 64) -> float:
+    """Peak signal-to-noise ratio in dB of decoding what it encoded, over `count` held-out pictures."""
+    errors = []
+    with torch.no_grad():
+        for i in range(count):
+            pixels = torch.from_numpy(np.asarray(sample(i, split="held_out").image).copy())
+            picture = pixels.permute(2, 0, 1).float().div(127.5).sub(1)[None]
+            drawn = vae.decode(vae.encode(picture).latent_dist.mode()).sample.clamp(-1, 1)
+            errors.append((drawn - picture).div(2).square().mean())
+    return float(-10 * torch.stack(errors).mean().log10())

@@ -1,0 +1,235 @@
+"""Train the sketch model's two transformers, and its reading half with them, on packed streams of latents."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLFlux2
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from ..latents import encode
+from ..model import Ideogram4Transformer2DModel
+from ..packing import Layout
+from ..schedule import sample_times
+from .resume import Average, load_state, save_state
+from .text import TAPS, TEXT_CONFIG, Encoder, Probe, Reader, Truth, features
+from .world import Sample, sample
+
+log = logging.getLogger(__name__)
+
+CONFIG = dict(
+    in_channels=32,
+    num_layers=6,
+    attention_head_dim=64,
+    num_attention_heads=4,
+    intermediate_size=512,
+    adaln_dim=64,
+    llm_features_dim=TEXT_CONFIG["hidden_size"] * len(TAPS),  # type: ignore[operator]
+    rope_theta=100,  # grids of 6 to 12 need fast frequencies
+    mrope_section=(12, 10, 10),
+)
+UNCONDITIONAL_CONFIG = CONFIG | dict(num_layers=4, num_attention_heads=3, intermediate_size=384)
+SHARD = 4096  # pictures whose latents are made and kept together
+UNCONDITIONAL_EVERY = 4  # its task is easier, so it learns on every fourth batch
+PROBE_WEIGHT = 0.05
+READER_RATE = 0.4  # of the others' learning rate: it comes trained
+
+
+class Sketch(nn.Module):
+    """Everything that learns together."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.reader = Reader(vocabulary)
+        self.probe = Probe(self.reader.config.hidden_size)
+        self.transformer = start(Ideogram4Transformer2DModel(**CONFIG))
+        self.unconditional = start(Ideogram4Transformer2DModel(**UNCONDITIONAL_CONFIG))
+
+
+def hasten(transformer: Ideogram4Transformer2DModel) -> None:
+    """Compile the blocks for the processor, all but the attention itself, whose segments differ in every batch."""
+    transformer.set_attention_backend("_native_math")  # its backward beats the flash kernel's at about 100 tokens
+    for processor in transformer.attn_processors.values():
+        processor._attend = torch.compiler.disable(processor._attend)
+    transformer.compile_repeated_blocks(dynamic=True)
+
+
+def start(transformer: Ideogram4Transformer2DModel) -> Ideogram4Transformer2DModel:
+    """Initial weights: no modulation, gates a little open, velocity zero."""
+    for name, parameter in transformer.named_parameters():
+        if "adaln_modulation" in name or name.startswith("final_layer.linear"):
+            nn.init.zeros_(parameter)
+        if name.startswith("layers.") and name.endswith("adaln_modulation.bias"):
+            _, attention_gate, _, feed_forward_gate = parameter.data.chunk(4)
+            attention_gate.fill_(0.3)
+            feed_forward_gate.fill_(0.3)
+    return transformer
+
+
+@dataclass
+class Picture:
+    """One training picture, ready to be packed."""
+
+    ids: Tensor
+    places: Tensor
+    truth: Truth
+    latents: Tensor  # (rows * columns, channels)
+    grid: tuple[int, int]
+    pixels: int
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids) + len(self.latents)
+
+
+def shard(folder: Path, index: int, vae: AutoencoderKLFlux2, encoder: Encoder) -> list[Picture]:
+    """Training pictures `index * SHARD` to `(index + 1) * SHARD`; their latents are kept in `folder` between runs."""
+    samples = [sample(index * SHARD + i) for i in range(SHARD)]
+    path = folder / f"{index}.safetensors"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors: dict[str, Tensor] = {}
+        for begin in range(0, SHARD, 64):
+            latents = encode(vae, [s.image for s in samples[begin : begin + 64]])
+            tensors |= {str(begin + i): z.half() for i, z in enumerate(latents)}
+        save_file(tensors, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+    kept = load_file(path)
+    return [_picture(s, kept[str(i)], encoder) for i, s in enumerate(samples)]
+
+
+def _picture(drawn: Sample, latents: Tensor, encoder: Encoder) -> Picture:
+    ids, places = encoder(drawn.caption)
+    grid = (drawn.height // 16, drawn.width // 16)
+    return Picture(ids, places, Truth(drawn), latents.float(), grid, drawn.width * drawn.height)
+
+
+def batches(pictures: list[Picture], tokens: int, draw: random.Random) -> Iterator[list[Picture]]:
+    """Batches of about `tokens` tokens, of pictures of like length, in random order."""
+    ordered = sorted(pictures, key=lambda p: (p.tokens, draw.random()))
+    packed: list[list[Picture]] = [[]]
+    for picture in ordered:
+        if sum(p.tokens for p in packed[-1]) + picture.tokens > tokens:
+            packed.append([])
+        packed[-1].append(picture)
+    draw.shuffle(packed)
+    yield from packed
+
+
+def times(pictures: list[Picture], generator: torch.Generator) -> Tensor:
+    """A time for each picture: a third from the sampling schedule, the rest noisier, where the layout is decided."""
+    scheduled = sample_times(len(pictures), torch.tensor([p.pixels for p in pictures]), 0.0, 1.75, generator)
+    noisy = torch.sigmoid(-0.6 + 1.4 * torch.randn(len(pictures), generator=generator))
+    return torch.where(torch.rand(len(pictures), generator=generator) < 0.35, scheduled, noisy)
+
+
+def losses(
+    model: Sketch, pictures: list[Picture], generator: torch.Generator, unconditional: bool
+) -> dict[str, Tensor]:
+    """Velocity loss of the conditional branch, the read-outs' loss, and the unconditional branch's when asked."""
+    data = torch.cat([p.latents for p in pictures])
+    noise = torch.randn(data.shape, generator=generator)
+    t = times(pictures, generator)
+    counts = torch.tensor([len(p.latents) for p in pictures])
+    t_token = t.repeat_interleave(counts)[:, None]
+    mixed = torch.lerp(noise, data, t_token)
+    target = data - noise
+
+    outputs = model.reader([p.ids for p in pictures])
+    read, _ = model.probe(outputs[-1], [p.places for p in pictures], [p.truth for p in pictures])
+    layout = Layout.of_samples([(len(p.ids), *p.grid) for p in pictures])
+    context = model.transformer.prepare(features(outputs, [len(p.ids) for p in pictures]), layout)
+    velocity = model.transformer.velocity(mixed, t, context)
+    result = {"conditional": (velocity.float() - target).square().mean(), "read": read}
+    if unconditional:
+        layout = Layout.of_samples([(0, *p.grid) for p in pictures])
+        velocity = model.unconditional.velocity(mixed, t, model.unconditional.prepare(None, layout))
+        result["unconditional"] = (velocity.float() - target).square().mean()
+    return result
+
+
+def train(
+    folder: Path, minutes: float, tokens: int = 3600, peak_rate: float = 1.5e-3, total_steps: int = 9000,
+    shards: int = 10, decay_from: float = 0.6,
+) -> None:  # fmt: skip
+    """Train until `total_steps` or `minutes`; the state goes to `folder / "sketch.safetensors"`.
+
+    Needs what `train_autoencoder` and `train_text` left in `folder`. The rate is held, then falls linearly from
+    `decay_from` of the steps.
+    """
+    torch.manual_seed(0)
+    vae = AutoencoderKLFlux2.from_pretrained(folder / "vae").eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    encoder = Encoder(tokenizer)
+    model = Sketch(len(tokenizer))
+    trained = (model.reader, model.probe)
+    fresh = (model.transformer, model.unconditional)
+    groups = [
+        {"params": [p for m in modules for p in m.parameters() if (p.ndim > 1) == matrices], "share": share,
+         "weight_decay": 0.02 if matrices else 0.0}
+        for modules, share in ((trained, READER_RATE), (fresh, 1.0))
+        for matrices in (True, False)
+    ]  # fmt: skip
+    optimizer = torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.98), fused=True)
+    average = Average(model, 0.999)
+    state = folder / "sketch.safetensors"
+    step = load_state(state, model, optimizer, average)
+    if step == 0:
+        _adopt(model, folder / "text.safetensors")
+        average = Average(model, 0.999)
+    hasten(model.transformer)
+    hasten(model.unconditional)
+    begun, seen, sums = time.monotonic(), 0, {}  # type: ignore[var-annotated]
+    while step < total_steps and time.monotonic() - begun < 60 * minutes:
+        pictures = shard(folder / "latents", (step // _per_shard(tokens)) % shards, vae, encoder)
+        draw = random.Random(step)
+        for batch in batches(pictures, tokens, draw):
+            rate = peak_rate * min(1.0, (step + 1) / 200) * min(1.0, (1 - step / total_steps) / (1 - decay_from) + 0.01)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["share"]
+            generator = torch.Generator().manual_seed(step)
+            with torch.autocast("cpu", torch.bfloat16):
+                parts = losses(model, batch, generator, unconditional=step % UNCONDITIONAL_EVERY == 0)
+            loss = sum((PROBE_WEIGHT if k == "read" else 1.0) * v for k, v in parts.items())
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[union-attr]
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            average.update(model, step)
+            step, seen = step + 1, seen + len(batch)
+            for name, value in parts.items():
+                sums.setdefault(name, []).append(value.item())
+            if step % 50 == 0:
+                shown = " ".join(f"{name} {np.mean(values):.4f}" for name, values in sums.items())
+                log.info("step %d %s norm %.2f, %.1f pictures/s", step, shown, norm, seen / (time.monotonic() - begun))
+                sums = {}
+            if step % 500 == 0:
+                save_state(state, step, model, optimizer, average)
+            if step >= total_steps or time.monotonic() - begun > 60 * minutes:
+                break
+    save_state(state, step, model, optimizer, average)
+
+
+def _per_shard(tokens: int) -> int:
+    """About how many batches a shard makes."""
+    return SHARD * 112 // tokens
+
+
+def _adopt(model: Sketch, path: Path) -> None:
+    """Start from the averaged weights that `train_text` left."""
+    weights = {k.removeprefix("average/"): v for k, v in load_file(path).items() if k.startswith("average/")}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if unexpected or any(name.startswith(("reader.", "probe.")) for name in missing):
+        raise ValueError(
+            f"{path} does not fit: missing {missing[:3]}, unexpected {unexpected[:3]}; train the text again."
+        )

@@ -1,0 +1,315 @@
+"""The sketch world: small pictures of coloured shapes and words, each with its exact caption and its exact truth.
+
+A picture is a function of `(split, seed, index)` alone. The held-out split may use colour and shape pairs, and words,
+that the training split never shows.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from .shapes import FONTS, SHAPES, shape_mask, word_aspect, word_mask
+
+Split = Literal["train", "held_out"]
+RGB = tuple[int, int, int]
+Box = tuple[int, int, int, int]  # y_min, x_min, y_max, x_max in 0..1000
+
+COLOURS: dict[str, str] = {
+    "red": "#E53935",
+    "orange": "#FB8C00",
+    "yellow": "#FDD835",
+    "green": "#43A047",
+    "cyan": "#26C6DA",
+    "blue": "#1E60E5",
+    "purple": "#8E24AA",
+    "pink": "#F48FB1",
+    "brown": "#6D4C41",
+    "black": "#212121",
+    "white": "#FAFAFA",
+    "gray": "#9E9E9E",
+}
+GRID = 25  # boxes lie on multiples of this, in thousandths of a side
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+
+# (width, height) and how often: square ones of about 64 tokens most, aspect ratios to 2:1.
+SIZES: dict[tuple[int, int], float] = {
+    (128, 128): 5, (96, 96): 3, (112, 112): 2, (144, 144): 1.5, (160, 160): 0.5,
+    (128, 96): 2, (96, 128): 2, (160, 112): 1, (112, 160): 1, (144, 112): 1, (112, 144): 1,
+    (160, 128): 0.5, (128, 160): 0.5, (192, 96): 0.7, (96, 192): 0.7, (192, 128): 0.3, (128, 192): 0.3,
+}  # fmt: skip
+
+
+def rgb(colour: str) -> RGB:
+    """The 8-bit red, green and blue of a colour's name or of `#RRGGBB`."""
+    value = COLOURS.get(colour, colour).removeprefix("#")
+    return int(value[0:2], 16), int(value[2:4], 16), int(value[4:6], 16)
+
+
+@dataclass(frozen=True)
+class Background:
+    """What lies behind the elements: one colour, or two as a gradient or as stripes."""
+
+    kind: Literal["solid", "gradient", "stripes"]
+    colours: tuple[str, ...]
+    direction: Literal["vertical", "horizontal"] = "vertical"
+    stripes: int = 6
+
+    def render(self, width: int, height: int) -> np.ndarray:
+        """Float32 picture of shape `(height, width, 3)` in 0..255."""
+        first = np.array(rgb(self.colours[0]), dtype=np.float32)
+        if self.kind == "solid":
+            return np.broadcast_to(first, (height, width, 3)).copy()
+        last = np.array(rgb(self.colours[1]), dtype=np.float32)
+        along_y = self.direction == "vertical" if self.kind == "gradient" else self.direction == "horizontal"
+        length = height if along_y else width
+        place = (np.arange(length, dtype=np.float32) + 0.5) / length
+        weight = place if self.kind == "gradient" else (np.floor(place * self.stripes) % 2)
+        line = first + weight[:, None] * (last - first)
+        grid = line[:, None] if along_y else line[None, :]
+        return np.broadcast_to(grid, (height, width, 3)).copy()
+
+
+@dataclass(frozen=True)
+class Element:
+    """One shape or word: its box in thousandths of the picture's sides, its colour and what it is."""
+
+    box: Box
+    colour: str
+    shape: str | None = None
+    word: str | None = None
+    font: str = "sans"
+
+    def pixel_box(self, width: int, height: int) -> Box:
+        """The box in pixels, `(top, left, bottom, right)`, ends excluded."""
+        top, left, bottom, right = self.box
+        return (
+            round(top * height / 1000),
+            round(left * width / 1000),
+            round(bottom * height / 1000),
+            round(right * width / 1000),
+        )
+
+    def coverage(self, width: int, height: int) -> np.ndarray:
+        """How much of each pixel the element covers: float32 in 0..1, shape `(height, width)`."""
+        top, left, bottom, right = self.pixel_box(width, height)
+        cover = np.zeros((height, width), dtype=np.float32)
+        w, h = right - left, bottom - top
+        cover[top:bottom, left:right] = (
+            word_mask(self.word, self.font, w, h) if self.word else shape_mask(self.shape or "", w, h)
+        )
+        return cover
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of the world with everything that is true of it."""
+
+    width: int
+    height: int
+    background: Background
+    elements: tuple[Element, ...]
+    caption: dict[str, Any]
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The picture, RGB, `width` x `height`."""
+        canvas = self.background.render(self.width, self.height)
+        for element in self.elements:
+            cover = element.coverage(self.width, self.height)[..., None]
+            canvas += cover * (np.array(rgb(element.colour), dtype=np.float32) - canvas)
+        return Image.fromarray(canvas.round().astype(np.uint8), "RGB")
+
+    def masks(self) -> list[np.ndarray]:
+        """Where each element is seen, those in front taken away: bool, `(height, width)` each, in element order."""
+        seen: list[np.ndarray] = []
+        free = np.ones((self.height, self.width), dtype=bool)
+        for element in reversed(self.elements):
+            cover = element.coverage(self.width, self.height) > 0.5
+            seen.append(cover & free)
+            free &= ~cover
+        return seen[::-1]
+
+    def background_mask(self) -> np.ndarray:
+        """Where nothing but the background is seen: bool, `(height, width)`."""
+        mask = np.ones((self.height, self.width), dtype=bool)
+        for element in self.elements:
+            mask &= element.coverage(self.width, self.height) < 0.01
+        return mask
+
+
+def held_out_pair(colour: str, shape: str) -> bool:
+    """Whether this colour and shape are never seen together in training (one pair in eight)."""
+    return zlib.crc32(f"{colour} {shape}".encode()) % 8 == 0
+
+
+def held_out_word(word: str) -> bool:
+    """Whether this word is never seen in training (one in eight)."""
+    return zlib.crc32(word.encode()) % 8 == 0
+
+
+def sample(index: int, *, split: Split = "train", seed: int = 0, size: tuple[int, int] | None = None) -> Sample:
+    """Picture number `index` of a split.
+
+    Args:
+        index: Any integer; every index gives another picture.
+        split: `"train"`, or `"held_out"`, whose indices share no random state with training's and which may show
+            pairs and words that training never does.
+        seed: Another world of the same kind.
+        size: `(width, height)` in pixels, multiples of 16; drawn from `SIZES` when absent.
+    """
+    if split not in ("train", "held_out"):
+        raise ValueError(f"`split` is {split!r}; it is 'train' or 'held_out'.")
+    draw = random.Random(f"sketch-1/{split}/{seed}/{index}")
+    width, height = draw.choices(list(SIZES), list(SIZES.values()))[0] if size is None else size
+    if width % 16 or height % 16 or min(width, height) < 16:
+        raise ValueError(f"`size` is {(width, height)}; both sides are positive multiples of 16.")
+
+    colours = draw.sample(list(COLOURS), len(COLOURS))  # all different, so that a colour names one thing in a picture
+    background = _background(draw, colours)
+    elements: list[Element] = []
+    for _ in range(draw.choices((1, 2, 3), (4, 4, 2))[0]):
+        box_of = _word_box if (is_word := draw.random() < 0.12) else _shape_box
+        if is_word:
+            word, font = _word(draw, split), draw.choice(list(FONTS))
+            box = box_of(draw, width, height, word_aspect(word, font), elements)
+            what = {"word": word, "font": font}
+        else:
+            box = box_of(draw, width, height, draw.uniform(0.75, 1.33), elements)
+            what = {}
+        if box is None:
+            continue
+        colour = colours.pop()
+        if not is_word:
+            what = {"shape": _shape(draw, colour, split)}
+        elements.append(Element(box, colour, **what))
+    return Sample(width, height, background, tuple(elements), _caption(draw, background, elements))
+
+
+def _background(draw: random.Random, colours: list[str]) -> Background:
+    kind = draw.choices(("solid", "gradient", "stripes"), (7, 2, 1))[0]
+    if kind == "solid":
+        return Background("solid", (colours.pop(),))
+    direction = draw.choice(("vertical", "horizontal"))
+    return Background(kind, (colours.pop(), colours.pop()), direction)  # type: ignore[arg-type]
+
+
+def _shape(draw: random.Random, colour: str, split: Split) -> str:
+    return draw.choice([s for s in SHAPES if split == "held_out" or not held_out_pair(colour, s)])
+
+
+def _word(draw: random.Random, split: Split) -> str:
+    while True:
+        word = "".join(draw.choices(LETTERS, k=draw.choices((1, 2, 3), (5, 3, 2))[0]))
+        if held_out_word(word) == (split == "held_out"):
+            return word
+
+
+def _shape_box(draw: random.Random, width: int, height: int, aspect: float, others: list[Element]) -> Box | None:
+    area = draw.uniform(0.28, 0.60) ** 2 * min(width, height) * (width * height) ** 0.5
+    return _place(draw, width, height, (area * aspect) ** 0.5, (area / aspect) ** 0.5, others)
+
+
+def _word_box(draw: random.Random, width: int, height: int, aspect: float, others: list[Element]) -> Box | None:
+    tall = draw.uniform(0.22, 0.42) * min(width, height)
+    wide = min(tall * aspect, 0.85 * width)
+    return _place(draw, width, height, wide, wide / aspect, others)
+
+
+def _place(draw: random.Random, width: int, height: int, wide: float, tall: float, others: list[Element]) -> Box | None:
+    """A box of about `wide` x `tall` pixels on the grid that hardly touches the others, or None after 30 tries."""
+    cells = 1000 // GRID
+    columns = max(4, min(cells - 2, round(wide / width * cells)))
+    rows = max(4, min(cells - 2, round(tall / height * cells)))
+    for _ in range(30):
+        left, top = draw.randint(0, cells - columns), draw.randint(0, cells - rows)
+        box = (top * GRID, left * GRID, (top + rows) * GRID, (left + columns) * GRID)
+        if all(_overlap(box, other.box) <= 0.08 for other in others):
+            return box
+    return None
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """Shared area over the smaller box's."""
+    tall, wide = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if tall <= 0 or wide <= 0:
+        return 0.0
+    return tall * wide / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+
+
+def _article(phrase: str) -> str:
+    return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
+
+
+def _describe(draw: random.Random, element: Element) -> str:
+    if element.word:
+        return draw.choice((
+            f"{element.colour} {element.font} letters",
+            f"bold {element.colour} letters in a {element.font} font",
+            f"the word in {element.colour}, {element.font}",
+        ))  # fmt: skip
+    return draw.choice((
+        _article(f"{element.colour} {element.shape}"),
+        _article(f"{element.colour} {element.shape}"),
+        f"{element.colour} {element.shape}",
+        f"a {element.shape} in {element.colour}",
+        f"a flat {element.colour} {element.shape}",
+    ))  # fmt: skip
+
+
+def _describe_background(draw: random.Random, background: Background) -> str:
+    first, *rest = background.colours
+    if background.kind == "solid":
+        return draw.choice((f"plain {first}", f"a solid {first} background", f"{first} background", f"all {first}"))
+    ends = ("top", "bottom") if background.direction == "vertical" else ("left", "right")
+    if background.kind == "gradient":
+        return draw.choice((
+            f"a gradient from {first} at the {ends[0]} to {rest[0]} at the {ends[1]}",
+            f"{first} at the {ends[0]} fading to {rest[0]} at the {ends[1]}",
+        ))  # fmt: skip
+    return draw.choice((
+        f"{background.direction} stripes of {first} and {rest[0]}",
+        f"{first} and {rest[0]} {background.direction} stripes",
+    ))  # fmt: skip
+
+
+def _summary(background: Background, elements: list[Element]) -> str:
+    names = [f'"{e.word}"' if e.word else _article(f"{e.colour} {e.shape}") for e in elements]
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{listed[0].upper()}{listed[1:]} on {background.colours[0]}."
+
+
+def _caption(draw: random.Random, background: Background, elements: list[Element]) -> dict[str, Any]:
+    caption: dict[str, Any] = {}
+    if elements and draw.random() < 0.35:
+        caption["high_level_description"] = _summary(background, elements)
+    if draw.random() < 0.15:
+        style: dict[str, Any] = {
+            "aesthetics": draw.choice(("flat, simple", "clean, minimal")),
+            "lighting": draw.choice(("even", "none")),
+            "medium": draw.choice(("graphic design", "vector art")),
+            "art_style": draw.choice(("flat shapes", "geometric shapes")),
+        }
+        if draw.random() < 0.5:
+            style["color_palette"] = [COLOURS[c] for c in (*background.colours, *(e.colour for e in elements))]
+        caption["style_description"] = style
+    listed = []
+    for element in elements:
+        entry: dict[str, Any] = {"type": "text" if element.word else "obj", "bbox": list(element.box)}
+        if element.word:
+            entry["text"] = element.word
+        entry["desc"] = _describe(draw, element)
+        if draw.random() < 0.2:
+            entry["color_palette"] = [COLOURS[element.colour]]
+        listed.append(entry)
+    caption["compositional_deconstruction"] = {
+        "background": _describe_background(draw, background),
+        "elements": listed,
+    }
+    return caption

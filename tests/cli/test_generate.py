@@ -1,0 +1,255 @@
+"""`ideoflow generate` on a tiny random model: prompts, options, files, and pictures made again from their files."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from ideoflow import Ideogram4Pipeline
+from ideoflow.cli import app
+from ideoflow.schedule import PRESETS
+
+CAPTION = {"compositional_deconstruction": {"background": "plain red", "elements": [{"type": "obj", "desc": "a dot"}]}}
+LINE = json.dumps(CAPTION, separators=(",", ":"))
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def generate(tiny_folder: Path):
+    """Run the command on the tiny model, small and short unless told otherwise."""
+
+    def run(*arguments: str, fails: int = 0, **kwargs: str) -> Result:
+        defaults = {"--model": str(tiny_folder), "--size": "48x32", "--steps": "2", "--seed": "5", "--device": "cpu"}
+        options = [part for key, value in defaults.items() if key not in arguments for part in (key, value)]
+        return invoke(*options, *arguments, fails=fails, **kwargs)
+
+    return run
+
+
+def invoke(*arguments: str, fails: int = 0, **kwargs: str) -> Result:
+    result = CliRunner().invoke(app, ["generate", *arguments], **kwargs)
+    assert result.exit_code == fails, result.output
+    if fails:
+        assert isinstance(result.exception, SystemExit), result.exception
+        assert "Traceback" not in result.output
+    return result
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def settings(path: str | Path) -> dict:
+    with Image.open(path) as image:
+        image.load()
+        return json.loads(image.text["ideoflow"])
+
+
+def test_it_draws_what_the_pipeline_draws(generate, pipeline: Ideogram4Pipeline):
+    generate(LINE, "--out", "a.png", "--preset", "turbo", "--steps", "3")
+    generator = torch.Generator().manual_seed(5)
+    preset = PRESETS["V4_TURBO_12"].with_steps(3)
+    image = pipeline(LINE, size=(48, 32), preset=preset, generator=generator).images[0]
+    np.testing.assert_array_equal(pixels("a.png"), np.asarray(image))
+
+
+def test_guidance_replaces_the_presets(generate, pipeline: Ideogram4Pipeline):
+    generate(LINE, "--out", "a.png", "--guidance", "2.5")
+    generator = torch.Generator().manual_seed(5)
+    preset = PRESETS["V4_DEFAULT_20"].with_steps(2)
+    image = pipeline(LINE, size=(48, 32), preset=preset, guidance_scale=2.5, generator=generator).images[0]
+    np.testing.assert_array_equal(pixels("a.png"), np.asarray(image))
+
+
+def test_the_paths_go_to_standard_output(generate):
+    result = generate(LINE, "--out", "x/a.png", "-n", "2")
+    assert result.stdout.splitlines() == ["x/a-0.png", "x/a-1.png"]
+
+
+@pytest.mark.parametrize("form", ["json file", "txt file", "argument", "standard input"])
+def test_a_caption_reads_the_same_from_everywhere(generate, form: str):
+    Path("c.json").write_text(json.dumps(CAPTION, indent=2), encoding="utf-8")
+    Path("c.txt").write_text("\ufeff" + LINE + "\n", encoding="utf-8")
+    prompt = {"json file": "c.json", "txt file": "c.txt", "argument": LINE, "standard input": "-"}[form]
+    generate(prompt, "--out", "a.png", input=json.dumps(CAPTION))
+    assert settings("a.png")["caption"] == LINE
+
+
+def test_plain_text_is_wrapped_into_a_caption(generate):
+    generate("a red dot", "--out", "a.png")
+    caption = json.loads(settings("a.png")["caption"])
+    assert "a red dot" in json.dumps(caption) and "compositional_deconstruction" in caption
+
+
+def test_no_wrap_sends_plain_text_as_it_is(generate):
+    generate("a red dot", "--no-wrap", "--out", "a.png")
+    assert settings("a.png")["caption"] == "a red dot"
+
+
+def test_picture_i_of_each_prompt_has_the_seed_plus_i(generate):
+    generate(LINE, "a blue dot", "-n", "2", "--out", "{index}.png")
+    assert [settings(f"{i}.png")["seed"] for i in range(4)] == [5, 6, 5, 6]
+    assert settings("0.png")["caption"] == settings("1.png")["caption"] != settings("2.png")["caption"]
+
+
+def test_a_picture_drawn_with_others_is_the_picture_drawn_alone(generate):
+    generate(LINE, "a blue dot", "--size", "48x32", "--size", "32x64", "-n", "2", "--out", "{index}.png")
+    generate("a blue dot", "--size", "32x64", "--seed", "6", "--out", "alone.png")
+    assert np.abs(pixels("3.png").astype(int) - pixels("alone.png")).max() <= 1
+
+
+def test_sizes_go_with_the_prompts_in_order(generate):
+    generate(LINE, "a blue dot", "--size", "48x32", "--size", "32x64", "--out", "{index}.png")
+    assert pixels("0.png").shape == (32, 48, 3) and pixels("1.png").shape == (64, 32, 3)
+
+
+def test_a_random_seed_is_kept_in_the_file_and_its_name(tiny_folder: Path):
+    result = invoke(LINE, "--model", str(tiny_folder), "--size", "32x32", "--steps", "1", "--device", "cpu")
+    path = Path(result.stdout.strip())
+    assert path.parent == Path("outputs") and path.stem.endswith(f"-{settings(path)['seed']}")
+
+
+def test_a_png_is_made_again_byte_for_byte(generate):
+    generate(LINE, "--preset", "turbo", "--guidance", "3", "--out", "a.png")
+    invoke("a.png", "--out", "b.png")
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
+def test_pictures_of_one_call_are_made_again_together_byte_for_byte(generate):
+    generate(LINE, "a blue dot", "-n", "2", "--out", "{index}.png")
+    invoke("0.png", "1.png", "2.png", "3.png", "--out", "again/{index}.png")
+    for i in range(4):
+        assert Path(f"{i}.png").read_bytes() == Path(f"again/{i}.png").read_bytes()
+
+
+def test_a_png_drawn_with_others_warns_when_made_again_alone(generate):
+    generate(LINE, "-n", "2", "--out", "a.png")
+    result = invoke("a-1.png", "--out", "b.png")
+    assert "together with 1 other" in result.stderr
+    assert np.abs(pixels("a-1.png").astype(int) - pixels("b.png")).max() <= 1
+
+
+def test_options_replace_what_a_png_says(generate):
+    generate(LINE, "--out", "a.png")
+    invoke("a.png", "--seed", "6", "--size", "32x32", "--steps", "1", "--out", "b.png")
+    kept, changed = settings("a.png"), settings("b.png")
+    assert (changed["seed"], changed["width"], changed["height"], changed["steps"]) == (6, 32, 32, 1)
+    assert all(changed[key] == kept[key] for key in ("caption", "model", "preset", "dtype", "device"))
+
+
+def test_another_preset_brings_its_own_steps_and_guidance(generate):
+    generate(LINE, "--guidance", "2", "--out", "a.png")
+    invoke("a.png", "--preset", "turbo", "--out", "b.png")
+    found = settings("b.png")
+    assert (found["preset"], found["steps"], found["guidance"]) == ("V4_TURBO_12", None, None)
+
+
+def test_pngs_of_different_settings_are_drawn_in_one_command(generate):
+    generate(LINE, "--steps", "1", "--out", "a.png")
+    generate(LINE, "--steps", "3", "--out", "b.png")
+    invoke("a.png", "b.png", "--out", "again-{index}.png")
+    assert Path("a.png").read_bytes() == Path("again-0.png").read_bytes()
+    assert Path("b.png").read_bytes() == Path("again-1.png").read_bytes()
+
+
+def test_no_metadata_leaves_the_png_bare(generate):
+    generate(LINE, "--no-metadata", "--out", "a.png")
+    with Image.open("a.png") as image:
+        image.load()
+        assert image.text == {}
+    assert "no ideoflow settings" in invoke("a.png", fails=2).stderr
+
+
+def test_existing_files_are_numbered_around_unless_overwritten(generate):
+    generate(LINE, "--out", "a.png")
+    first = Path("a.png").read_bytes()
+    assert generate(LINE, "--seed", "9", "--out", "a.png").stdout.strip() == "a-1.png"
+    assert Path("a.png").read_bytes() == first
+    generate(LINE, "--seed", "9", "--out", "a.png", "--overwrite")
+    assert Path("a.png").read_bytes() == Path("a-1.png").read_bytes()
+
+
+def test_a_lora_changes_the_picture_and_its_scale_is_kept(generate, pipeline: Ideogram4Pipeline):
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    torch.manual_seed(0)
+    pipeline.transformer.add_adapter(
+        LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_v", "w1"], init_lora_weights=False)
+    )
+    weights = get_peft_model_state_dict(pipeline.transformer)
+    Ideogram4Pipeline.save_lora_weights("lora", transformer_lora_layers=weights)
+
+    generate(LINE, "--out", "plain.png")
+    for scale in ("0", "1", "2.5"):
+        generate(LINE, "--lora", f"lora:{scale}", "--out", f"{scale}.png")
+    generate(LINE, "--lora", "lora", "--out", "unscaled.png")
+    np.testing.assert_array_equal(pixels("0.png"), pixels("plain.png"))
+    assert (pixels("1.png") != pixels("plain.png")).any() and (pixels("2.5.png") != pixels("1.png")).any()
+    np.testing.assert_array_equal(pixels("unscaled.png"), pixels("1.png"))
+    assert settings("2.5.png")["loras"] == [{"path": "lora", "scale": 2.5}]
+    invoke("2.5.png", "--out", "again.png")
+    np.testing.assert_array_equal(pixels("again.png"), pixels("2.5.png"))
+
+
+def test_bfloat16_is_used_when_asked(generate):
+    generate(LINE, "--dtype", "bfloat16", "--out", "a.png")
+    generate(LINE, "--out", "b.png")
+    assert settings("a.png")["dtype"] == "bfloat16" and settings("b.png")["dtype"] == "float32"
+    assert (pixels("a.png") != pixels("b.png")).any()
+
+
+BROKEN = '{"compositional_deconstruction":{"background":"plain red","elements":[{"type":"obj","bbox":[900,0,100,1000],"desc":"a dot"}]}}'  # noqa: E501
+
+
+def test_a_caption_that_breaks_the_schema_draws_a_warning(generate):
+    result = generate(BROKEN, "--out", "a.png")
+    assert "warning" in result.stderr and "bbox" in result.stderr
+    assert Path("a.png").exists()
+
+
+def test_strict_refuses_a_caption_that_breaks_the_schema(generate):
+    result = generate(BROKEN, "--strict", "--out", "a.png", fails=2)
+    assert "bbox" in result.stderr and not Path("a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["missing.json"], "missing.json: No such file"),
+        ([""], "empty"),
+        (['{"a": '], "no JSON"),
+        ([LINE, "--size", "48"], "--size '48' is not WIDTHxHEIGHT"),
+        ([LINE, "--size", "50x32"], "multiple of 16"),
+        ([LINE, "--size", "16x16", "--size", "16x16"], "2 times for 1 prompts"),
+        ([LINE, "--preset", "fast"], "V4_TURBO_12 (turbo)"),
+        ([LINE, "--dtype", "int8"], "bfloat16"),
+        ([LINE, "--model", "no/such/folder"], "no/such/folder"),
+        ([LINE, "--lora", "no-such-file.safetensors"], "no-such-file.safetensors"),
+        ([LINE, "--out", "a.jpg"], "PNG"),
+        ([LINE, "--device", "nonsense"], "nonsense"),
+        ([LINE, "--steps", "0"], "--steps"),
+    ],
+    ids=lambda value: " ".join(value)[-24:] if isinstance(value, list) else "",
+)
+def test_mistakes_end_with_code_2_and_a_word_of_help(generate, arguments: list[str], says: str):
+    assert says in " ".join(generate(*arguments, fails=2).stderr.split())
+    assert list(Path().glob("**/*.png")) == []
+
+
+def test_a_model_that_gives_no_numbers_ends_with_code_1(generate, tiny_folder: Path):
+    shutil.copytree(tiny_folder, "broken")
+    pipe = Ideogram4Pipeline.from_pretrained("broken")
+    torch.nn.init.constant_(pipe.transformer.final_layer.linear.weight, torch.nan)
+    pipe.save_pretrained("broken")
+    assert "not finite" in generate(LINE, "--model", "broken", fails=1).stderr

@@ -1,0 +1,50 @@
+"""A request: its state, its time, and parts that do not fit."""
+
+import pytest
+import torch
+
+from ideoflow.engine import Request
+
+
+def test_status_follows_the_steps(engine, make_request):
+    request = make_request(1, steps=2)
+    states = [request.status]
+    states += [request.status for _ in engine.run([request])]
+
+    assert states == ["waiting", "running", "done"]
+
+
+def test_time_is_one_minus_sigma_in_float32(engine, make_request):
+    request = make_request(1, steps=4)
+    for i in range(4):
+        assert request.time == 1 - request.sigmas[i] and request.time.dtype == torch.float32
+        engine.step([request])
+
+
+def test_times_of_the_callers_own_rounding_are_taken(make_request):
+    times = torch.linspace(0, 0.9, 12)
+
+    assert make_request(1, times=times).time == times[0]
+
+
+def test_latents_are_kept_in_float32(make_request):
+    parts = vars(make_request(1)).copy()
+    parts.pop("_times")
+
+    assert Request(**{**parts, "latents": parts["latents"].bfloat16()}).latents.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid": (3, 3)}, r"grid of \(3, 3\) needs contexts of one segment with 9 image tokens"),
+        ({"latents": torch.zeros(5, 16)}, r"`latents` has shape \(5, 16\)"),
+        ({"sigmas": torch.zeros(12)}, "12 steps of `guidance` need 13 `sigmas`, got 12"),
+        ({"unconditional": None}, "needs the `unconditional` context"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(make_request, changes, message):
+    parts = vars(make_request(1, id="seven")).copy()
+    parts.pop("_times")
+    with pytest.raises(ValueError, match=f"Request seven: .*{message}"):
+        Request(**{**parts, **changes})

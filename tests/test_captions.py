@@ -1,0 +1,474 @@
+"""Captions: what the schema allows, every way to breach it, what is mended for certain, and the canonical line."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import warnings
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from ideoflow.captions import (
+    Caption,
+    CaptionError,
+    CaptionWarning,
+    Composition,
+    ObjectElement,
+    Style,
+    TextElement,
+    prompt_line,
+)
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+colour = st.integers(0, 0xFFFFFF).map("#{:06X}".format)
+
+
+@st.composite
+def boxes(draw) -> list[int]:
+    top, bottom = sorted(draw(st.lists(st.integers(0, 1000), min_size=2, max_size=2, unique=True)))
+    left, right = sorted(draw(st.lists(st.integers(0, 1000), min_size=2, max_size=2, unique=True)))
+    return [top, left, bottom, right]
+
+
+@st.composite
+def elements(draw) -> dict:
+    element: dict = {"type": draw(st.sampled_from(["obj", "text"]))}
+    if draw(st.booleans()):
+        element["bbox"] = draw(boxes())
+    if element["type"] == "text":
+        element["text"] = draw(text)
+    element["desc"] = draw(text)
+    if draw(st.booleans()):
+        element["color_palette"] = draw(st.lists(colour, min_size=1, max_size=5))
+    return element
+
+
+@st.composite
+def styles(draw) -> dict:
+    style = {"aesthetics": draw(text), "lighting": draw(text)}
+    if draw(st.booleans()):
+        style |= {"photo": draw(text), "medium": draw(text)}
+    else:
+        style |= {"medium": draw(text), "art_style": draw(text)}
+    if draw(st.booleans()):
+        style["color_palette"] = draw(st.lists(colour, min_size=1, max_size=16))
+    return style
+
+
+@st.composite
+def captions(draw) -> dict:
+    caption: dict = {}
+    if draw(st.booleans()):
+        caption["high_level_description"] = draw(text)
+    if draw(st.booleans()):
+        caption["style_description"] = draw(styles())
+    caption["compositional_deconstruction"] = {
+        "background": draw(text),
+        "elements": draw(st.lists(elements(), max_size=4)),
+    }
+    return caption
+
+
+def places(data, path=()):
+    """Every place inside a caption's data."""
+    yield path
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        yield from places(value, (*path, key))
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-2000, 2000) | st.floats() | text,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def mutated(draw) -> dict:
+    """A caption with up to three of its places changed into anything, removed, or added to."""
+    data = draw(captions())
+    for _ in range(draw(st.integers(0, 3))):
+        if not data:
+            break
+        path = draw(st.sampled_from([p for p in places(data) if p]))
+        parent = data
+        for key in path[:-1]:
+            parent = parent[key]
+        change = draw(st.sampled_from(["replace", "remove", "add"]))
+        if change == "replace":
+            parent[path[-1]] = draw(anything)
+        elif change == "remove":
+            del parent[path[-1]]
+        elif isinstance(parent, dict):
+            parent[draw(st.sampled_from(["text", "photo", "bbox", "color_palette", "extra"]))] = draw(anything)
+    return data
+
+
+def breaches(data) -> list[tuple[str, bool]]:
+    return [(breach.path, breach.certain) for breach in Caption.parse(data).check()]
+
+
+def with_element(**fields) -> dict:
+    element = {"type": "obj", "bbox": [100, 200, 300, 400], "desc": "a cup", **fields}
+    order = ["type", "bbox", "text", "desc", "color_palette"]
+    element = {k: element[k] for k in sorted(element, key=lambda k: order.index(k) if k in order else 9)}
+    return {"compositional_deconstruction": {"background": "a table", "elements": [element]}}
+
+
+def with_style(**fields) -> dict:
+    return {"style_description": fields, **with_element()}
+
+
+PHOTO = {"aesthetics": "calm", "lighting": "soft", "photo": "50 mm", "medium": "photograph"}
+ELEMENT = "compositional_deconstruction.elements[0]"
+
+
+# What is right
+
+
+@given(captions())
+def test_a_right_caption_has_no_breach_and_its_line_is_compact_json(data):
+    caption = Caption.parse(data)
+    assert caption.check() == []
+    assert caption.line() == json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    assert caption.repair() is caption and caption.strict() is caption
+
+
+@given(captions())
+def test_parsing_the_line_gives_the_caption_back(data):
+    caption = Caption.parse(data)
+    assert Caption.parse(caption.line()) == caption
+    assert Caption.parse(json.dumps(data, indent=2)) == caption
+
+
+@settings(max_examples=200)
+@given(mutated())
+def test_no_breach_means_that_the_models_accept_it_and_the_reverse_up_to_order(data):
+    try:
+        Caption.model_validate(copy.deepcopy(data))
+        accepted = True
+    except ValidationError:
+        accepted = False
+    # The models take keys in any order, null for what may be absent, and no other thing that the check reports.
+    reported = [b for b in Caption.parse(data).check() if "order" not in b.message and b.message != "is null"]
+    assert accepted == (not reported)
+
+
+def test_built_from_parts_it_writes_the_canonical_line():
+    caption = Caption(
+        high_level_description="Ein Café",
+        style_description=Style(aesthetics="warm", lighting="low", medium="print", art_style="woodcut"),
+        compositional_deconstruction=Composition(
+            background="a wall",
+            elements=[
+                ObjectElement(bbox=(10, 20, 300, 400), desc="a cup", color_palette=["#AA3300"]),
+                TextElement(text="OPEN", desc="neon letters"),
+            ],
+        ),
+    )
+    assert caption.line() == (
+        '{"high_level_description":"Ein Café","style_description":{"aesthetics":"warm","lighting":"low",'
+        '"medium":"print","art_style":"woodcut"},"compositional_deconstruction":{"background":"a wall","elements":['
+        '{"type":"obj","bbox":[10,20,300,400],"desc":"a cup","color_palette":["#AA3300"]},'
+        '{"type":"text","text":"OPEN","desc":"neon letters"}]}}'
+    )
+    assert caption.check() == []
+
+
+def test_a_photo_stands_before_the_medium_and_a_style_of_art_after_it():
+    assert list(json.loads(Caption.parse(with_style(**PHOTO)).line())["style_description"]) == [
+        "aesthetics",
+        "lighting",
+        "photo",
+        "medium",
+    ]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"bbox": (300, 0, 200, 10)},
+        {"bbox": (0, 0, 1001, 10)},
+        {"bbox": (0, 0, True, 10)},
+        {"color_palette": ["#abcdef"]},
+        {"color_palette": []},
+        {"color_palette": ["#000000"] * 6},
+        {"colour": "#000000"},
+    ],
+)
+def test_wrong_parts_cannot_be_built(parts):
+    with pytest.raises(ValidationError):
+        ObjectElement(desc="a cup", **parts)
+
+
+# Every breach, with its place, and whether it is certain what was meant
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({}, [("compositional_deconstruction", False)]),
+        ({**with_element(), "mood": "calm"}, [("mood", False)]),
+        ({**with_element(), "high_level_description": "x"}, [("", True)]),
+        ({"high_level_description": 3, **with_element()}, [("high_level_description", False)]),
+        ({"high_level_description": None, **with_element()}, [("high_level_description", True)]),
+        ({"high_level_description": "\ud800", **with_element()}, [("high_level_description", False)]),
+        ({"style_description": "art", **with_element()}, [("style_description", False)]),
+        (
+            {"compositional_deconstruction": []},
+            [("compositional_deconstruction", False)],
+        ),
+        (
+            {"compositional_deconstruction": {}},
+            [("compositional_deconstruction.background", False), ("compositional_deconstruction.elements", False)],
+        ),
+        (
+            {"compositional_deconstruction": {"elements": [], "background": ""}},
+            [("compositional_deconstruction", True)],
+        ),
+        (
+            {"compositional_deconstruction": {"background": "", "elements": {}}},
+            [("compositional_deconstruction.elements", False)],
+        ),
+        (
+            {"compositional_deconstruction": {"background": "", "elements": ["a cup"]}},
+            [(ELEMENT, False)],
+        ),
+        (with_element(type="object"), [(f"{ELEMENT}.type", False)]),
+        (with_element(text="A"), [(f"{ELEMENT}.text", False)]),
+        (with_element(type="text"), [(f"{ELEMENT}.text", False)]),
+        (with_element(desc=None), [(f"{ELEMENT}.desc", False)]),
+        (with_element(size=3), [(f"{ELEMENT}.size", False)]),
+        (with_element(bbox=None), [(f"{ELEMENT}.bbox", True)]),
+        (with_element(bbox=[300, 400, 100, 200]), [(f"{ELEMENT}.bbox", True)]),
+        (with_element(bbox=[-5, 0, 1200, 100]), [(f"{ELEMENT}.bbox", True)]),
+        (with_element(bbox=[0.0, 0, 10.0, 10]), [(f"{ELEMENT}.bbox", True)]),
+        (with_element(bbox=[0.5, 0, 10, 10]), [(f"{ELEMENT}.bbox", False)]),
+        (with_element(bbox=[0.1, 0.2, 0.3, 0.4]), [(f"{ELEMENT}.bbox", False)]),
+        (with_element(bbox=[0, 0, True, 10]), [(f"{ELEMENT}.bbox", False)]),
+        (with_element(bbox=[0, 0, float("nan"), 10]), [(f"{ELEMENT}.bbox", False)]),
+        (with_element(bbox=["0", 0, 10, 10]), [(f"{ELEMENT}.bbox", False)]),
+        (with_element(bbox=[0, 0, 10]), [(f"{ELEMENT}.bbox", False)]),
+        (with_element(bbox="0 0 10 10"), [(f"{ELEMENT}.bbox", False)]),
+        (with_element(bbox=[10, 10, 10, 90]), [(f"{ELEMENT}.bbox", False)]),
+        (with_element(bbox=[1100, 0, 1200, 10]), [(f"{ELEMENT}.bbox", False)]),
+        (with_element(color_palette=[]), [(f"{ELEMENT}.color_palette", True)]),
+        (with_element(color_palette="#000000"), [(f"{ELEMENT}.color_palette", False)]),
+        (with_element(color_palette=["#000000"] * 6), [(f"{ELEMENT}.color_palette", False)]),
+        (with_element(color_palette=["#ff0000"]), [(f"{ELEMENT}.color_palette[0]", True)]),
+        (with_element(color_palette=["#000000", "#F00"]), [(f"{ELEMENT}.color_palette[1]", True)]),
+        (with_element(color_palette=["FF0000"]), [(f"{ELEMENT}.color_palette[0]", True)]),
+        (with_element(color_palette=["F00"]), [(f"{ELEMENT}.color_palette[0]", False)]),
+        (with_element(color_palette=["red"]), [(f"{ELEMENT}.color_palette[0]", False)]),
+        (with_element(color_palette=[7]), [(f"{ELEMENT}.color_palette[0]", False)]),
+        (with_style(**PHOTO, art_style="x"), [("style_description", False)]),
+        (with_style(aesthetics="a", lighting="b", medium="c"), [("style_description", False)]),
+        (with_style(lighting="b", medium="c", art_style="d"), [("style_description.aesthetics", False)]),
+        (with_style(aesthetics="a", lighting="b", art_style="d", medium="c"), [("style_description", True)]),
+        (with_style(**PHOTO, color_palette=["#000000"] * 17), [("style_description.color_palette", False)]),
+    ],
+)
+def test_each_breach_is_found_alone_in_its_place(data, expected):
+    assert breaches(data) == expected
+
+
+def test_all_breaches_are_listed_at_once_in_the_order_of_the_schema():
+    data = with_style(aesthetics="a")
+    data["compositional_deconstruction"]["elements"] = [{"type": "obj"}, {"type": "text", "desc": "b", "bbox": [1]}]
+    assert [path for path, _ in breaches(data)] == [
+        "style_description",
+        "style_description.lighting",
+        "style_description.medium",
+        "compositional_deconstruction.elements[0].desc",
+        "compositional_deconstruction.elements[1]",
+        "compositional_deconstruction.elements[1].bbox",
+        "compositional_deconstruction.elements[1].text",
+    ]
+
+
+def test_a_breach_tells_what_was_given_what_is_allowed_and_what_to_do():
+    (breach,) = Caption.parse(with_element(color_palette=["#f00"])).check()
+    assert str(breach) == (
+        f"{ELEMENT}.color_palette[0]: is '#f00', where upper-case #RRGGBB is expected; write #FF0000"
+    )
+
+
+def test_repeated_keys_in_json_are_found():
+    line = '{"compositional_deconstruction":{"background":"a","background":"b","elements":[]}}'
+    assert breaches(line) == [("compositional_deconstruction.background", False)]
+    assert Caption.parse(line).compositional_deconstruction["background"] == "b"
+
+
+# Repair
+
+
+@pytest.mark.parametrize(
+    ("fields", "mended"),
+    [
+        ({"bbox": [300, 400, 100, 200]}, {"bbox": [100, 200, 300, 400]}),
+        ({"bbox": [-5, 0.0, 1200, 100]}, {"bbox": [0, 0, 1000, 100]}),
+        ({"color_palette": ["#f0a", "00ff00", "#1A2B3C"]}, {"color_palette": ["#FF00AA", "#00FF00", "#1A2B3C"]}),
+        ({"color_palette": []}, {}),
+        ({"color_palette": None}, {}),
+    ],
+)
+def test_what_is_certain_is_mended(fields, mended):
+    expected = with_element(**mended)
+    assert Caption.parse(with_element(**fields)).repair().data() == expected
+
+
+def test_keys_are_put_in_order_everywhere():
+    element = {"color_palette": ["#000000"], "desc": "a", "text": "b", "bbox": [0, 0, 9, 9], "type": "text"}
+    style = {"medium": "m", "photo": "p", "lighting": "l", "aesthetics": "a"}
+    data = {"compositional_deconstruction": {"elements": [element], "background": "g"}, "style_description": style}
+    line = Caption.parse(data).repair().line()
+    assert (
+        line
+        == Caption.parse(data).line()
+        == (
+            '{"style_description":{"aesthetics":"a","lighting":"l","photo":"p","medium":"m"},"compositional_deconstruction":'
+            '{"background":"g","elements":[{"type":"text","bbox":[0,0,9,9],"text":"b","desc":"a",'
+            '"color_palette":["#000000"]}]}}'
+        )
+    )
+
+
+@settings(max_examples=200)
+@given(mutated())
+def test_repair_mends_all_that_is_certain_and_adds_no_breach(data):
+    before = copy.deepcopy(data)
+    caption = Caption.parse(data)
+    repaired = caption.repair()
+    left = [(b.path, b.message) for b in repaired.check()]
+    assert left == [(b.path, b.message) for b in caption.check() if not b.certain]
+    assert repaired.repair().line() == repaired.line()
+    assert repr(data) == repr(before)
+
+
+@settings(max_examples=200)
+@given(mutated())
+def test_any_caption_far_off_the_schema_still_has_a_line_that_keeps_every_value(data):
+    line = Caption.parse(data).line()
+    assert "\n" not in line
+
+    def leaves(value):
+        if isinstance(value, dict):
+            return sorted((repr(k), leaves(v)) for k, v in value.items())
+        return [leaves(v) for v in value] if isinstance(value, list) else repr(value)
+
+    if not any(b.message == "is null" for b in Caption.parse(data).check()):
+        assert leaves(json.loads(line)) == leaves(data)
+
+
+# Reading
+
+
+def test_files_are_read_with_or_without_a_byte_order_mark(tmp_path):
+    line = Caption.parse(with_element(desc="Überraschung 🎈")).line()
+    for name, encoding in (("a.json", "utf-8"), ("b.json", "utf-8-sig")):
+        (tmp_path / name).write_text(line, encoding=encoding)
+        assert Caption.parse(tmp_path / name).line() == line
+        assert Caption.parse(str(tmp_path / name)).line() == line
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("a red circle", "no JSON.*Caption.from_text"),
+        ('{"a":1,}', "line 1, column"),
+        ("", "no JSON"),
+        ("[1, 2]", "a JSON object, not"),
+        ('"text"', "a JSON object, not"),
+        ('{"a":' * 100_000, "nested too deeply|no JSON"),
+        ('{"a":' + "9" * 5000 + "}", "too long"),
+    ],
+)
+def test_what_is_no_caption_is_refused_with_a_reason(source, message):
+    with pytest.raises(CaptionError, match=message):
+        Caption.parse(source)
+
+
+def test_files_of_another_encoding_and_other_types_are_refused(tmp_path):
+    (tmp_path / "latin.json").write_bytes(b'{"a":"\xe4"}')
+    with pytest.raises(CaptionError, match="no UTF-8"):
+        Caption.parse(tmp_path / "latin.json")
+    with pytest.raises(FileNotFoundError):
+        Caption.parse(tmp_path / "absent.json")
+    with pytest.raises(TypeError, match="`source` is a int"):
+        Caption.parse(3)  # type: ignore[arg-type]
+
+
+def test_plain_text_is_wrapped_into_a_right_caption():
+    caption = Caption.from_text("a red\n circle ")
+    assert caption.check() == []
+    assert caption.high_level_description == "a red circle"
+    with pytest.raises(CaptionError, match="`text` is empty"):
+        Caption.from_text("  ")
+
+
+@given(st.text(max_size=40))
+def test_any_string_is_parsed_or_refused_as_a_caption(source):
+    with contextlib.suppress(CaptionError):
+        Caption.parse("{" + source)
+
+
+def test_strict_lists_every_breach():
+    with pytest.raises(CaptionError, match=r"2 places:\n.*bbox.*\n.*color_palette") as caught:
+        Caption.parse(with_element(bbox=[1], color_palette=["red"])).strict()
+    assert len(caught.value.breaches) == 2
+
+
+# What the model reads
+
+
+def quietly(prompt, **options) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return prompt_line(prompt, **options)
+
+
+def test_right_prompts_pass_in_silence():
+    caption = Caption.parse(with_element())
+    assert quietly(caption) == quietly(with_element()) == quietly(caption.line()) == caption.line()
+    assert quietly(caption.line(), strict=True) == caption.line()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a red circle", "plain text"),
+        (json.dumps(with_element(), indent=1), "canonical form"),
+        (json.dumps(with_element(bbox=[1])), "elements\\[0\\].bbox"),
+        ('{"broken', "no JSON"),
+    ],
+)
+def test_other_strings_pass_unchanged_with_a_warning(prompt, message):
+    with pytest.warns(CaptionWarning, match=message):
+        assert prompt_line(prompt) == prompt
+
+
+def test_a_caption_with_breaches_is_warned_about_and_refused_when_strict():
+    wrong = with_element(color_palette=["red"])
+    with pytest.warns(CaptionWarning, match="'red'"):
+        assert '"red"' in prompt_line(wrong)
+    for prompt in (wrong, json.dumps(wrong), "plain", '{"broken'):
+        with pytest.raises(CaptionError):
+            prompt_line(prompt, strict=True)
+
+
+def test_what_cannot_be_encoded_is_refused():
+    with pytest.raises(CaptionError, match="surrogate"):
+        prompt_line("{\ud800")
+
+
+def test_the_json_schema_describes_what_the_check_accepts():
+    schema = Caption.model_json_schema()
+    assert schema["required"] == ["compositional_deconstruction"]
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Style"]["oneOf"] == [{"required": ["photo"]}, {"required": ["art_style"]}]
+    assert schema["$defs"]["TextElement"]["required"] == ["text", "desc"]

@@ -1,0 +1,95 @@
+"""What the README and the docs show works: python blocks run, marked commands run, links lead somewhere."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+RUN = "<!-- run -->"
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    marked: bool  # a `<!-- run -->` comment stands right before it
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    tokens = MARKDOWN.parse(page.read_text(encoding="utf-8"))
+    found = []
+    for before, token in zip([None, *tokens], tokens, strict=False):
+        if token.type == "fence":
+            marked = before is not None and before.type == "html_block" and before.content.strip() == RUN
+            found.append(Block(page, token.map[0] + 1, token.info.strip(), marked, token.content))
+    return found
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+SHELL = [block for block in BLOCKS if block.language == "sh" and block.marked]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to run in, with the examples in it as in a checkout."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_a_python_block_runs_on_its_own(block: Block, workplace: Path):
+    code = compile("\n" * block.line + block.text, str(block.page), "exec")
+    exec(code, {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("block", SHELL, ids=str)
+def test_a_marked_command_runs(block: Block, workplace: Path):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block.text],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_pages_have_blocks_of_both_kinds():
+    assert PYTHON and SHELL
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_to_files(page: Path):
+    for token in MARKDOWN.parse(page.read_text(encoding="utf-8")):
+        for child in token.children or []:
+            place = str(child.attrs.get("href") or child.attrs.get("src") or "").partition("#")[0]
+            if place and "://" not in place:
+                assert (page.parent / place).exists(), f"{page.name}: {place}"
+
+
+def test_the_docs_build_into_linked_pages(tmp_path: Path):
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        from build import build
+    finally:
+        sys.path.pop(0)
+    written = build(site=tmp_path)
+    assert written[0].stem == "index"
+    assert {page.stem for page in written} == {page.stem for page in (ROOT / "docs").glob("*.md")}
+    index = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert '<a href="generate.html">' in index and ".md" not in index

@@ -1,0 +1,690 @@
+"""The pipeline: the reference pipeline's arguments, results and files, and what it offers beyond them."""
+
+import inspect
+import json
+import shutil
+
+import diffusers
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import ideoflow
+from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel
+from ideoflow.schedule import PRESETS, Preset
+
+CAPTION = '{"compositional_deconstruction":{"background":"a blue sky","elements":[{"type":"obj","desc":"a red ball"}]}}'
+PROMPTS = [CAPTION, "two green squares on a black background, plain text"]
+SETTINGS = dict(num_inference_steps=12, guidance_schedule=PRESETS["V4_TURBO_12"].guidance, mu=0.5, std=1.75)
+QUICK = dict(num_inference_steps=2, guidance_schedule=(5.0, 2.0))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def relative(ours, theirs):
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def latents_of(pipe, *args, **kwargs):
+    return pipe(*args, output_type="latent", **kwargs).images
+
+
+# The same pictures as the reference
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (80, 32)])
+def test_latents_after_twelve_steps_are_those_of_the_reference(pipeline, peer_pipeline, height, width):
+    call = dict(prompt=PROMPTS, height=height, width=width, max_sequence_length=256, **SETTINGS)
+
+    theirs = latents_of(peer_pipeline, generator=seeded(1), **call)
+    ours = latents_of(pipeline, generator=seeded(1), **call)
+
+    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    assert relative(ours, theirs) <= 1e-5  # the reference's own times, bit for bit: else 2e-5
+
+
+def test_pictures_are_those_of_the_reference_within_one_grey_level(pipeline, peer_pipeline):
+    call = dict(prompt=PROMPTS[0], height=48, width=64, max_sequence_length=256, **SETTINGS)
+
+    theirs = peer_pipeline(generator=seeded(1), **call).images
+    ours = pipeline(generator=seeded(1), **call).images
+
+    assert [picture.size for picture in ours] == [(64, 48)]
+    difference = np.asarray(ours[0]).astype(int) - np.asarray(theirs[0]).astype(int)
+    assert abs(difference).max() <= 1
+
+
+def test_every_argument_of_the_reference_is_there_in_order_with_its_default():
+    theirs = list(inspect.signature(diffusers.Ideogram4Pipeline.__call__).parameters.values())
+    ours = list(inspect.signature(Ideogram4Pipeline.__call__).parameters.values())
+
+    assert [p.name for p in ours[: len(theirs)]] == [p.name for p in theirs]
+    assert [list(p.default) if isinstance(p.default, tuple) else p.default for p in ours[: len(theirs)]] == [
+        list(p.default) if isinstance(p.default, tuple) else p.default for p in theirs
+    ]
+    assert all(p.kind == p.KEYWORD_ONLY and p.default is not p.empty for p in ours[len(theirs) :])
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+def test_each_output_type_has_the_form_of_the_reference(pipeline, peer_pipeline, output_type):
+    call = dict(prompt=PROMPTS, height=32, width=48, max_sequence_length=256, output_type=output_type, **QUICK)
+
+    theirs = peer_pipeline(generator=seeded(), **call).images
+    (ours,) = pipeline(generator=seeded(), return_dict=False, **call)
+
+    assert type(ours) is type(theirs) and len(ours) == len(theirs)
+    if output_type == "pil":
+        assert [picture.size for picture in ours] == [picture.size for picture in theirs]
+    else:
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), atol=1e-3)
+
+
+@pytest.mark.parametrize("generators", ["one", "list of one", "one a picture"])
+def test_noise_is_drawn_as_the_reference_draws_it(pipeline, peer_pipeline, generators):
+    def make():
+        return {
+            "one": seeded(3),
+            "list of one": [seeded(3)],
+            "one a picture": [seeded(i) for i in range(4)],
+        }[generators]
+
+    call = dict(prompt=PROMPTS, num_images_per_prompt=2, height=32, width=48, max_sequence_length=256, **QUICK)
+
+    theirs = latents_of(peer_pipeline, generator=make(), **call)
+    ours = latents_of(pipeline, generator=make(), **call)
+
+    assert ours.shape[0] == 4
+    assert relative(ours, theirs) <= 1e-4
+
+
+def test_given_latents_start_the_same_way(pipeline, peer_pipeline):
+    noise = torch.randn(2, 6, 16, generator=seeded(9))
+    call = dict(prompt=PROMPTS, height=32, width=48, max_sequence_length=256, latents=noise, **QUICK)
+
+    assert relative(latents_of(pipeline, **call), latents_of(peer_pipeline, **call)) <= 1e-4
+
+
+def test_the_schedulers_shift_applies_as_in_the_reference(pipeline, tiny_folder):
+    peer = diffusers.Ideogram4Pipeline.from_pretrained(tiny_folder)
+    peer.set_progress_bar_config(disable=True)
+    peer.scheduler = pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    call = dict(prompt=PROMPTS[0], height=32, width=48, max_sequence_length=256, **QUICK)
+
+    plain = latents_of(Ideogram4Pipeline(**{**pipeline.components, "scheduler": type(peer.scheduler)()}), **call)
+
+    assert (
+        relative(latents_of(pipeline, generator=seeded(), **call), latents_of(peer, generator=seeded(), **call)) <= 1e-4
+    )
+    assert not torch.allclose(plain, latents_of(pipeline, generator=seeded(), **call), atol=1e-2)
+
+
+# Packing
+
+
+def test_a_picture_is_the_same_alone_and_among_pictures_of_other_sizes(pipeline):
+    sizes = [(64, 48), (32, 80), (48, 48)]
+    prompts = [*PROMPTS, "x"]
+
+    together = latents_of(pipeline, prompts, size=sizes, generator=[seeded(i) for i in range(3)], preset="V4_TURBO_12")
+
+    assert [tuple(latents.shape) for latents in together] == [(12, 16), (10, 16), (9, 16)]
+    for i in range(3):
+        alone = latents_of(pipeline, prompts[i], size=sizes[i], generator=seeded(i), preset="V4_TURBO_12")
+        assert relative(together[i], alone[0]) <= 1e-5
+
+
+def test_one_generator_draws_for_pictures_of_mixed_sizes_in_order(pipeline):
+    sizes = [(64, 48), (32, 80)]
+    generator = seeded(5)
+    noise = [torch.randn(1, 12, 16, generator=generator)[0], torch.randn(1, 10, 16, generator=generator)[0]]
+
+    drawn = latents_of(pipeline, PROMPTS, size=sizes, generator=seeded(5), **QUICK)
+    given = latents_of(pipeline, PROMPTS, size=sizes, latents=noise, **QUICK)
+
+    assert all(torch.equal(a, b) for a, b in zip(drawn, given, strict=True))
+
+
+@pytest.mark.parametrize(("output_type", "of"), [("pil", PIL.Image.Image), ("np", np.ndarray), ("pt", torch.Tensor)])
+def test_pictures_of_mixed_sizes_come_as_a_list(pipeline, output_type, of):
+    images = pipeline(PROMPTS, size=[(64, 48), (32, 80)], output_type=output_type, **QUICK).images
+
+    assert isinstance(images, list) and all(isinstance(image, of) for image in images)
+    shapes = [(i.height, i.width) if output_type == "pil" else tuple(s for s in i.shape if s != 3) for i in images]
+    assert shapes == [(48, 64), (80, 32)]
+
+
+def test_text_is_projected_once_for_each_caption_and_never_in_the_unconditional_branch(pipeline):
+    calls = {"transformer": [], "unconditional_transformer": []}
+    for name, rows in calls.items():
+        projection = getattr(pipeline, name).llm_cond_proj
+        projection.register_forward_pre_hook(lambda _, args, rows=rows: rows.append(args[0].shape[0]))
+    lengths = [len(features) for features in pipeline.encode_prompt(PROMPTS)]
+
+    pipeline(PROMPTS, size=[(64, 48), (32, 80)], num_images_per_prompt=3, output_type="latent", **SETTINGS)
+
+    assert calls == {"transformer": lengths, "unconditional_transformer": []}
+
+
+def test_no_padding_enters_a_product(pipeline):
+    """Every linear layer of the blocks sees the caption's and the picture's tokens, no others."""
+    seen = {"transformer": set(), "unconditional_transformer": set()}
+    for name, rows in seen.items():
+        for block in getattr(pipeline, name).layers:
+            for linear in (block.attention.to_q, block.attention.to_out[0], block.feed_forward.w1):
+                linear.register_forward_pre_hook(lambda _, args, rows=rows: rows.add(args[0].shape[0]))
+    text_tokens = sum(len(features) for features in pipeline.encode_prompt(PROMPTS))
+
+    pipeline(PROMPTS, size=[(64, 48), (32, 80)], output_type="latent", **QUICK)
+
+    assert seen == {"transformer": {text_tokens + 12 + 10}, "unconditional_transformer": {12 + 10}}
+
+
+def test_the_text_encoder_runs_once_for_each_caption(pipeline):
+    runs = []
+    pipeline.text_encoder.language_model.layers[0].register_forward_hook(lambda *_: runs.append(1))
+
+    pipeline([PROMPTS[0]] * 2, height=32, width=32, num_images_per_prompt=2, output_type="latent", **QUICK)
+
+    assert runs == [1]
+
+
+# Prompts
+
+
+def test_prompts_are_text_dicts_captions_or_lists_of_these(pipeline):
+    call = dict(height=32, width=32, **QUICK)
+    as_dict = json.loads(CAPTION)
+
+    expected = latents_of(pipeline, CAPTION, generator=seeded(), **call)
+
+    assert torch.equal(latents_of(pipeline, as_dict, generator=seeded(), **call), expected)
+    assert torch.equal(latents_of(pipeline, ideoflow.Caption.parse(as_dict), generator=seeded(), **call), expected)
+    assert len(latents_of(pipeline, [as_dict, "plain text"], **call)) == 2
+
+
+def test_strict_refuses_a_caption_that_breaks_the_schema(pipeline):
+    with pytest.raises(ValueError):
+        pipeline({"background": "none of the schema's keys"}, height=32, width=32, strict=True, **QUICK)
+
+
+# Presets and guidance
+
+
+def test_a_preset_supplies_steps_guidance_and_schedule(pipeline):
+    (request,) = pipeline.make_requests("x", 512, 512, preset="V4_DEFAULT_20")
+    named = PRESETS["V4_DEFAULT_20"]
+    (explicit,) = pipeline.make_requests("x", 512, 512, 20, None, named.guidance, named.mu, named.std)
+
+    assert request.guidance == named.guidance == explicit.guidance
+    assert torch.equal(request.sigmas, explicit.sigmas)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "guidance"),
+    [
+        (dict(guidance_scale=4.0), (4.0,) * 12),
+        (dict(num_inference_steps=4), (7.0,) * 3 + (3.0,)),
+        (dict(num_inference_steps=14), (7.0,) * 13 + (3.0,)),
+        (dict(num_inference_steps=2, guidance_schedule=(2.0, 1.0)), (2.0, 1.0)),
+        (dict(guidance_schedule=None), (7.0,) * 11 + (3.0,)),
+    ],
+)
+def test_arguments_win_over_the_preset(pipeline, arguments, guidance):
+    (request,) = pipeline.make_requests("x", 512, 512, preset="V4_TURBO_12", **arguments)
+
+    assert request.guidance == guidance
+
+
+def test_mu_and_std_win_over_the_preset(pipeline):
+    def sigmas(**arguments):
+        return pipeline.make_requests("x", 512, 512, preset="V4_TURBO_12", **arguments)[0].sigmas
+
+    assert torch.equal(sigmas(mu=0.2, std=1.0), sigmas(mu=0.2, std=1.0))
+    assert not torch.equal(sigmas(mu=0.2), sigmas())
+    assert not torch.equal(sigmas(std=1.0), sigmas())
+
+
+def test_a_preset_of_ones_own_is_taken_as_it_is(pipeline):
+    (request,) = pipeline.make_requests("x", 512, 512, preset=Preset("mine", 2, (3.0, 1.0), 0.1, 1.2))
+
+    assert request.guidance == (3.0, 1.0)
+
+
+def test_without_guidance_the_unconditional_transformer_is_not_needed(pipeline):
+    call = dict(prompt="x", height=32, width=32, num_inference_steps=2, guidance_scale=1, guidance_schedule=None)
+    lean = Ideogram4Pipeline(**{**pipeline.components, "unconditional_transformer": None})
+    lean.set_progress_bar_config(disable=True)
+
+    expected = latents_of(pipeline, generator=seeded(), **call)
+
+    assert torch.equal(latents_of(lean, generator=seeded(), **call), expected)
+    with pytest.raises(ValueError, match="no `unconditional_transformer`, which guidance needs"):
+        lean("x", height=32, width=32, **QUICK)
+
+
+# Callbacks, interruption, progress
+
+
+def test_the_callback_sees_what_the_references_callback_sees(pipeline, peer_pipeline):
+    call = dict(prompt=PROMPTS, height=32, width=48, max_sequence_length=256, **QUICK)
+    seen = {"ours": [], "theirs": []}
+
+    def record(log):
+        def callback(pipe, i, t, tensors):
+            log.append((i, t, tensors["latents"], pipe.guidance_scale, pipe.num_timesteps))
+            return tensors
+
+        return callback
+
+    latents_of(pipeline, generator=seeded(), callback_on_step_end=record(seen["ours"]), **call)
+    latents_of(peer_pipeline, generator=seeded(), callback_on_step_end=record(seen["theirs"]), **call)
+
+    for ours, theirs in zip(seen["ours"], seen["theirs"], strict=True):
+        assert ours[0] == theirs[0] and ours[3:] == theirs[3:]
+        assert torch.equal(ours[1], theirs[1])
+        assert relative(ours[2], theirs[2]) <= 1e-4
+
+
+def test_the_callback_may_change_the_latents(pipeline, peer_pipeline):
+    def halve(pipe, i, t, tensors):
+        return {"latents": tensors["latents"] / 2}
+
+    call = dict(prompt=PROMPTS, height=32, width=48, max_sequence_length=256, callback_on_step_end=halve, **QUICK)
+
+    ours, theirs = (latents_of(pipe, generator=seeded(), **call) for pipe in (pipeline, peer_pipeline))
+
+    assert relative(ours, theirs) <= 1e-4
+    assert not torch.allclose(ours, latents_of(pipeline, generator=seeded(), **{**call, "callback_on_step_end": None}))
+
+
+def test_the_callback_gets_lists_where_sizes_differ(pipeline):
+    seen = []
+
+    def callback(pipe, i, t, tensors):
+        seen.append((tuple(t.shape), [tuple(latents.shape) for latents in tensors["latents"]]))
+
+    pipeline(PROMPTS, size=[(64, 48), (32, 80)], callback_on_step_end=callback, **QUICK)
+
+    assert seen == [((2,), [(12, 16), (10, 16)])] * 2
+
+
+def test_the_callback_may_ask_for_no_tensors(pipeline):
+    seen = []
+
+    pipeline(
+        "x",
+        height=32,
+        width=32,
+        callback_on_step_end=lambda pipe, i, t, tensors: seen.append(tensors),
+        callback_on_step_end_tensor_inputs=[],
+        **QUICK,
+    )
+
+    assert seen == [{}, {}]
+
+
+def test_interruption_stops_after_the_step_and_decodes_what_there_is(pipeline, peer_pipeline):
+    steps = []
+
+    def stop(pipe, i, t, tensors):
+        steps.append(i)
+        pipe._interrupt = i == 2
+        return tensors
+
+    call = dict(prompt="x", height=32, width=32, max_sequence_length=256, callback_on_step_end=stop, **SETTINGS)
+
+    ours, theirs = (latents_of(pipe, generator=seeded(), **call) for pipe in (pipeline, peer_pipeline))
+
+    assert steps == [0, 1, 2] * 2
+    assert relative(ours, theirs) <= 1e-4
+    assert len(pipeline(generator=seeded(), **call).images) == 1
+
+
+def test_the_next_call_is_not_interrupted(pipeline):
+    pipeline._interrupt = True
+
+    assert pipeline("x", height=32, width=32, **QUICK).images and not pipeline.interrupt
+
+
+def test_progress_counts_the_steps(pipeline, capsys):
+    pipeline.set_progress_bar_config(disable=False, desc="drawing")
+    pipeline("x", height=32, width=32, **QUICK)
+
+    assert "drawing" in (shown := capsys.readouterr().err) and "2/2" in shown
+
+
+# Requests for other loops than the pipeline's own
+
+
+def test_requests_made_apart_run_in_an_engine_of_the_pipeline(pipeline):
+    expected = latents_of(pipeline, "x", height=32, width=32, generator=seeded(), **QUICK)
+
+    requests = pipeline.make_requests("x", height=32, width=32, generator=seeded(), **QUICK)
+    for _ in pipeline.engine().run(requests):
+        pass
+
+    assert torch.equal(pipeline.decode_requests(requests, "latent"), expected)
+    assert pipeline.decode_requests(requests)[0].size == (32, 32)
+
+
+# Errors and warnings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(prompt=None), "`prompt` is missing"),
+        (dict(prompt=[]), "`prompt` is an empty list"),
+        (dict(height=40), "`width` and `height` are 32 and 40: each must be a positive multiple of 16"),
+        (dict(height=0), "positive multiple of 16"),
+        (dict(size=(32, 32)), "either `size` or `height` and `width`"),
+        (dict(height=2048, width=2048, size=[(32, 32)] * 2), "one for each of the 1 prompts"),
+        (dict(height=2048, width=2048, size=(32, 32, 32)), "one .width, height."),
+        (dict(guidance_scale=3.0), "exactly one of `guidance_scale`.*got both"),
+        (dict(guidance_schedule=None), "exactly one of `guidance_scale`.*got neither"),
+        (dict(num_inference_steps=3), "`guidance_schedule` has 2 values for 3 steps"),
+        (dict(num_images_per_prompt=0), "`num_images_per_prompt` is 0"),
+        (dict(generator=[seeded(), seeded()]), "2 generators for 1 pictures"),
+        (dict(latents=torch.zeros(1, 5, 16)), r"`latents` holds shapes \[\(5, 16\)\], but the pictures need"),
+        (dict(output_type="jpeg"), "`output_type` is 'jpeg'"),
+        (dict(preset="V9"), "`preset` 'V9' is unknown"),
+        (dict(prompt_upsampling=True), "`prompt_upsampling=True` is not available"),
+        (dict(max_sequence_length=3), r"more than `max_sequence_length` \(3\)"),
+        (dict(callback_on_step_end_tensor_inputs=["noise"]), r"names \['noise'\]"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(pipeline, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(**{**dict(prompt="x", height=32, width=32), **QUICK, **arguments})
+
+
+def test_a_callback_must_keep_the_shape_of_the_latents(pipeline):
+    with pytest.raises(ValueError, match=r"returned latents of shape \(1, 16\).*must keep \(4, 16\)"):
+        pipeline("x", height=32, width=32, callback_on_step_end=lambda *_: {"latents": torch.zeros(1, 1, 16)}, **QUICK)
+
+
+def test_schedulers_that_do_not_take_euler_steps_are_refused(pipeline):
+    pipeline.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+    with pytest.raises(ValueError, match="`scheduler` is a FlowMatchHeunDiscreteScheduler"):
+        pipeline("x", height=32, width=32, **QUICK)
+
+
+def test_the_references_transformer_object_is_refused_with_the_way_out(pipeline, peer_pipeline):
+    with pytest.raises(TypeError, match=r"`transformer` is a diffusers.*from_pretrained"):
+        Ideogram4Pipeline(**{**pipeline.components, "transformer": peer_pipeline.transformer})
+
+
+def test_weights_that_overflow_are_reported(pipeline):
+    with torch.no_grad():
+        pipeline.transformer.final_layer.linear.bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"Request 0 .'x'.*not finite"):
+        pipeline("x", height=32, width=32, **QUICK)
+
+
+def test_sizes_that_the_weights_were_not_trained_on_are_warned_about(pipeline, caplog):
+    pipeline.make_requests("x", size=(128, 512), **QUICK)
+    assert "128 x 512 pixels are outside" in caplog.text and "256 to 2048" in caplog.text
+    caplog.clear()
+
+    pipeline.make_requests("x", size=(256, 1600), **QUICK)
+    assert "aspect ratio up to 6:1" in caplog.text
+    caplog.clear()
+
+    pipeline.make_requests("x", size=(256, 512), **QUICK)
+    assert not caplog.text
+
+
+def test_the_limits_of_the_sizes_come_from_the_checkpoint(pipeline, caplog, tmp_path):
+    small = Ideogram4Pipeline(**pipeline.components, side_limits=(32, 64))
+    small.save_pretrained(tmp_path)
+
+    Ideogram4Pipeline.from_pretrained(tmp_path).make_requests("x", size=(32, 64), **QUICK)
+
+    assert "outside" not in caplog.text
+
+
+# Files
+
+
+def index_of(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    index.pop("_name_or_path", None)
+    return index
+
+
+def test_a_folder_of_the_reference_opens_with_our_transformers(pipeline):
+    assert type(pipeline.transformer) is type(pipeline.unconditional_transformer) is Ideogram4Transformer2DModel
+    assert not pipeline.transformer.training
+
+
+def test_what_we_save_the_reference_opens_and_draws_the_same(pipeline, tiny_folder, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    peer = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    peer.set_progress_bar_config(disable=True)
+    call = dict(prompt=PROMPTS[0], height=32, width=48, max_sequence_length=256, **SETTINGS)
+
+    assert index_of(tmp_path) == index_of(tiny_folder)
+    assert type(peer) is diffusers.Ideogram4Pipeline
+    assert type(peer.transformer) is diffusers.Ideogram4Transformer2DModel
+    assert (
+        relative(latents_of(pipeline, generator=seeded(), **call), latents_of(peer, generator=seeded(), **call)) <= 1e-4
+    )
+
+
+def test_saving_and_loading_keeps_every_weight(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+
+    again = Ideogram4Pipeline.from_pretrained(tmp_path)
+
+    for name in ("transformer", "unconditional_transformer", "vae", "text_encoder"):
+        state, expected = getattr(again, name).state_dict(), getattr(pipeline, name).state_dict()
+        assert state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+def test_replaced_transformers_keep_their_name_in_the_index(pipeline, tiny_folder, tmp_path):
+    pipeline.transformer = Ideogram4Transformer2DModel.from_pretrained(tiny_folder / "unconditional_transformer")
+
+    pipeline.save_pretrained(tmp_path)
+
+    assert index_of(tmp_path)["transformer"] == ["diffusers", "Ideogram4Transformer2DModel"]
+
+
+def test_taps_are_kept_in_the_folder(pipeline, peer_pipeline, tmp_path):
+    taps = [1, *range(2, 14)]
+    own = Ideogram4Pipeline(**pipeline.components, text_encoder_taps=taps)
+    own.save_pretrained(tmp_path)
+    again = Ideogram4Pipeline.from_pretrained(tmp_path)
+
+    assert again.taps == tuple(taps) and pipeline.taps == ideoflow.text_encoder.TAPS
+    assert torch.equal(again.encode_prompt("x")[0], own.encode_prompt("x")[0])
+    assert not torch.equal(again.encode_prompt("x")[0], pipeline.encode_prompt("x")[0])
+    assert diffusers.DiffusionPipeline.from_pretrained(tmp_path).transformer is not None
+
+
+def test_a_folder_without_unconditional_transformer_saves_and_opens(pipeline, tmp_path):
+    Ideogram4Pipeline(**{**pipeline.components, "unconditional_transformer": None}).save_pretrained(tmp_path)
+
+    assert Ideogram4Pipeline.from_pretrained(tmp_path).unconditional_transformer is None
+
+
+@pytest.mark.parametrize("options", [dict(dtype=torch.bfloat16), dict(device_map="cpu"), dict(low_cpu_mem_usage=False)])
+def test_loading_options_apply(tiny_folder, options):
+    loaded = Ideogram4Pipeline.from_pretrained(tiny_folder, **options)
+    loaded.set_progress_bar_config(disable=True)
+
+    assert type(loaded.transformer) is Ideogram4Transformer2DModel
+    assert loaded.transformer.dtype == options.get("dtype", torch.float32)
+    latents = latents_of(loaded, "x", height=32, width=48, generator=seeded(), **QUICK)
+    assert latents.dtype == torch.float32 and latents.isfinite().all()
+
+
+def test_half_precision_is_near_the_reference_in_half_precision(tiny_folder):
+    ours, theirs = (
+        cls.from_pretrained(tiny_folder, dtype=torch.bfloat16)
+        for cls in (Ideogram4Pipeline, diffusers.Ideogram4Pipeline)
+    )
+    call = dict(prompt="x", height=32, width=48, max_sequence_length=64, output_type="latent", **QUICK)
+
+    # One rounding of the times apart: the reference rounds them to bfloat16.
+    assert relative(ours(generator=seeded(), **call).images, theirs(generator=seeded(), **call).images) < 0.1
+
+
+def test_variants_are_found(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path, variant="fp16")
+
+    assert (tmp_path / "transformer" / "diffusion_pytorch_model.fp16.safetensors").exists()
+    assert Ideogram4Pipeline.from_pretrained(tmp_path, variant="fp16").transformer is not None
+
+
+def test_a_component_may_be_passed_to_from_pretrained(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    shutil.rmtree(folder / "transformer")
+    transformer = Ideogram4Transformer2DModel.from_pretrained(tiny_folder / "transformer")
+
+    assert Ideogram4Pipeline.from_pretrained(folder, transformer=transformer).transformer is transformer
+
+
+def test_moving_changes_the_type_of_all_models(pipeline):
+    pipeline.to(torch.float64)
+
+    assert {pipeline.transformer.dtype, pipeline.unconditional_transformer.dtype, pipeline.vae.dtype} == {torch.float64}
+
+
+# Offloading
+
+
+@pytest.mark.parametrize(
+    "offload",
+    [
+        "model",
+        "group by block",
+        "group by leaf",
+        pytest.param(
+            "sequential", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="accelerate: CUDA alone")
+        ),
+    ],
+)
+def test_offloaded_pipelines_draw_the_same(pipeline, offload):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    call = dict(prompt="x", height=32, width=48, **QUICK)
+    expected = latents_of(pipeline.to(device), generator=seeded(), **call).cpu()
+    pipeline.to("cpu")
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    elif offload == "group by leaf":
+        pipeline.enable_group_offload(device, offload_type="leaf_level")
+    else:
+        pipeline.enable_group_offload(device, offload_type="block_level", num_blocks_per_group=1)
+
+    assert relative(latents_of(pipeline, generator=seeded(), **call).cpu(), expected) <= 1e-5
+    assert pipeline(generator=seeded(), **call).images
+
+
+def test_model_offload_wakes_each_model_once_a_step(pipeline, monkeypatch):
+    from accelerate.hooks import CpuOffload
+
+    woken, plain = [], CpuOffload.pre_forward
+    monkeypatch.setattr(
+        CpuOffload, "pre_forward", lambda hook, module, *a, **k: (woken.append(module), plain(hook, module, *a, **k))[1]
+    )
+    pipeline.enable_model_cpu_offload(device="cpu")
+
+    pipeline("x", height=32, width=48, **QUICK)
+
+    order = [module for module, before in zip(woken, [None, *woken], strict=False) if module is not before]
+    branches = [pipeline.transformer, pipeline.unconditional_transformer]
+    assert order == [pipeline.text_encoder, *branches * 3, pipeline.vae]  # to prepare, and for each of two steps
+
+
+def test_group_offload_brings_the_parts_outside_the_blocks_too(pipeline, monkeypatch):
+    """They hang on the model's own `forward`, which neither the engine nor the text features call."""
+    from diffusers.hooks.group_offloading import ModuleGroup
+
+    pipeline.enable_group_offload(torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1)
+    balance, on, off = {}, ModuleGroup.onload_, ModuleGroup.offload_
+    models = [pipeline.text_encoder, pipeline.transformer, pipeline.unconditional_transformer, pipeline.vae]
+
+    def onload(group):
+        balance.setdefault(group.onload_leader, []).append("on")
+        on(group)
+
+    def offload(group):
+        balance.setdefault(group.offload_leader, []).append("off")
+        off(group)
+
+    monkeypatch.setattr(ModuleGroup, "onload_", onload)
+    monkeypatch.setattr(ModuleGroup, "offload_", offload)
+
+    pipeline("x", height=32, width=48, **QUICK)
+
+    assert [balance[model] for model in models] == [["on", "off"] * n for n in (1, 3, 3, 1)]
+
+
+# LoRA
+
+
+@pytest.fixture
+def lora():
+    generator = seeded(11)
+    state = {}
+    for layer in range(2):
+        for name in ("attention.to_q", "attention.to_out.0", "feed_forward.w1"):
+            prefix = f"transformer.layers.{layer}.{name}"
+            rows = 48 if name.endswith("w1") else 32
+            state[f"{prefix}.lora_A.weight"] = torch.randn(4, 32, generator=generator) / 4
+            state[f"{prefix}.lora_B.weight"] = torch.randn(rows, 4, generator=generator) / 4
+    return state
+
+
+def test_a_lora_has_the_effect_it_has_in_the_reference(pipeline, tiny_folder, lora):
+    peer = diffusers.Ideogram4Pipeline.from_pretrained(tiny_folder)
+    peer.set_progress_bar_config(disable=True)
+    call = dict(prompt="x", height=32, width=48, max_sequence_length=64, **SETTINGS)
+    bare = latents_of(pipeline, generator=seeded(), **call)
+
+    for pipe in (pipeline, peer):
+        pipe.load_lora_weights(dict(lora), adapter_name="style")
+    loaded = latents_of(pipeline, generator=seeded(), **call)
+    assert relative(loaded, latents_of(peer, generator=seeded(), **call)) <= 1e-4
+    assert relative(loaded, bare) > 1e-2
+
+    for pipe in (pipeline, peer):
+        pipe.set_adapters("style", 0.5)
+    half = latents_of(pipeline, generator=seeded(), **call)
+    assert relative(half, latents_of(peer, generator=seeded(), **call)) <= 1e-4
+    assert relative(half, loaded) > 1e-3
+
+    pipeline.set_adapters("style", 1.0)
+    scaled = latents_of(pipeline, generator=seeded(), attention_kwargs={"scale": 0.5}, **call)
+    assert relative(scaled, half) <= 1e-5
+
+    pipeline.fuse_lora(lora_scale=0.5)
+    assert relative(latents_of(pipeline, generator=seeded(), **call), half) <= 1e-4
+    pipeline.unfuse_lora()
+
+    pipeline.unload_lora_weights()
+    assert relative(latents_of(pipeline, generator=seeded(), **call), bare) <= 1e-5
+
+
+def test_a_lora_of_the_text_projection_acts_and_scales(pipeline):
+    """The projection runs in `prepare`, before the steps, and takes its part of the adapter with it."""
+    generator = seeded(12)
+    prefix = "transformer.llm_cond_proj"
+    lora = {
+        f"{prefix}.lora_A.weight": torch.randn(4, 13 * 32, generator=generator) / 20,
+        f"{prefix}.lora_B.weight": torch.randn(32, 4, generator=generator),
+    }
+    call = dict(prompt="x", height=32, width=48, **QUICK)
+    bare = latents_of(pipeline, generator=seeded(), **call)
+
+    pipeline.load_lora_weights(lora)
+
+    assert relative(latents_of(pipeline, generator=seeded(), **call), bare) > 1e-2
+    off = latents_of(pipeline, generator=seeded(), attention_kwargs={"scale": 0.0}, **call)
+    assert relative(off, bare) <= 1e-6
