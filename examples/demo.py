@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated
 
 import torch
@@ -23,13 +24,17 @@ SIZES = {  # (width, height) in pixels for examples/captions/NAME.json
     "shapes": (160, 128),
 }
 
-ZOOM, MARGIN, TEXT_WIDTH, LINE = 2, 24, 360, 22  # of the contact sheet, in pixels
+GUIDANCE = 3.0  # the presets' 7 is for the large weights
+ZOOM, MARGIN, TEXT_WIDTH, LINE = 2, 24, 340, 22  # of the contact sheet, in pixels
+TEXT_COLUMNS = 44  # of its text, in characters
 
 
 def draw(pipe: Ideogram4Pipeline, captions: Sequence[Caption], sizes: Sequence[tuple[int, int]], seed: int):
     """All pictures in one call: every step runs one stream with the tokens of all of them, and no padding."""
     generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(len(captions))]
-    return pipe(list(captions), size=list(sizes), generator=generators).images
+    return pipe(
+        list(captions), size=list(sizes), preset="V4_DEFAULT_20", guidance_scale=GUIDANCE, generator=generators
+    ).images
 
 
 def describe(caption: Caption) -> list[str]:
@@ -57,8 +62,9 @@ def contact_sheet(images: Sequence[Image.Image], texts: Sequence[Sequence[str]])
             left = MARGIN + side * column
             sheet.paste(image.resize((ZOOM * image.width, ZOOM * image.height), Image.Resampling.LANCZOS), (left, top))
             beside = left + column - TEXT_WIDTH - MARGIN
-            for row, line in enumerate([*lines, f"{image.width} x {image.height} pixels"]):
-                pen.text((beside, top + row * LINE), line, fill="black", font=font)
+            rows = [row for line in lines for row in wrap(line, TEXT_COLUMNS, subsequent_indent="    ")]
+            for number, row in enumerate([*rows, f"{image.width} x {image.height} pixels"]):
+                pen.text((beside, top + number * LINE), row, fill="black", font=font)
         top += height
     return sheet
 

@@ -124,7 +124,9 @@ def test_rows_of_padding_alone_make_an_empty_stream():
 
 
 tokens = st.tuples(st.sampled_from([-1, 0, 3, 2**62, -(2**62)]), st.sampled_from([TEXT, IMAGE, EMPTY, 5]))
-batches = st.integers(1, 12).flatmap(lambda n: st.lists(st.lists(tokens, min_size=n, max_size=n), min_size=1, max_size=3))
+batches = st.integers(1, 12).flatmap(
+    lambda n: st.lists(st.lists(tokens, min_size=n, max_size=n), min_size=1, max_size=3)
+)
 
 
 @settings(deadline=None)

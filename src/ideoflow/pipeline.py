@@ -1,8 +1,8 @@
 """The pipeline: captions in, pictures out, with the call arguments and the folder layout of diffusers' Ideogram 4."""
 
 # No `from __future__ import annotations`: diffusers reads the types of the constructor's arguments.
-import logging
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import latents as latent_tokens
+from .captions import prompt_line
 from .engine import Engine, Request
 from .model import Context, Ideogram4Transformer2DModel
 from .schedule import PRESETS, Preset, find_preset, guidance_per_step, logit_normal_sigmas
 from .text_encoder import TAPS, encode_captions
-
-log = logging.getLogger(__name__)
 
 DEFAULT = PRESETS["V4_QUALITY_48"]
 SIDE_LIMITS = (256, 2048)  # pixels, what the published weights were trained on
@@ -395,13 +394,10 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
                     f"`width` and `height` are {pair[0]} and {pair[1]}: each must be a positive multiple of {unit}."
                 )
             if min(pair) < least or max(pair) > most or max(pair) > MAX_ASPECT * min(pair):
-                log.warning(
-                    "%d x %d pixels are outside what the weights were trained on (sides of %d to %d, aspect ratio up to"
-                    " %d:1); the picture may be poor.",
-                    *pair,
-                    least,
-                    most,
-                    MAX_ASPECT,
+                warnings.warn(
+                    f"{pair[0]} x {pair[1]} pixels are outside what the weights were trained on (sides of {least} to"
+                    f" {most}, aspect ratio up to {MAX_ASPECT}:1): the picture may be poor.",
+                    stacklevel=2,
                 )
         return sizes
 
@@ -480,8 +476,6 @@ def _plan(
 
 def _lines(prompt: Any, strict: bool) -> list[str]:
     """The line that the text encoder reads, for each prompt."""
-    from .captions import prompt_line
-
     if prompt is None:
         raise ValueError("`prompt` is missing: give a caption, or a list of them.")
     prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]

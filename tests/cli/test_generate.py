@@ -223,6 +223,33 @@ def test_strict_refuses_a_caption_that_breaks_the_schema(generate):
     assert "bbox" in result.stderr and not Path("a.png").exists()
 
 
+def test_each_breach_is_said_once_and_a_certain_one_with_its_cure(generate):
+    error = generate(BROKEN, "--out", "a.png").stderr
+    assert error.count("corners swapped") == 1 and "ideoflow caption fix" in error
+
+
+def test_a_size_unlike_the_training_draws_a_warning(generate):
+    assert "warning: 48 x 32 pixels are outside" in generate(LINE, "--out", "a.png").stderr
+
+
+def test_nothing_but_warnings_and_paths_is_said_when_not_on_a_terminal(generate):
+    result = generate(LINE, "--out", "a.png")
+    assert all(line.startswith("warning: ") for line in result.stderr.splitlines())
+
+
+def test_unwrapped_plain_text_draws_a_warning_and_strict_refuses_it(generate):
+    assert "plain text" in generate("a red dot", "--no-wrap", "--out", "a.png").stderr
+    assert "plain text" in generate("a red dot", "--no-wrap", "--strict", fails=2).stderr
+
+
+def test_the_bundled_model_is_the_default_with_its_own_size_and_guidance():
+    invoke("a red circle", "--steps", "1", "--device", "cpu", "--out", "a.png")
+    found = settings("a.png")
+    assert (found["model"], found["width"], found["height"], found["guidance"]) == ("sketch", 128, 128, 3.0)
+    invoke("a.png", "--out", "b.png")
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -1,4 +1,4 @@
-"""Fixtures of the transformer's tests: our class and the peer's on the same random weights, and rows of packed samples."""
+"""Fixtures of the transformer's tests: our class and the peer's on equal random weights, and rows of packed samples."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ CONFIG = dict(
 
 
 def randomise(model: nn.Module, seed: int) -> nn.Module:
-    """Draw every parameter anew, none 0 or 1, at a scale that keeps signals of order one."""
+    """Draw every parameter anew, none 0 or 1, as wide as torch's own initialisation, so that rounding stays small."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             draw = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 2:
-                parameter.copy_(draw if "embed" in name else draw / parameter.shape[1] ** 0.5)
+                parameter.copy_(draw if "embed" in name else draw / (3 * parameter.shape[1]) ** 0.5)
             else:
                 parameter.copy_(0.1 * draw + ("norm" in name))
     return model

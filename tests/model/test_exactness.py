@@ -71,9 +71,7 @@ def packed_rows() -> st.SearchStrategy[list[list[tuple[int, int]]]]:
 
 @settings(max_examples=220, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(config=configs(), rows=packed_rows(), per_token_times=st.booleans(), seed=st.integers(0, 2**31))
-def test_outputs_and_all_gradients_are_the_peers(
-    make_pair, make_rows, real, config, rows, per_token_times, seed
-):
+def test_outputs_and_all_gradients_are_the_peers(make_pair, make_rows, real, config, rows, per_token_times, seed):
     widths = {name: config[name] for name in ("in_channels", "llm_features_dim")}
     inputs = make_rows(rows, seed, per_token_times, **widths)
     is_real = real(inputs)[..., None]
@@ -93,7 +91,7 @@ def test_outputs_and_all_gradients_are_the_peers(
     # Where sums cancel (the queries of lone tokens, the time under a norm) the size of the other gradients counts.
     largest = max(gradient.abs().max().item() for gradient in gradients[0].values())
     for name, expected in gradients[0].items():
-        assert close(gradients[1][name], expected, floor=0.02 * largest), name
+        assert close(gradients[1][name], expected, floor=1e-2 * largest), name
 
 
 def test_padding_comes_out_zero(ours, inputs, real):
@@ -149,7 +147,7 @@ def test_gradients_of_times_are_the_peers(pair, make_rows, real, per_token_times
         output = model(**inputs | {"timestep": times}).sample
         (output * real(inputs)[..., None]).square().sum().backward()
         gradients.append(times.grad)
-    assert close(gradients[1], gradients[0])
+    assert close(gradients[1], gradients[0], 2e-4)  # the sinusoid turns 1e4 radians: times magnify rounding
 
 
 def test_forward_is_prepare_and_velocity(ours, inputs, stream_inputs):

@@ -166,9 +166,9 @@ def test_sizes_are_drawn_or_given():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="`size`.*multiples of 16"):
+    with pytest.raises(ValueError, match=r"`size`.*multiples of 16"):
         sample(0, size=(100, 96))
-    with pytest.raises(ValueError, match="`split`.*'held_out'"):
+    with pytest.raises(ValueError, match=r"`split`.*'held_out'"):
         sample(0, split="test")
-    with pytest.raises(ValueError, match="`shape`.*circle"):
+    with pytest.raises(ValueError, match=r"`shape`.*circle"):
         shape_mask("blob", 10, 10)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -42,24 +42,19 @@ def warn(message: str) -> None:
     err.print(f"[yellow]warning:[/] {escape(message)}")
 
 
-class _Warnings(logging.Handler):
-    """Shows the library's log as the command's own warnings."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        warn(record.getMessage())
-
-
-def quiet_libraries() -> None:
-    """Leave progress to the command's own bar, and show the library's warnings as the command's."""
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Show the library's warnings as the command's own, and nothing of other packages' warnings and progress."""
     import diffusers
     import transformers
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    log = logging.getLogger("ideoflow")
-    if not any(isinstance(handler, _Warnings) for handler in log.handlers):
-        log.addHandler(_Warnings(logging.WARNING))
-        log.propagate = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", category=UserWarning, module="ideoflow")
+        warnings.showwarning = lambda message, *_: warn(str(message))
+        yield
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .console import err, fail, out, plain_errors, quiet_libraries, warn
+from .console import err, fail, out, plain_errors, plain_warnings, warn
 from .pictures import Lora, Picture, Settings, save, target, to_metadata
 from .prompts import Prompt, read_prompt
 
@@ -32,6 +33,7 @@ SKETCH = "sketch"
 PRESET_NAMES = {"quality": "V4_QUALITY_48", "default": "V4_DEFAULT_20", "turbo": "V4_TURBO_12"}
 DTYPES = ("float32", "bfloat16", "float16")
 SKETCH_SIZE = (128, 128)
+SKETCH_GUIDANCE = 3.0  # that small a model burns out at the presets' 7
 DEFAULT_SIZE = (1024, 1024)
 
 
@@ -86,7 +88,11 @@ def generate(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps instead of the preset's.")] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="One guidance scale for every step instead of the preset's.")
+        float | None,
+        typer.Option(
+            help="One guidance scale for every step instead of the preset's.",
+            show_default=f"the preset's; {SKETCH_GUIDANCE:g} with the bundled model",
+        ),
     ] = None,
     seed: Annotated[
         int | None,
@@ -220,6 +226,8 @@ def _jobs(prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int
         warn(f"{prompt.name} was made on {found['device']!r}, which is not here: its pixels may differ a little.")
         del found["device"]
     values: dict[str, Any] = {"model": SKETCH, "loras": (), "preset": PRESET_NAMES["default"], **found, **chosen}
+    if values["model"] == SKETCH:
+        values.setdefault("guidance", SKETCH_GUIDANCE)
     values.setdefault("device", _best_device())
     small = values["model"] == SKETCH or values["device"] == "cpu"
     values.setdefault("dtype", "float32" if small else "bfloat16")
@@ -236,32 +244,36 @@ def _draw(settings: Settings, pictures: Sequence[Picture]) -> list[Image]:
     """All pictures of one setting in one call."""
     import torch
 
+    from ..captions import CaptionWarning
     from ..schedule import find_preset
 
     preset = find_preset(settings.preset)
-    quiet_libraries()
-    with err.status(f"loading {settings.model} on {settings.device}"):
+    with plain_warnings(), err.status(f"loading {settings.model} on {settings.device}"):
         pipe = _load(settings)
     pipe.set_progress_bar_config(disable=True)
     noun = "picture" if len(pictures) == 1 else "pictures"
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-    ) as progress:
+    with (
+        plain_warnings(),
+        Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+        ) as progress,
+    ):
         task = progress.add_task(f"{len(pictures)} {noun}", total=None)
 
         def on_step(pipe: Ideogram4Pipeline, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             progress.update(task, completed=step + 1, total=pipe.num_timesteps)
             return tensors
 
+        warnings.simplefilter("ignore", CaptionWarning)  # said already, when the prompts were read
         result: Any = pipe(
             [picture.caption for picture in pictures],
             size=[(picture.width, picture.height) for picture in pictures],
@@ -284,7 +296,7 @@ def _load(settings: Settings) -> Ideogram4Pipeline:
 
     dtype = getattr(torch, settings.dtype)
     if settings.model == SKETCH:
-        pipe = sketch.load().to(dtype)
+        pipe = sketch.load(dtype)
     else:
         pipe = Ideogram4Pipeline.from_pretrained(settings.model, dtype=dtype)
     for number, lora in enumerate(settings.loras):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,18 +62,14 @@ def _from_text(text: str, source: str, name: str | None, wrap: bool) -> Prompt:
     text = text.strip()
     if not text:
         raise ValueError(f"{source} is empty: give a caption.")
-    if not text.startswith("{"):
-        return Prompt(Caption.from_text(text).line() if wrap else text, name or slug(text))
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{source} starts like a JSON caption but is no JSON: {error.msg} at line {error.lineno}, column "
-            f"{error.colno}."
-        ) from None
-    caption = Caption.parse(data)
-    return Prompt(
-        caption.line(),
-        name or slug(caption.high_level_description or ""),
-        tuple(str(breach) for breach in caption.check()),
-    )
+    if text.startswith("{"):
+        caption = Caption.parse(text)
+        summary = caption.high_level_description
+        breaches = tuple(
+            f"{breach} (`ideoflow caption fix` does it)" if breach.certain else str(breach)
+            for breach in caption.check()
+        )
+        return Prompt(caption.line(), name or slug(summary if isinstance(summary, str) else ""), breaches)
+    if wrap:
+        return Prompt(Caption.from_text(text).line(), name or slug(text))
+    return Prompt(text, name or slug(text), ("it is plain text, but the models were trained on JSON captions",))

@@ -27,5 +27,5 @@ def load(dtype: torch.dtype | None = None) -> Ideogram4Pipeline:
 
     from ..pipeline import Ideogram4Pipeline
 
-    pipeline: Ideogram4Pipeline = Ideogram4Pipeline.from_pretrained(path(), torch_dtype=dtype or torch.float32)
+    pipeline: Ideogram4Pipeline = Ideogram4Pipeline.from_pretrained(path(), dtype=dtype or torch.float32)
     return pipeline

@@ -68,7 +68,7 @@ def score(
     from .score import score as measure
     from .text import line
 
-    pipeline = Ideogram4Pipeline.from_pretrained(model or path(), torch_dtype=torch.float32)
+    pipeline = Ideogram4Pipeline.from_pretrained(model or path(), dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     drawn: list[Image.Image] = []
 
@@ -92,7 +92,7 @@ def score(
         contact_sheet([(s.image, d) for s, d in zip(samples[:32], drawn[:32], strict=True)]).save(sheet)
 
 
-def contact_sheet(pairs, columns: int = 4, cell: int = 200):  # type: ignore[no-untyped-def]
+def contact_sheet(pairs, columns: int = 4, cell: int = 200):
     """Truth and drawn picture side by side, `columns` pairs in a row."""
     from PIL import Image
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,7 @@ SIDES = (96, 192)  # pixels, what the model is trained on
 def export(folder: Path, destination: Path) -> None:
     """Write the averaged weights of the runs in `folder` as a pipeline's folder, replacing `destination` at the end.
 
-    The weights are kept in float16, the autoencoder's in float32: whoever loads them computes in float32.
+    The weights are kept in float16; whoever loads them computes in float32.
     """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     sketch = Sketch(len(tokenizer)).eval()
@@ -28,7 +29,7 @@ def export(folder: Path, destination: Path) -> None:
     sketch.load_state_dict({k.removeprefix("average/"): v for k, v in weights.items() if k.startswith("average/")})
     pipeline = Ideogram4Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=AutoencoderKLFlux2.from_pretrained(folder / "vae"),
+        vae=AutoencoderKLFlux2.from_pretrained(folder / "vae").half(),
         text_encoder=sketch.reader.export().half(),
         tokenizer=tokenizer,
         transformer=sketch.transformer.half(),
@@ -38,5 +39,10 @@ def export(folder: Path, destination: Path) -> None:
     fresh = destination.with_name(destination.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     pipeline.save_pretrained(fresh)
+    # transformers loads in the type that the config names, whatever the file holds; diffusers in float32.
+    config = fresh / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    vocabulary = fresh / "tokenizer" / "tokenizer.json"  # written with indents that are half of it
+    vocabulary.write_text(json.dumps(json.loads(vocabulary.read_text()), separators=(",", ":"), ensure_ascii=False))
     shutil.rmtree(destination, ignore_errors=True)
     fresh.rename(destination)

@@ -10,6 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+SAVE_EVERY = 500  # steps
+
 
 class Average:
     """Exponential moving average of a module's parameters, warmed up: decay `min(decay, (1 + n) / (10 + n))`."""

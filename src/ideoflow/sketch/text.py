@@ -103,8 +103,8 @@ def _strings(value: object) -> Iterable[str]:
 def encoder_config(vocabulary: int) -> Qwen3VLConfig:
     """A Qwen3-VL whose language model is `TEXT_CONFIG` and whose vision tower is as small as it can be."""
     vision = dict(
-        depth=1, hidden_size=8, intermediate_size=8, num_heads=1, out_hidden_size=TEXT_CONFIG["hidden_size"],
-        num_position_embeddings=16, deepstack_visual_indexes=[0],
+        depth=1, hidden_size=4, intermediate_size=4, num_heads=1, out_hidden_size=TEXT_CONFIG["hidden_size"],
+        patch_size=2, num_position_embeddings=4, deepstack_visual_indexes=[],
     )  # fmt: skip
     text = {**TEXT_CONFIG, "vocab_size": vocabulary}
     return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)

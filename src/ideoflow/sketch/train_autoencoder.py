@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2
 from torch import Tensor
 
-from .resume import Average, load_state, save_state
+from ..latents import patchify
+from .resume import SAVE_EVERY, Average, load_state, save_state
 from .world import sample
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def crops(step: int, batch: int) -> Tensor:
 
 
 def train(folder: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3, total_steps: int = 9000) -> None:
-    """Train until `total_steps` or `minutes`, then write the averaged weights to `folder / "vae"`.
+    """Train until `minutes` are over or until `total_steps`, and then write the averaged weights to `folder / "vae"`.
 
     Resumes from `folder / "autoencoder.safetensors"`. The latents' statistics are measured at the end and kept in the
     autoencoder's `bn`, where the pipeline looks for them.
@@ -55,12 +55,10 @@ def train(folder: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3
     optimizer = torch.optim.AdamW(vae.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     average = Average(vae, 0.999)
     state = folder / "autoencoder.safetensors"
-    first = load_state(state, vae, optimizer, average)
+    step = load_state(state, vae, optimizer, average)
     begun = time.monotonic()
-    for step in range(first, total_steps):
-        seconds = time.monotonic() - begun
-        if seconds > 60 * minutes:
-            break
+    while step < total_steps and (seconds := time.monotonic() - begun) < 60 * minutes:
+        torch.manual_seed(step)
         warm = min(1.0, (step + 1) / 100)
         optimizer.param_groups[0]["lr"] = peak_rate * warm * max(0.02, 1 - step / total_steps)
         pictures = crops(step, batch)
@@ -75,11 +73,15 @@ def train(folder: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         average.update(vae, step)
+        step += 1
         if step % 100 == 0:
             decibel = -10 * float(torch.log10(error.detach().div(2).square().mean()))
             log.info("step %d loss %.4f psnr %.1f dB, %.0f s", step, loss.item(), decibel, seconds)
-        if step % 500 == 499:
-            save_state(state, step + 1, vae, optimizer, average)
+        if step % SAVE_EVERY == 0:
+            save_state(state, step, vae, optimizer, average)
+    save_state(state, step, vae, optimizer, average)
+    if step < total_steps:
+        return
     average.copy_to(vae)
     measure_latents(vae)
     vae.save_pretrained(folder / "vae")
@@ -89,13 +91,12 @@ def train(folder: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3
 def measure_latents(vae: AutoencoderKLFlux2, pictures: int = 512) -> None:
     """Set `vae.bn` to mean and variance of the patchified latents of `pictures` training pictures."""
     vae.eval()
-    means = []
+    tokens = []
     for step in range(10**6, 10**6 + pictures // 64):
         latents = vae.encode(crops(step, 64)).latent_dist.mode()
-        means.append(F.pixel_unshuffle(latents, 2))  # channel * 4 + place
-    places = torch.cat(means).unflatten(1, (-1, 4)).transpose(1, 2).flatten(1, 2)  # place * channels + channel
-    vae.bn.running_mean.copy_(places.mean((0, 2, 3)))
-    vae.bn.running_var.copy_(places.var((0, 2, 3)))
+        tokens.append(patchify(latents).flatten(0, 1))
+    vae.bn.running_mean.copy_(torch.cat(tokens).mean(0))
+    vae.bn.running_var.copy_(torch.cat(tokens).var(0))
 
 
 def psnr(vae: AutoencoderKLFlux2, count: int = 64) -> float:

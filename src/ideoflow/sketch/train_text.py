@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from .resume import Average, load_state, save_state
+from .resume import SAVE_EVERY, Average, load_state, save_state
 from .text import Encoder, Probe, Reader, Truth, build_tokenizer
 from .world import sample
 
@@ -48,6 +48,6 @@ def train(folder: Path, minutes: float, batch: int = 64, peak_rate: float = 2e-3
         step += 1
         if step % 50 == 0:
             log.info("step %d loss %.3f box error %.3f, %.0f s", step, loss.item(), box_error.item(), seconds)
-        if step % 500 == 0:
+        if step % SAVE_EVERY == 0:
             save_state(state, step, model, optimizer, average)
     save_state(state, step, model, optimizer, average)

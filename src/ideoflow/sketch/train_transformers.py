@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from ..latents import encode
 from ..model import Ideogram4Transformer2DModel
 from ..packing import Layout
 from ..schedule import sample_times
-from .resume import Average, load_state, save_state
+from .resume import SAVE_EVERY, Average, load_state, save_state
 from .text import TAPS, TEXT_CONFIG, Encoder, Probe, Reader, Truth, features
 from .world import Sample, sample
 
@@ -190,10 +191,12 @@ def train(
     hasten(model.transformer)
     hasten(model.unconditional)
     begun, seen, sums = time.monotonic(), 0, {}  # type: ignore[var-annotated]
+    per_round = SHARD * 100 // tokens  # batches of each visit to a shard: a little fewer than it makes
     while step < total_steps and time.monotonic() - begun < 60 * minutes:
-        pictures = shard(folder / "latents", (step // _per_shard(tokens)) % shards, vae, encoder)
-        draw = random.Random(step)
-        for batch in batches(pictures, tokens, draw):
+        visit, offset = divmod(step, per_round)
+        pictures = shard(folder / "latents", visit % shards, vae, encoder)
+        packed = list(batches(pictures, tokens, random.Random(visit)))
+        for batch in islice(cycle(packed), offset, per_round):
             rate = peak_rate * min(1.0, (step + 1) / 200) * min(1.0, (1 - step / total_steps) / (1 - decay_from) + 0.01)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["share"]
@@ -213,16 +216,11 @@ def train(
                 shown = " ".join(f"{name} {np.mean(values):.4f}" for name, values in sums.items())
                 log.info("step %d %s norm %.2f, %.1f pictures/s", step, shown, norm, seen / (time.monotonic() - begun))
                 sums = {}
-            if step % 500 == 0:
+            if step % SAVE_EVERY == 0:
                 save_state(state, step, model, optimizer, average)
             if step >= total_steps or time.monotonic() - begun > 60 * minutes:
                 break
     save_state(state, step, model, optimizer, average)
-
-
-def _per_shard(tokens: int) -> int:
-    """About how many batches a shard makes."""
-    return SHARD * 112 // tokens
 
 
 def _adopt(model: Sketch, path: Path) -> None:
