@@ -3,6 +3,7 @@
 import inspect
 import json
 import shutil
+import warnings
 
 import diffusers
 import numpy as np
@@ -169,7 +170,8 @@ def test_text_is_projected_once_for_each_caption_and_never_in_the_unconditional_
         projection.register_forward_pre_hook(lambda _, args, rows=rows: rows.append(args[0].shape[0]))
     lengths = [len(features) for features in pipeline.encode_prompt(PROMPTS)]
 
-    pipeline(PROMPTS, size=[(64, 48), (32, 80)], num_images_per_prompt=3, output_type="latent", **SETTINGS)
+    prompts, sizes = [*PROMPTS, PROMPTS[0]], [(64, 48), (32, 80), (64, 48)]
+    pipeline(prompts, size=sizes, num_images_per_prompt=3, output_type="latent", **SETTINGS)
 
     assert calls == {"transformer": lengths, "unconditional_transformer": []}
 
@@ -430,21 +432,25 @@ def test_weights_that_overflow_are_reported(pipeline):
         pipeline("x", height=32, width=32, **QUICK)
 
 
-@pytest.mark.filterwarnings("error")
 def test_sizes_that_the_weights_were_not_trained_on_are_warned_about(pipeline):
     with pytest.warns(UserWarning, match=r"128 x 512 pixels are outside .*256 to 2048"):
         pipeline.make_requests(CAPTION, size=(128, 512), **QUICK)
     with pytest.warns(UserWarning, match=r"aspect ratio up to 6:1"):
         pipeline.make_requests(CAPTION, size=(256, 1600), **QUICK)
-    pipeline.make_requests(CAPTION, size=(256, 512), **QUICK)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline.make_requests(CAPTION, size=(256, 512), **QUICK)
 
 
-@pytest.mark.filterwarnings("error:.*outside what the weights")
 def test_the_limits_of_the_sizes_come_from_the_checkpoint(pipeline, tmp_path):
     small = Ideogram4Pipeline(**pipeline.components, side_limits=(32, 64))
     small.save_pretrained(tmp_path)
 
-    Ideogram4Pipeline.from_pretrained(tmp_path).make_requests("x", size=(32, 64), **QUICK)
+    again = Ideogram4Pipeline.from_pretrained(tmp_path)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.make_requests(CAPTION, size=(32, 64), **QUICK)
 
 
 # Files
@@ -594,9 +600,11 @@ def test_model_offload_wakes_each_model_once_a_step(pipeline, monkeypatch):
         CpuOffload, "pre_forward", lambda hook, module, *a, **k: (woken.append(module), plain(hook, module, *a, **k))[1]
     )
     pipeline.enable_model_cpu_offload(device="cpu")
+    hooks = pipeline._all_hooks
 
     pipeline("x", height=32, width=48, **QUICK)
 
+    assert pipeline._all_hooks is not hooks  # set anew, with all models at rest
     order = [module for module, before in zip(woken, [None, *woken], strict=False) if module is not before]
     branches = [pipeline.transformer, pipeline.unconditional_transformer]
     assert order == [pipeline.text_encoder, *branches * 3, pipeline.vae]  # to prepare, and for each of two steps

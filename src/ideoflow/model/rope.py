@@ -49,10 +49,9 @@ def rotary_tables(
         axis[h_or_w : AXES * sections[h_or_w] : AXES] = h_or_w
 
     device = position_ids.device
-    # bfloat16 cannot tell neighbouring image positions apart.
-    with torch.autocast(device_type=device.type, enabled=False):
-        angles = position_ids[:, axis.to(device)].to(torch.float32) * frequencies.to(device)
-        cos, sin = angles.cos(), angles.sin()
+    # Element by element and no matrix product, which autocast would round: bfloat16 cannot tell image positions apart.
+    angles = position_ids[:, axis.to(device)].to(torch.float32) * frequencies.to(device)
+    cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 

@@ -8,8 +8,10 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from ..packing import Layout
 from ..schedule import sample_times
 from .resume import SAVE_EVERY, Average, load_state, save_state
 from .text import TAPS, TEXT_CONFIG, Encoder, Probe, Reader, Truth, features
-from .world import Sample, sample
+from .world import COLOURS, Sample, sample
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +44,38 @@ CONFIG = dict(
 UNCONDITIONAL_CONFIG = CONFIG | dict(num_layers=4, num_attention_heads=3, intermediate_size=384)
 SHARD = 4096  # pictures whose latents are made and kept together
 UNCONDITIONAL_EVERY = 4  # its task is easier, so it learns on every fourth batch
-PROBE_WEIGHT = 0.05
+WEIGHTS = {"conditional": 1.0, "unconditional": 1.0, "read": 0.05, "place": 0.5, "cover": 0.1}  # of the losses
+PLACE_LAYER, COVER_LAYER = 1, 3  # after which block image tokens must know where they are, and what covers them
 READER_RATE = 0.4  # of the others' learning rate: it comes trained
+
+
+class LayoutProbe(nn.Module):
+    """Linear read-outs at image tokens: where in the picture each lies, and the colour of the element that covers it.
+
+    Velocities alone teach these late, since boxes are in fractions of a side and positions in whole tokens.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.place_norm, self.cover_norm = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.place = nn.Linear(width, 2)
+        self.cover = nn.Linear(width, len(COLOURS) + 1)  # the last: only background
+
+    def forward(self, early: Tensor, late: Tensor, pictures: list[Picture]) -> tuple[Tensor, Tensor]:
+        """Mean absolute error of the places in fractions of a side, and cross-entropy of the covers.
+
+        Args:
+            early: `(image_tokens, width)` states that places are read from.
+            late: States that covers are read from.
+            pictures: The pictures of the stream, in its order.
+        """
+        places = torch.cat([
+            torch.cartesian_prod((torch.arange(rows) + 0.5) / rows, (torch.arange(cols) + 0.5) / cols)
+            for rows, cols in (p.grid for p in pictures)
+        ])  # fmt: skip
+        read = self.cover(self.cover_norm(late.float()))
+        place_error = (self.place(self.place_norm(early.float())) - places).abs().mean()
+        return place_error, nn.functional.cross_entropy(read, torch.cat([p.cover for p in pictures]))
 
 
 class Sketch(nn.Module):
@@ -55,6 +87,14 @@ class Sketch(nn.Module):
         self.probe = Probe(self.reader.config.hidden_size)
         self.transformer = start(Ideogram4Transformer2DModel(**CONFIG))
         self.unconditional = start(Ideogram4Transformer2DModel(**UNCONDITIONAL_CONFIG))
+        self.layout_probe = LayoutProbe(self.transformer.hidden_size)
+        self.states: dict[int, Tensor] = {}  # what the layout's read-outs read, of the last pass
+        for index in (PLACE_LAYER, COVER_LAYER):
+            self.transformer.layers[index].register_forward_hook(partial(self._keep, index))
+
+    @torch.compiler.disable
+    def _keep(self, index: int, _module: nn.Module, _inputs: Any, state: Tensor) -> None:
+        self.states[index] = state
 
 
 def hasten(transformer: Ideogram4Transformer2DModel) -> None:
@@ -85,6 +125,7 @@ class Picture:
     places: Tensor
     truth: Truth
     latents: Tensor  # (rows * columns, channels)
+    cover: Tensor  # (rows * columns,) index of the colour that covers each token's middle, or of the background
     grid: tuple[int, int]
     pixels: int
 
@@ -112,7 +153,16 @@ def shard(folder: Path, index: int, vae: AutoencoderKLFlux2, encoder: Encoder) -
 def _picture(drawn: Sample, latents: Tensor, encoder: Encoder) -> Picture:
     ids, places = encoder(drawn.caption)
     grid = (drawn.height // 16, drawn.width // 16)
-    return Picture(ids, places, Truth(drawn), latents.float(), grid, drawn.width * drawn.height)
+    return Picture(ids, places, Truth(drawn), latents.float(), _cover(drawn, grid), grid, drawn.width * drawn.height)
+
+
+def _cover(drawn: Sample, grid: tuple[int, int]) -> Tensor:
+    rows, cols = grid
+    cover = np.full(grid, len(COLOURS))
+    for element in drawn.elements:
+        seen = element.coverage(4 * cols, 4 * rows)[2::4, 2::4] > 0.5
+        cover[seen] = list(COLOURS).index(element.colour)
+    return torch.from_numpy(cover).flatten()
 
 
 def batches(pictures: list[Picture], tokens: int, draw: random.Random) -> Iterator[list[Picture]]:
@@ -128,16 +178,16 @@ def batches(pictures: list[Picture], tokens: int, draw: random.Random) -> Iterat
 
 
 def times(pictures: list[Picture], generator: torch.Generator) -> Tensor:
-    """A time for each picture: a third from the sampling schedule, the rest noisier, where the layout is decided."""
+    """A time for each picture: a quarter from the sampling schedule, the rest noisier, where the layout is decided."""
     scheduled = sample_times(len(pictures), torch.tensor([p.pixels for p in pictures]), 0.0, 1.75, generator)
-    noisy = torch.sigmoid(-0.6 + 1.4 * torch.randn(len(pictures), generator=generator))
-    return torch.where(torch.rand(len(pictures), generator=generator) < 0.35, scheduled, noisy)
+    noisy = torch.sigmoid(-1.1 + 1.4 * torch.randn(len(pictures), generator=generator))
+    return torch.where(torch.rand(len(pictures), generator=generator) < 0.25, scheduled, noisy)
 
 
 def losses(
     model: Sketch, pictures: list[Picture], generator: torch.Generator, unconditional: bool
 ) -> dict[str, Tensor]:
-    """Velocity loss of the conditional branch, the read-outs' loss, and the unconditional branch's when asked."""
+    """Velocity loss of the conditional branch, the read-outs' losses, and the unconditional one's when asked."""
     data = torch.cat([p.latents for p in pictures])
     noise = torch.randn(data.shape, generator=generator)
     t = times(pictures, generator)
@@ -151,7 +201,9 @@ def losses(
     layout = Layout.of_samples([(len(p.ids), *p.grid) for p in pictures])
     context = model.transformer.prepare(features(outputs, [len(p.ids) for p in pictures]), layout)
     velocity = model.transformer.velocity(mixed, t, context)
-    result = {"conditional": (velocity.float() - target).square().mean(), "read": read}
+    place, cover = model.layout_probe(*(state[layout.image] for state in model.states.values()), pictures)
+    loss = (velocity.float() - target).square().mean()
+    result = {"conditional": loss, "read": read, "place": place, "cover": cover}
     if unconditional:
         layout = Layout.of_samples([(0, *p.grid) for p in pictures])
         velocity = model.unconditional.velocity(mixed, t, model.unconditional.prepare(None, layout))
@@ -178,7 +230,7 @@ def train(
     groups = [
         {"params": [p for m in modules for p in m.parameters() if (p.ndim > 1) == matrices], "share": share,
          "weight_decay": 0.02 if matrices else 0.0}
-        for modules, share in ((trained, READER_RATE), (fresh, 1.0))
+        for modules, share in ((trained, READER_RATE), (fresh, 1.0), ((model.layout_probe,), 1.0))
         for matrices in (True, False)
     ]  # fmt: skip
     optimizer = torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.98), fused=True)
@@ -203,7 +255,7 @@ def train(
             generator = torch.Generator().manual_seed(step)
             with torch.autocast("cpu", torch.bfloat16):
                 parts = losses(model, batch, generator, unconditional=step % UNCONDITIONAL_EVERY == 0)
-            loss = sum((PROBE_WEIGHT if k == "read" else 1.0) * v for k, v in parts.items())
+            loss = sum(WEIGHTS[name] * value for name, value in parts.items())
             optimizer.zero_grad()
             loss.backward()  # type: ignore[union-attr]
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
