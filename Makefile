@@ -10,7 +10,7 @@ test: export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test lint format bench docs clean
+.PHONY: help setup demo test lint format bench docs sketch clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,11 @@ bench: $(STAMP) ## run every script in benchmarks/
 
 docs: $(STAMP) ## build docs/*.md into site/
 	$(BIN)/python docs/build.py
+
+sketch: $(STAMP) ## train the sketch model from nothing, into runs/sketch/ (hours; goes on where it stopped)
+	$(BIN)/python -m ideoflow.sketch train runs/sketch
+	$(BIN)/python -m ideoflow.sketch export runs/sketch runs/sketch/model
+	$(BIN)/python -m ideoflow.sketch score --model runs/sketch/model
 
 clean: ## remove what the other targets made
 	rm -rf .venv site outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

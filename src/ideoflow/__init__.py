@@ -1,4 +1,4 @@
-"""ideoflow: Ideogram 4 as a packed-sequence engine; the public names load on first use, so `import ideoflow` is quick."""
+"""ideoflow: Ideogram 4 as a packed-sequence engine; public names load on first use, so `import ideoflow` is quick."""
 
 from __future__ import annotations
 

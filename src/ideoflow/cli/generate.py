@@ -204,8 +204,8 @@ def _report_differences(job: Job, together: int) -> None:
     drawn_with = job.recipe.get("together", together)
     if drawn_with > 1 and drawn_with != together:
         warn(
-            f"{job.picture.name} was drawn together with {drawn_with - 1} other{'s' * (drawn_with > 2)}, which round "
-            "a little differently: a few pixels may differ by one grey level. Give all of them for the same bytes."
+            f"{job.picture.name} was drawn together with {drawn_with - 1} other{'s' * (drawn_with > 2)}; on its own, a "
+            "few pixels may round to the next grey level. Give all of them in their order for the same bytes."
         )
     if job.recipe.get("torch", torch.__version__) != torch.__version__:
         warn(
@@ -265,6 +265,7 @@ def _draw(settings: Settings, pictures: Sequence[Picture]) -> list[Image]:
             TimeRemainingColumn(),
             console=err,
             transient=True,
+            disable=not err.is_terminal,
         ) as progress,
     ):
         task = progress.add_task(f"{len(pictures)} {noun}", total=None)
