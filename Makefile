@@ -7,6 +7,8 @@ BENCHMARKS = $(filter-out %/__init__.py benchmarks/_%,$(wildcard benchmarks/*.py
 
 # One thread for each worker, so that the workers do not fight over cores.
 test: export OMP_NUM_THREADS := 1
+# Threads sleep while they wait: where cores are shared, spinning ones starve the very thread they wait for.
+export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 

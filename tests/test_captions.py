@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import pickle
 import warnings
+from types import MappingProxyType
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,6 +112,35 @@ def mutated(draw) -> dict:
     return data
 
 
+@st.composite
+def with_repeated_keys(draw) -> str:
+    """A caption as JSON text, some of whose keys stand twice, with the same value or another."""
+
+    def write(value) -> str:
+        if isinstance(value, list):
+            return "[" + ",".join(map(write, value)) + "]"
+        if not isinstance(value, dict):
+            return json.dumps(value)
+        members = [(key, write(inner)) for key, inner in value.items()]
+        if members and draw(st.integers(0, 3)) == 0:
+            key, inner = draw(st.sampled_from(members))
+            members.append((key, draw(st.sampled_from([inner, '"other"', "null", "[]", "{}"]))))
+        return "{" + ", ".join(f"{json.dumps(key)}: {inner}" for key, inner in members) + "}"
+
+    return write(draw(mutated()))
+
+
+@st.composite
+def misspelt(draw) -> str:
+    """A caption's line with a few characters taken out, put in or replaced."""
+    line = Caption.parse(draw(captions())).line()
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(line)))
+        put = draw(st.sampled_from(["", ",", "}", "]", '"', "\\", "NaN", "1e999", "\\ud800", "\ud800", "\n", "\0"]))
+        line = line[:place] + put + line[place + draw(st.integers(0, 2)) :]
+    return line
+
+
 def breaches(data) -> list[tuple[str, bool]]:
     return [(breach.path, breach.certain) for breach in Caption.parse(data).check()]
 
@@ -147,7 +179,7 @@ def test_parsing_the_line_gives_the_caption_back(data):
 
 
 @settings(max_examples=200)
-@given(mutated())
+@given(mutated() | captions())
 def test_no_breach_means_that_the_models_accept_it_and_the_reverse_up_to_order(data):
     try:
         Caption.model_validate(copy.deepcopy(data))
@@ -215,6 +247,7 @@ def test_wrong_parts_cannot_be_built(parts):
         ({}, [("compositional_deconstruction", False)]),
         ({**with_element(), "mood": "calm"}, [("mood", False)]),
         ({**with_element(), "high_level_description": "x"}, [("", True)]),
+        ({**with_element(), "\x1b\ud800": 1}, [(r"\x1b\ud800", False)]),
         ({"high_level_description": 3, **with_element()}, [("high_level_description", False)]),
         ({"high_level_description": None, **with_element()}, [("high_level_description", True)]),
         ({"high_level_description": "\ud800", **with_element()}, [("high_level_description", False)]),
@@ -268,6 +301,14 @@ def test_wrong_parts_cannot_be_built(parts):
         (with_element(color_palette=[7]), [(f"{ELEMENT}.color_palette[0]", False)]),
         (with_style(**PHOTO, art_style="x"), [("style_description", False)]),
         (with_style(aesthetics="a", lighting="b", medium="c"), [("style_description", False)]),
+        (
+            with_style(aesthetics="a", lighting="b", photo=None, medium="c"),
+            [("style_description", False), ("style_description.photo", True)],
+        ),
+        (
+            with_style(aesthetics="a", lighting="b", photo=None, medium="c", art_style="d"),
+            [("style_description.photo", True)],
+        ),
         (with_style(lighting="b", medium="c", art_style="d"), [("style_description.aesthetics", False)]),
         (with_style(aesthetics="a", lighting="b", art_style="d", medium="c"), [("style_description", True)]),
         (with_style(**PHOTO, color_palette=["#000000"] * 17), [("style_description.color_palette", False)]),
@@ -298,10 +339,42 @@ def test_a_breach_tells_what_was_given_what_is_allowed_and_what_to_do():
     )
 
 
-def test_repeated_keys_in_json_are_found():
-    line = '{"compositional_deconstruction":{"background":"a","background":"b","elements":[]}}'
+@pytest.mark.parametrize("again", ['"b"', "3", "null"])
+def test_a_key_repeated_with_another_value_is_found_and_both_values_stay(again):
+    line = f'{{"compositional_deconstruction":{{"background":"a","background":{again},"elements":[]}}}}'
     assert breaches(line) == [("compositional_deconstruction.background", False)]
-    assert Caption.parse(line).compositional_deconstruction["background"] == "b"
+    repaired = Caption.parse(line).repair()
+    assert repaired.line() == Caption.parse(line).line() == line
+    assert breaches(repaired.line()) == [("compositional_deconstruction.background", False)]
+
+
+def test_a_key_repeated_with_the_same_value_is_mended():
+    line = '{"compositional_deconstruction":{"background":"a","background":"a","elements":[]}}'
+    assert breaches(line) == [("compositional_deconstruction.background", True)]
+    assert Caption.parse(line).repair().line() == line.replace('"background":"a",', "", 1)
+
+
+def test_a_part_changed_after_building_is_checked_as_it_now_is():
+    caption = Caption.parse(with_element())
+    caption.compositional_deconstruction.elements.append({"type": "obj", "desc": "a cup", "bbox": [9, 0, 1, 5]})
+    assert breaches(caption) == [("compositional_deconstruction.elements[1].bbox", True)]
+    assert caption.repair().compositional_deconstruction.elements[1].bbox == (1, 0, 9, 5)
+
+
+def test_a_copy_with_another_value_is_checked_and_written_with_it():
+    caption = Caption.parse({"high_level_description": 3, "style_description": "art", **with_element()})
+    style = Style(**PHOTO)
+    changed = caption.model_copy(update={"style_description": style, "high_level_description": None})
+    assert changed.check() == []
+    assert changed.line() == Caption.parse(with_style(**PHOTO)).line()
+    assert breaches(changed.model_copy(update={"style_description": 3})) == [("style_description", False)]
+    assert changed.style_description == style
+
+
+def test_a_caption_with_breaches_survives_pickling_with_all_that_was_given():
+    caption = Caption.parse('{"mood":"calm","mood":"wild"}')
+    assert pickle.loads(pickle.dumps(caption)) == caption
+    assert pickle.loads(pickle.dumps(caption)).line() == caption.line() == '{"mood":"calm","mood":"wild"}'
 
 
 # Repair
@@ -351,6 +424,17 @@ def test_repair_mends_all_that_is_certain_and_adds_no_breach(data):
 
 
 @settings(max_examples=200)
+@given(with_repeated_keys())
+def test_what_is_repeated_and_not_certain_is_neither_mended_nor_lost(source):
+    caption = Caption.parse(source)
+    repaired = caption.repair()
+    left = [(b.path, b.message) for b in caption.check() if not b.certain]
+    assert [(b.path, b.message) for b in repaired.check()] == left
+    assert [(b.path, b.message) for b in Caption.parse(repaired.line()).check()] == left
+    assert Caption.parse(caption.line()).line() == caption.line()
+
+
+@settings(max_examples=200)
 @given(mutated())
 def test_any_caption_far_off_the_schema_still_has_a_line_that_keeps_every_value(data):
     line = Caption.parse(data).line()
@@ -380,17 +464,55 @@ def test_files_are_read_with_or_without_a_byte_order_mark(tmp_path):
     ("source", "message"),
     [
         ("a red circle", "no JSON.*Caption.from_text"),
-        ('{"a":1,}', "line 1, column"),
+        ("absent.json", "Nor is it the name of a file"),
+        ("{'a': 1}", "line 1, column 2"),
+        ('{"a":1,}', "a comma stands before the closing bracket at line 1"),
+        ('{"a":[1,\n ]}', "a comma stands before the closing bracket at line 2"),
         ("", "no JSON"),
         ("[1, 2]", "a JSON object, not"),
         ('"text"', "a JSON object, not"),
         ('{"a":' * 100_000, "nested too deeply|no JSON"),
+        ('{"a":' + "[" * 500 + "]" * 500 + "}", "nested 501 levels deep, where 64 are allowed"),
+        ('{"a":' + "[" * 500 + "]" * 500 + ',"a":1}', "nested 501 levels deep"),
         ('{"a":' + "9" * 5000 + "}", "too long"),
     ],
 )
 def test_what_is_no_caption_is_refused_with_a_reason(source, message):
     with pytest.raises(CaptionError, match=message):
         Caption.parse(source)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, b"a", object(), {(1, 2): 3}, [10**5000]])
+def test_a_mapping_that_json_cannot_hold_is_refused(value):
+    with pytest.raises(CaptionError, match="holds what JSON cannot"):
+        Caption.parse({**with_element(), "extra": value})
+
+
+def test_a_mapping_that_holds_itself_is_refused():
+    data = with_element()
+    data["extra"] = data
+    with pytest.raises(CaptionError, match="holds what JSON cannot"):
+        Caption.parse(data)
+
+
+def test_mappings_parts_and_arrays_inside_a_mapping_are_read_as_what_they_are():
+    element = ObjectElement(bbox=(100, 200, 300, 400), desc="a cup")
+    arrays = {"type": "obj", "bbox": np.array([100, 200, 300, 400]), "desc": "a cup"}
+    numbers = {"type": "obj", "bbox": [np.int64(100), np.float32(200), 300, 400], "desc": "a cup"}
+    for given_element in (element, arrays, MappingProxyType(arrays), numbers):
+        data = {
+            "compositional_deconstruction": MappingProxyType({"background": "a table", "elements": [given_element]})
+        }
+        assert Caption.parse(data).repair() == Caption.parse(with_element())
+
+
+def test_parsing_copies_what_it_is_given():
+    data = with_element(bbox=[1])
+    caption = Caption.parse(data)
+    line = caption.line()
+    data["compositional_deconstruction"]["elements"].clear()
+    caption.data().clear()
+    assert caption.line() == line
 
 
 def test_files_of_another_encoding_and_other_types_are_refused(tmp_path):
@@ -409,12 +531,21 @@ def test_plain_text_is_wrapped_into_a_right_caption():
     assert caption.high_level_description == "a red circle"
     with pytest.raises(CaptionError, match="`text` is empty"):
         Caption.from_text("  ")
+    with pytest.raises(CaptionError, match="surrogate"):
+        Caption.from_text("a \ud83d")
+    with pytest.raises(TypeError, match="`text` is a int"):
+        Caption.from_text(3)  # type: ignore[arg-type]
 
 
-@given(st.text(max_size=40))
+@settings(max_examples=300)
+@given(misspelt() | st.text(max_size=40).map("{{{}".format))
 def test_any_string_is_parsed_or_refused_as_a_caption(source):
     with contextlib.suppress(CaptionError):
-        Caption.parse("{" + source)
+        caption = Caption.parse(source)
+        caption.repair()
+        assert isinstance(caption.check(), list)
+        assert Caption.parse(caption.line()).line() == caption.line()
+        caption.line().encode()
 
 
 def test_strict_lists_every_breach():
@@ -461,6 +592,23 @@ def test_a_caption_with_breaches_is_warned_about_and_refused_when_strict():
             prompt_line(prompt, strict=True)
 
 
+def test_half_a_surrogate_pair_is_escaped_in_the_line_and_reported():
+    data = with_element(desc="a \ud83d", text="b")
+    caption = Caption.parse(data)
+    assert r'"desc":"a \ud83d"' in caption.line()
+    assert breaches(caption.line()) == breaches(data) == [(f"{ELEMENT}.desc", False), (f"{ELEMENT}.text", False)]
+    with pytest.warns(CaptionWarning, match="surrogate"):
+        prompt_line(data).encode()
+    with pytest.raises(ValidationError, match="surrogate"):
+        ObjectElement(desc="a \ud83d")
+
+
+@pytest.mark.parametrize("prompt", [3, None, ["a"], b"{}"])
+def test_a_prompt_of_another_type_is_refused(prompt):
+    with pytest.raises(TypeError, match="`prompt` is a"):
+        prompt_line(prompt)
+
+
 def test_what_cannot_be_encoded_is_refused():
     with pytest.raises(CaptionError, match="surrogate"):
         prompt_line("{\ud800")
@@ -470,5 +618,10 @@ def test_the_json_schema_describes_what_the_check_accepts():
     schema = Caption.model_json_schema()
     assert schema["required"] == ["compositional_deconstruction"]
     assert schema["additionalProperties"] is False
-    assert schema["$defs"]["Style"]["oneOf"] == [{"required": ["photo"]}, {"required": ["art_style"]}]
-    assert schema["$defs"]["TextElement"]["required"] == ["text", "desc"]
+    assert schema["$defs"]["Style"]["oneOf"] == [
+        {"required": ["photo"], "properties": {"photo": {"type": "string"}}},
+        {"required": ["art_style"], "properties": {"art_style": {"type": "string"}}},
+    ]
+    assert schema["$defs"]["ObjectElement"]["required"] == ["type", "desc"]
+    assert schema["$defs"]["TextElement"]["required"] == ["type", "text", "desc"]
+    assert list(schema["$defs"]["TextElement"]["properties"]) == ["type", "bbox", "text", "desc", "color_palette"]

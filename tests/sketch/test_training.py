@@ -84,7 +84,7 @@ def test_the_read_outs_learn_from_the_features(tokenizer):
 def test_batches_hold_every_picture_once_within_their_tokens():
     drawn = [random.Random(i).randint(40, 200) for i in range(300)]
     pictures = [
-        train_transformers.Picture(torch.zeros(n // 2), None, None, torch.zeros(n - n // 2, 1), None, (1, 1), 1)  # type: ignore[arg-type]
+        train_transformers.Picture(torch.zeros(n // 2), None, None, torch.zeros(n - n // 2, 1), None, None, (1, 1), 1)  # type: ignore[arg-type]
         for n in drawn
     ]
     packed = list(train_transformers.batches(pictures, 1000, random.Random(0)))

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import Annotated, Any, Literal, NoReturn, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictInt, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictInt,
+    StringConstraints,
+    model_validator,
+)
 
-from .schema import BOX_RANGE, COLOUR, MAX_ELEMENT_COLOURS, MAX_STYLE_COLOURS, Breach, Repeated, Walk, in_order
+from .schema import (
+    BOX_RANGE,
+    COLOUR,
+    MAX_ELEMENT_COLOURS,
+    MAX_STYLE_COLOURS,
+    Breach,
+    Repeated,
+    Walk,
+    encodes,
+    in_order,
+    write,
+)
+
+MAX_DEPTH = 64  # levels of nesting; the schema has six, and Python's own limit is far off
 
 
 class CaptionError(ValueError):
@@ -32,6 +53,13 @@ class CaptionWarning(UserWarning):
     """A prompt that the model will take, but that is unlike what it was trained on."""
 
 
+def _whole_characters(text: str) -> str:
+    if not encodes(text):
+        raise ValueError("holds half of a surrogate pair, which is no character: write the whole character.")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
 Colour = Annotated[str, StringConstraints(pattern=f"^{COLOUR.pattern}$")]
 Edge = Annotated[StrictInt, Field(ge=0, le=BOX_RANGE)]
 Box = tuple[Edge, Edge, Edge, Edge]
@@ -59,9 +87,11 @@ class ObjectElement(_Placed):
         color_palette: At most five colours, upper-case `#RRGGBB`.
     """
 
+    model_config = ConfigDict(json_schema_extra={"required": ["type", "desc"]})  # a default only for who builds one
+
     type: Literal["obj"] = "obj"
     bbox: Box | None = None
-    desc: str
+    desc: Text
     color_palette: Annotated[list[Colour], Field(min_length=1, max_length=MAX_ELEMENT_COLOURS)] | None = None
 
 
@@ -75,10 +105,12 @@ class TextElement(_Placed):
         color_palette: As an object's.
     """
 
+    model_config = ConfigDict(json_schema_extra={"required": ["type", "text", "desc"]})
+
     type: Literal["text"] = "text"
     bbox: Box | None = None
-    text: str
-    desc: str
+    text: Text
+    desc: Text
     color_palette: Annotated[list[Colour], Field(min_length=1, max_length=MAX_ELEMENT_COLOURS)] | None = None
 
 
@@ -88,7 +120,7 @@ Element = Annotated[ObjectElement | TextElement, Field(discriminator="type")]
 class Composition(_Model):
     """What is where: the background, then the elements from back to front."""
 
-    background: str
+    background: Text
     elements: list[Element]
 
 
@@ -101,13 +133,17 @@ class Style(_Model):
         color_palette: At most 16 colours, upper-case `#RRGGBB`.
     """
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["photo"]}, {"required": ["art_style"]}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": [kind], "properties": {kind: {"type": "string"}}} for kind in ("photo", "art_style")]
+        }
+    )
 
-    aesthetics: str
-    lighting: str
-    photo: str | None = None
-    medium: str
-    art_style: str | None = None
+    aesthetics: Text
+    lighting: Text
+    photo: Text | None = None
+    medium: Text
+    art_style: Text | None = None
     color_palette: Annotated[list[Colour], Field(min_length=1, max_length=MAX_STYLE_COLOURS)] | None = None
 
     @model_validator(mode="after")
@@ -125,7 +161,7 @@ class Caption(_Model):
     the attributes hold the data as given, and `line` still writes it, for the model takes any string.
     """
 
-    high_level_description: str | None = None
+    high_level_description: Text | None = None
     style_description: Style | None = None
     compositional_deconstruction: Composition
 
@@ -139,7 +175,8 @@ class Caption(_Model):
             source: A JSON string, the path of a file that holds one, a mapping, or a caption.
 
         Raises:
-            CaptionError: if it is no JSON object. Plain text is not: see `from_text`.
+            CaptionError: if it is no JSON object (plain text is none: see `from_text`), holds what JSON cannot, or is
+                nested more than 64 levels deep.
             OSError: if the file cannot be read.
             TypeError: if `source` is of another type.
         """
@@ -150,9 +187,9 @@ class Caption(_Model):
         if isinstance(source, str):
             if not source.lstrip("\ufeff \t\r\n").startswith("{") and _is_file(source):
                 return cls._of_data(_read_json(_read_file(Path(source)), source))
-            return cls._of_data(_read_json(source, "the caption"))
+            return cls._of_data(_read_json(source, "the caption", "Nor is it the name of a file. "))
         if isinstance(source, Mapping):
-            return cls._of_data(deepcopy(dict(source)))
+            return cls._of_data(_plain(source))
         raise TypeError(f"`source` is a {type(source).__name__}: give a JSON string, a path, a mapping or a Caption.")
 
     @classmethod
@@ -160,22 +197,29 @@ class Caption(_Model):
         """Wrap plain text into a minimal caption: it becomes the description of the whole and of a single element.
 
         Raises:
-            CaptionError: if there is no text.
+            CaptionError: if there is no text, or it holds half of a surrogate pair.
+            TypeError: if it is no string.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"`text` is a {type(text).__name__}: give a string.")
         text = " ".join(text.split())
         if not text:
             raise CaptionError("`text` is empty: describe a picture.")
+        if not encodes(text):
+            raise CaptionError(
+                "`text` holds half of a surrogate pair, which is no character: write the whole character."
+            )
         composition = Composition(background="", elements=[ObjectElement(desc=text)])
         return cls(high_level_description=text, compositional_deconstruction=composition)
 
     @classmethod
-    def _of_data(cls, data: Any) -> Caption:
+    def _of_data(cls, data: Any) -> Self:
         if not isinstance(data, dict):
             shown = json.dumps(data, default=repr)[:60]
             raise CaptionError(f"a caption is a JSON object, not {shown}; for plain text see Caption.from_text.")
         if not Walk(data).breaches:
             return cls.model_validate(data)
-        caption = cls.model_construct(**{key: data[key] for key in cls.model_fields if key in data})
+        caption = cast(Self, cls.model_construct(**{key: data[key] for key in cls.model_fields if key in data}))
         caption._given = data
         return caption
 
@@ -183,20 +227,33 @@ class Caption(_Model):
         """The caption as plain JSON data: in canonical order when it keeps the schema, otherwise as given."""
         if self._given is not None:
             return deepcopy(self._given)
-        return in_order(self.model_dump(mode="json", exclude_none=True))
+        return in_order(_plain(self.model_dump(exclude_none=True, warnings=False)))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with the given top-level keys replaced, or left out where None; it is checked like a parsed caption.
+
+        Args:
+            update: New values by key, as parts or as plain data.
+            deep: Without effect: the copy shares nothing with the caption.
+        """
+        changed = {**self.data(), **(update or {})}
+        return type(self)._of_data(
+            _plain(in_order({key: value for key, value in changed.items() if value is not None}))
+        )
 
     def check(self) -> list[Breach]:
-        """Every breach of the schema, each with its place and its fix; none for a caption built from its parts."""
-        return [] if self._given is None else Walk(self._given).breaches
+        """Every breach of the schema in the schema's order, each with its place and its fix."""
+        return Walk(self.data()).breaches
 
-    def repair(self) -> Caption:
+    def repair(self) -> Self:
         """The caption with all certain breaches mended: order of keys, form of colours, corners of boxes, empty fields.
 
         What only its author can know is left for `check` to list. The caption itself does not change.
         """
-        return self if self._given is None else self._of_data(Walk(deepcopy(self._given)).repaired)
+        walk = Walk(self.data())
+        return self._of_data(walk.repaired) if any(breach.certain for breach in walk.breaches) else self
 
-    def strict(self) -> Caption:
+    def strict(self) -> Self:
         """The caption itself.
 
         Raises:
@@ -209,7 +266,7 @@ class Caption(_Model):
 
     def line(self) -> str:
         """The canonical line: no spaces, keys in order, characters unescaped; values as they are, right or wrong."""
-        return json.dumps(in_order(self.data()), separators=(",", ":"), ensure_ascii=False)
+        return write(in_order(self.data()))
 
 
 def prompt_line(prompt: str | Mapping[str, Any] | Caption, *, strict: bool = False) -> str:
@@ -228,9 +285,11 @@ def prompt_line(prompt: str | Mapping[str, Any] | Caption, *, strict: bool = Fal
     """
     if isinstance(prompt, str):
         line, problem = prompt, _problem_of_string(prompt, strict)
-    else:
+    elif isinstance(prompt, Mapping | Caption):
         caption = Caption.parse(prompt)
         line, problem = caption.line(), _problem(caption, strict)
+    else:
+        raise TypeError(f"`prompt` is a {type(prompt).__name__}: give a string, a mapping or a Caption.")
     try:
         line.encode()
     except UnicodeEncodeError as error:
@@ -285,31 +344,78 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def _read_json(text: str, source: str) -> Any:
+def _read_json(text: str, source: str, hint: str = "") -> Any:
     """Parse JSON, keeping note of repeated keys.
 
     Raises:
         CaptionError: with the place, if it is no JSON.
     """
+    text = text.removeprefix("\ufeff")
 
     def refuse(message: str) -> NoReturn:
-        hint = "" if text.lstrip().startswith("{") else " Plain text is allowed too: wrap it with Caption.from_text."
-        raise CaptionError(f"{source} is no JSON: {message}.{hint}") from None
+        more = (
+            ""
+            if text.lstrip().startswith("{")
+            else f" {hint}Plain text is allowed too: wrap it with Caption.from_text."
+        )
+        raise CaptionError(f"{source} is no JSON: {message}.{more}") from None
 
     try:
-        return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_object, parse_constant=_constant)
+        data = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        refuse(f"{error.msg} at line {error.lineno}, column {error.colno}")
+        # Before Python 3.13 the parser's own words for this, the commonest slip, name the quotes of the next key.
+        trailing = text[: error.pos].rstrip().endswith(",") and text[error.pos :].lstrip()[:1] in ("}", "]")
+        message = "a comma stands before the closing bracket" if trailing else error.msg
+        refuse(f"{message} at line {error.lineno}, column {error.colno}")
     except RecursionError:
         refuse("it is nested too deeply")
     except ValueError:  # a whole number of thousands of digits
         refuse("a number in it is too long")
+    if _depth(data) > MAX_DEPTH:
+        raise CaptionError(f"{source} is nested {_depth(data)} levels deep, where {MAX_DEPTH} are allowed.")
+    return data
+
+
+def _plain(data: Any) -> Any:
+    """JSON data of its own from Python's: mappings, caption parts and arrays become plain, tuples become lists.
+
+    Raises:
+        CaptionError: if it holds what JSON cannot.
+    """
+    try:
+        text = json.dumps(data, default=_plain_value)
+    except RecursionError:
+        raise CaptionError("the caption is nested too deeply.") from None
+    except (TypeError, ValueError) as error:  # another type, a loop, a whole number of thousands of digits
+        raise CaptionError(f"the caption holds what JSON cannot: {error}.") from None
+    return _read_json(text, "the caption")
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_none=True, warnings=False)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if hasattr(value, "tolist"):  # boxes computed with numpy or torch
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} is no JSON value")
+
+
+def _depth(data: Any) -> int:
+    """Levels of nesting; without recursion, for it guards against too many."""
+    depth, level = 0, [data]
+    while level:
+        depth += 1
+        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _held(outer)]
+    return depth
+
+
+def _held(outer: dict[str, Any] | list[Any]) -> list[Any]:
+    if isinstance(outer, Repeated):
+        return [*outer.values(), *(value for values in outer.earlier.values() for value in values)]
+    return list(outer.values()) if isinstance(outer, dict) else outer
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     plain = dict(pairs)
-    return plain if len(plain) == len(pairs) else Repeated(pairs)
-
-
-def _constant(name: str) -> float:
-    return {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}[name]
+    return plain if len(plain) == len(pairs) else Repeated.of_pairs(pairs)

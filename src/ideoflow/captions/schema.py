@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ BOX_RANGE = 1000  # boxes are in thousandths of the picture's sides
 COLOUR = re.compile(r"#[0-9A-F]{6}")
 
 TOP_KEYS = ("high_level_description", "style_description", "compositional_deconstruction")
-PHOTO_KEYS = ("aesthetics", "lighting", "photo", "medium", "color_palette")
-ART_KEYS = ("aesthetics", "lighting", "medium", "art_style", "color_palette")
+# A style has `photo` or `art_style`; left out of this order, either gives the other's.
+STYLE_KEYS = ("aesthetics", "lighting", "photo", "medium", "art_style", "color_palette")
 COMPOSITION_KEYS = ("background", "elements")
 OBJECT_KEYS = ("type", "bbox", "desc", "color_palette")
 TEXT_KEYS = ("type", "bbox", "text", "desc", "color_palette")
@@ -41,12 +42,22 @@ class Breach:
 
 
 class Repeated(dict[str, Any]):
-    """A JSON object some of whose keys stood in the text more than once; each holds its last value."""
+    """A JSON object some of whose keys stood in the text more than once; each holds its last value.
 
-    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        keys = [key for key, _ in pairs]
-        self.repeated = tuple(dict.fromkeys(key for key in keys if keys.count(key) > 1))
+    Attributes:
+        earlier: The values before the last one, of each key that stood more than once.
+    """
+
+    def __init__(self, last: Mapping[str, Any], earlier: Mapping[str, list[Any]]) -> None:
+        super().__init__(last)
+        self.earlier = dict(earlier)
+
+    @classmethod
+    def of_pairs(cls, pairs: Sequence[tuple[str, Any]]) -> Repeated:
+        values: dict[str, list[Any]] = {}
+        for key, value in pairs:
+            values.setdefault(key, []).append(value)
+        return cls(dict(pairs), {key: held[:-1] for key, held in values.items() if len(held) > 1})
 
 
 class _Drop:
@@ -55,11 +66,6 @@ class _Drop:
 
 _DROP: Final = _Drop()
 Visitor = Callable[[Any, str], Any]
-
-
-def style_keys(style: Mapping[str, Any]) -> tuple[str, ...]:
-    """Keys of a style in order: which order it is depends on whether it has `photo` or `art_style`."""
-    return PHOTO_KEYS if "photo" in style and "art_style" not in style else ART_KEYS
 
 
 def element_keys(element: Mapping[str, Any]) -> tuple[str, ...]:
@@ -74,10 +80,10 @@ def in_order(data: Any) -> Any:
         return data
     ordered = _sorted(data, TOP_KEYS)
     if isinstance(style := ordered.get("style_description"), dict):
-        ordered["style_description"] = _sorted(style, style_keys(style))
+        ordered["style_description"] = _sorted(style, STYLE_KEYS)
     if isinstance(composition := ordered.get("compositional_deconstruction"), dict):
         composition = ordered["compositional_deconstruction"] = _sorted(composition, COMPOSITION_KEYS)
-        if isinstance(elements := composition.get("elements"), list | tuple):
+        if isinstance(elements := composition.get("elements"), list):
             composition["elements"] = [
                 _sorted(element, element_keys(element)) if isinstance(element, dict) else element
                 for element in elements
@@ -86,7 +92,26 @@ def in_order(data: Any) -> Any:
 
 
 def _sorted(data: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    return {k: data[k] for k in keys if k in data} | {k: v for k, v in data.items() if k not in keys}
+    ordered = {k: data[k] for k in keys if k in data} | {k: v for k, v in data.items() if k not in keys}
+    return Repeated(ordered, data.earlier) if isinstance(data, Repeated) else ordered
+
+
+def write(data: Any) -> str:
+    """JSON data on one line without spaces, characters unescaped, repeated keys as often as they stood.
+
+    Half a surrogate pair, which UTF-8 cannot hold, is escaped: the line can always be encoded.
+    """
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", _written(data))
+
+
+def _written(data: Any) -> str:
+    if isinstance(data, dict):
+        earlier = data.earlier if isinstance(data, Repeated) else {}
+        members = ((key, value) for key, last in data.items() for value in (*earlier.get(key, ()), last))
+        return "{" + ",".join(f"{_written(key)}:{_written(value)}" for key, value in members) + "}"
+    if isinstance(data, list):
+        return "[" + ",".join(map(_written, data)) + "]"
+    return json.dumps(data, ensure_ascii=False)
 
 
 class Walk:
@@ -108,28 +133,24 @@ class Walk:
         return self._object(data, "", TOP_KEYS, ("compositional_deconstruction",), visitors)
 
     def _style(self, data: Any, path: str) -> Any:
-        keys = style_keys(data) if isinstance(data, dict) else ART_KEYS
-        visitors = {key: self._string for key in keys} | {"color_palette": self._palette(MAX_STYLE_COLOURS)}
+        visitors = {key: self._string for key in STYLE_KEYS} | {"color_palette": self._palette(MAX_STYLE_COLOURS)}
         required = ("aesthetics", "lighting", "medium")
         if isinstance(data, dict):
-            kinds = [kind for kind in ("photo", "art_style") if kind in data]
+            kinds = [kind for kind in ("photo", "art_style") if data.get(kind) is not None]
             if len(kinds) == 2:
-                # Neither is unknown; which of them to keep is the author's to say.
-                keys = ("aesthetics", "lighting", "photo", "medium", "art_style", "color_palette")
-                visitors["photo"] = self._string
                 self._report(
                     path, "has both `photo` and `art_style`, of which only one is allowed", "remove one of them"
                 )
             if not kinds:
                 self._report(path, "has neither `photo` nor `art_style`", "add one of them")
-        return self._object(data, path, keys, required, visitors)
+        return self._object(data, path, STYLE_KEYS, required, visitors)
 
     def _composition(self, data: Any, path: str) -> Any:
         visitors: dict[str, Visitor] = {"background": self._string, "elements": self._elements}
         return self._object(data, path, COMPOSITION_KEYS, COMPOSITION_KEYS, visitors)
 
     def _elements(self, data: Any, path: str) -> Any:
-        if not isinstance(data, list | tuple):
+        if not isinstance(data, list):
             self._report(path, f"is {_kind(data)}, where a list is expected", "put the elements in a list")
             return data
         return [self._element(element, f"{path}[{i}]") for i, element in enumerate(data)]
@@ -148,15 +169,16 @@ class Walk:
         if not isinstance(data, dict):
             self._report(path, f"is {_kind(data)}, where an object is expected", f"give an object with {_list(keys)}")
             return data
-        for key in getattr(data, "repeated", ()):
-            self._report(_join(path, key), "stands more than once; the last one counts", "keep one of them")
+        undecided = self._repeated_keys(data, path) if isinstance(data, Repeated) else {}
         known = [key for key in data if key in keys]
         if known != sorted(known, key=keys.index):
             order = _list([key for key in keys if key in data])
             self._report(path, f"has its keys in the order {_list(known)}", f"order them {order}", certain=True)
         repaired: dict[str, Any] = {}
         for key in keys:
-            if key not in data:
+            if key in undecided:
+                repaired[key] = data[key]
+            elif key not in data:
                 if key in required:
                     self._report(_join(path, key), "is missing", f"add `{key}`")
             elif data[key] is None and key not in required:
@@ -165,10 +187,21 @@ class Walk:
                 repaired[key] = value
         for key in data:
             if key not in keys:
-                name = key if isinstance(key, str) else repr(key)
-                self._report(_join(path, name), f"is no key of the schema here, which knows {_list(keys)}", "remove it")
+                self._report(_join(path, key), f"is no key of the schema here, which knows {_list(keys)}", "remove it")
                 repaired[key] = data[key]
-        return repaired
+        return Repeated(repaired, undecided) if undecided else repaired
+
+    def _repeated_keys(self, data: Repeated, path: str) -> dict[str, list[Any]]:
+        """Report the keys that stand more than once; the earlier values of those where it matters which one is kept."""
+        undecided = {}
+        for key, earlier in data.earlier.items():
+            if {_written(value) for value in earlier} == {_written(data[key])}:
+                message, fix = "stands more than once, with the same value", "keep one of them"
+            else:
+                message, fix = "stands more than once, with different values", "keep the one you mean"
+                undecided[key] = earlier
+            self._report(_join(path, key), message, fix, certain=key not in undecided)
+        return undecided
 
     def _type(self, value: Any, path: str) -> Any:
         if value not in ("obj", "text"):
@@ -178,13 +211,13 @@ class Walk:
     def _string(self, value: Any, path: str) -> Any:
         if not isinstance(value, str):
             self._report(path, f"is {_kind(value)}, where a string is expected", "write it as a string")
-        elif not _encodes(value):
+        elif not encodes(value):
             self._report(path, "holds half of a surrogate pair, which is no character", "write the whole character")
         return value
 
     def _palette(self, most: int) -> Visitor:
         def visit(value: Any, path: str) -> Any:
-            if not isinstance(value, list | tuple):
+            if not isinstance(value, list):
                 self._report(
                     path, f"is {_kind(value)}, where a list of colours is expected", "put the colours in a list"
                 )
@@ -208,30 +241,28 @@ class Walk:
 
     def _box(self, value: Any, path: str) -> Any:
         expected = f"[y_min, x_min, y_max, x_max] in whole numbers from 0 to {BOX_RANGE}"
-        if not isinstance(value, list | tuple) or len(value) != 4:
-            given = f"has {len(value)} entries" if isinstance(value, list | tuple) else f"is {_kind(value)}"
+        if not isinstance(value, list) or len(value) != 4:
+            given = f"has {len(value)} entries" if isinstance(value, list) else f"is {_kind(value)}"
             self._report(path, f"{given}, where {expected} is expected", "give four numbers, y first")
             return value
         if not all(_is_whole(edge) for edge in value):
             scale = all(isinstance(edge, int | float) and 0 <= edge <= 1 for edge in value)
             fix = f"multiply by {BOX_RANGE} and round" if scale else "give whole numbers"
-            self._report(path, f"is {_show(list(value))}, where {expected} is expected", fix)
+            self._report(path, f"is {_show(value)}, where {expected} is expected", fix)
             return value
         edges = [int(edge) for edge in value]
         clamped = [min(max(edge, 0), BOX_RANGE) for edge in edges]
         top, bottom = sorted((clamped[0], clamped[2]))
         left, right = sorted((clamped[1], clamped[3]))
         if top == bottom or left == right:
-            self._report(path, f"is {_show(list(value))}, which encloses nothing of the picture", f"give {expected}")
+            self._report(path, f"is {_show(value)}, which encloses nothing of the picture", f"give {expected}")
             return value
         meant = [top, left, bottom, right]
         if meant != edges:
             wrong = "has a corner outside the picture" if clamped != edges else "has its corners swapped"
-            self._report(path, f"is {_show(list(value))}, which {wrong}", f"write {meant}", certain=True)
+            self._report(path, f"is {_show(value)}, which {wrong}", f"write {meant}", certain=True)
         elif any(type(edge) is not int for edge in value):
-            self._report(
-                path, f"is {_show(list(value))}, where whole numbers are expected", f"write {meant}", certain=True
-            )
+            self._report(path, f"is {_show(value)}, where whole numbers are expected", f"write {meant}", certain=True)
         return meant
 
 
@@ -251,7 +282,8 @@ def _is_whole(value: Any) -> bool:
     return (type(value) is int) or (isinstance(value, float) and value.is_integer())
 
 
-def _encodes(text: str) -> bool:
+def encodes(text: str) -> bool:
+    """Whether UTF-8 can hold the text: whether it has no half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -260,11 +292,12 @@ def _encodes(text: str) -> bool:
 
 
 def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
+    name = key if key.isprintable() else repr(key)[1:-1]  # a path is for the eye: no half characters, no line ends
+    return f"{path}.{name}" if path else name
 
 
 def _list(keys: Sequence[str]) -> str:
-    return ", ".join(str(key) for key in keys)
+    return ", ".join(keys)
 
 
 def _show(value: Any) -> str:
@@ -282,6 +315,4 @@ def _kind(value: Any) -> str:
         return f"the number {_show(value)}"
     if isinstance(value, str):
         return f"the string {_show(value)}"
-    if isinstance(value, list | tuple):
-        return "a list"
-    return "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
+    return "a list" if isinstance(value, list) else "an object"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,9 +54,9 @@ def _check_file(file: str) -> int:
     worst = 0
     for where, text in texts:
         try:
-            breaches = _parse(text).check()
+            breaches = _parse(where, text).check()
         except CaptionError as error:
-            err.print(f"[bold red]error:[/] {escape(where)}: {escape(str(error))}")
+            err.print(f"[bold red]error:[/] {escape(str(error))}")
             worst = max(worst, WRONG_INPUT)
             continue
         if not breaches:
@@ -86,37 +87,42 @@ def fix(
     """
     if in_place and (output or file == "-"):
         raise typer.BadParameter("--in-place writes back to a file: leave out --out, and name a file.")
-    left = 0
-    lines = []
+    lines: list[str] = []
+    mended: list[str] = []
+    left: list[str] = []
     with plain_errors():
         try:
             texts = list(_captions(file))
         except UnicodeDecodeError:
             raise ValueError(f"{file} is not UTF-8 text.") from None
         for where, text in texts:
-            caption = _parse(text)
+            caption = _parse(where, text)
             repaired = caption.repair()
-            for breach in caption.check():
-                if breach.certain:
-                    err.print(escape(f"mended {where}: {breach.path or 'the caption'} {breach.message}"))
-            for breach in repaired.check():
-                left += 1
-                err.print(f"[yellow]left[/] {escape(f'{where}: {breach}')}")
+            mended += [f"{where}: {breach}" for breach in caption.check() if breach.certain]
+            left += [f"{where}: {breach}" for breach in repaired.check()]
             lines.append(repaired.line() + "\n")
         target = Path(file) if in_place else output
         if target is None:
             sys.stdout.write("".join(lines))
         else:
             _write(target, "".join(lines))
+    for breach in mended:
+        err.print(f"[green]mended[/] {escape(breach)}")
+    for breach in left:
+        err.print(f"[yellow]left[/] {escape(breach)}")
     raise typer.Exit(FAILED if left else 0)
 
 
-def _parse(text: str) -> Caption:
+def _parse(where: str, text: str) -> Caption:
+    """The caption in `text`, or a CaptionError that says where it stands."""
     from ..captions import Caption, CaptionError
 
     if not text.lstrip("\ufeff \t\r\n").startswith("{"):
-        raise CaptionError("no JSON object: a caption starts with '{'.")
-    return Caption.parse(text)
+        raise CaptionError(f"{where}: no JSON object: a caption starts with '{{'.")
+    try:
+        return Caption.parse(text)
+    except CaptionError as error:
+        raise CaptionError(f"{where}: {error}") from None
 
 
 def _captions(file: str) -> Iterator[tuple[str, str]]:
@@ -126,16 +132,22 @@ def _captions(file: str) -> Iterator[tuple[str, str]]:
     if not file.endswith(".jsonl"):
         yield name, text
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: a caption's text may hold other line ends, such as U+2028, which JSON leaves unescaped.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield f"{name}:{number}", line
 
 
 def _write(path: Path, text: str) -> None:
-    """Write the whole file or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write the whole file or nothing; a link stays a link, and a file keeps its permissions."""
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # by the name that the user knows
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import warnings
 from collections.abc import Sequence
@@ -158,6 +159,8 @@ def generate(
 
       ideoflow generate outputs/caption-7.png          (the same picture again)
     """
+    # Read when torch loads. Threads that spin while they wait starve the one they wait for where cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with plain_errors():
         options = Options(
             preset=_preset(preset) if preset else None,

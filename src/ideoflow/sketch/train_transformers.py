@@ -44,13 +44,20 @@ CONFIG = dict(
 UNCONDITIONAL_CONFIG = CONFIG | dict(num_layers=4, num_attention_heads=3, intermediate_size=384)
 SHARD = 4096  # pictures whose latents are made and kept together
 UNCONDITIONAL_EVERY = 4  # its task is easier, so it learns on every fourth batch
-WEIGHTS = {"conditional": 1.0, "unconditional": 1.0, "read": 0.05, "place": 0.5, "cover": 0.1}  # of the losses
+WEIGHTS = {
+    "conditional": 1.0,
+    "unconditional": 1.0,
+    "read": 0.05,
+    "place": 0.5,
+    "cover": 0.1,
+    "ground": 0.5,
+}  # of the losses
 PLACE_LAYER, COVER_LAYER = 1, 3  # after which block image tokens must know where they are, and what covers them
 READER_RATE = 0.4  # of the others' learning rate: it comes trained
 
 
 class LayoutProbe(nn.Module):
-    """Linear read-outs at image tokens: where in the picture each lies, and the colour of the element that covers it.
+    """Linear read-outs at image tokens: where in the picture each lies, what element covers it, and what lies behind.
 
     Velocities alone teach these late, since boxes are in fractions of a side and positions in whole tokens.
     """
@@ -58,24 +65,28 @@ class LayoutProbe(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.place_norm, self.cover_norm = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.ground = nn.Linear(width, 3)  # red, green and blue
         self.place = nn.Linear(width, 2)
         self.cover = nn.Linear(width, len(COLOURS) + 1)  # the last: only background
 
-    def forward(self, early: Tensor, late: Tensor, pictures: list[Picture]) -> tuple[Tensor, Tensor]:
-        """Mean absolute error of the places in fractions of a side, and cross-entropy of the covers.
+    def forward(self, early: Tensor, late: Tensor, pictures: list[Picture]) -> dict[str, Tensor]:
+        """Mean absolute errors of places (in fractions of a side) and grounds (in 0..1), cross-entropy of covers.
 
         Args:
             early: `(image_tokens, width)` states that places are read from.
-            late: States that covers are read from.
+            late: States that covers and grounds are read from.
             pictures: The pictures of the stream, in its order.
         """
         places = torch.cat([
             torch.cartesian_prod((torch.arange(rows) + 0.5) / rows, (torch.arange(cols) + 0.5) / cols)
             for rows, cols in (p.grid for p in pictures)
         ])  # fmt: skip
-        read = self.cover(self.cover_norm(late.float()))
-        place_error = (self.place(self.place_norm(early.float())) - places).abs().mean()
-        return place_error, nn.functional.cross_entropy(read, torch.cat([p.cover for p in pictures]))
+        late = self.cover_norm(late.float())
+        return {
+            "place": (self.place(self.place_norm(early.float())) - places).abs().mean(),
+            "cover": nn.functional.cross_entropy(self.cover(late), torch.cat([p.cover for p in pictures])),
+            "ground": (self.ground(late) - torch.cat([p.ground for p in pictures])).abs().mean(),
+        }
 
 
 class Sketch(nn.Module):
@@ -126,6 +137,7 @@ class Picture:
     truth: Truth
     latents: Tensor  # (rows * columns, channels)
     cover: Tensor  # (rows * columns,) index of the colour that covers each token's middle, or of the background
+    ground: Tensor  # (rows * columns, 3) the background's mean colour at each token, in 0..1
     grid: tuple[int, int]
     pixels: int
 
@@ -153,16 +165,18 @@ def shard(folder: Path, index: int, vae: AutoencoderKLFlux2, encoder: Encoder) -
 def _picture(drawn: Sample, latents: Tensor, encoder: Encoder) -> Picture:
     ids, places = encoder(drawn.caption)
     grid = (drawn.height // 16, drawn.width // 16)
-    return Picture(ids, places, Truth(drawn), latents.float(), _cover(drawn, grid), grid, drawn.width * drawn.height)
+    return Picture(ids, places, Truth(drawn), latents.float(), *_layout(drawn, grid), grid, drawn.width * drawn.height)
 
 
-def _cover(drawn: Sample, grid: tuple[int, int]) -> Tensor:
+def _layout(drawn: Sample, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """`cover` and `ground` of a picture, from a drawing with 4 x 4 pixels a token."""
     rows, cols = grid
     cover = np.full(grid, len(COLOURS))
     for element in drawn.elements:
         seen = element.coverage(4 * cols, 4 * rows)[2::4, 2::4] > 0.5
         cover[seen] = list(COLOURS).index(element.colour)
-    return torch.from_numpy(cover).flatten()
+    ground = drawn.background.render(4 * cols, 4 * rows).reshape(rows, 4, cols, 4, 3).mean((1, 3)) / 255
+    return torch.from_numpy(cover).flatten(), torch.from_numpy(ground).reshape(-1, 3)
 
 
 def batches(pictures: list[Picture], tokens: int, draw: random.Random) -> Iterator[list[Picture]]:
@@ -201,9 +215,8 @@ def losses(
     layout = Layout.of_samples([(len(p.ids), *p.grid) for p in pictures])
     context = model.transformer.prepare(features(outputs, [len(p.ids) for p in pictures]), layout)
     velocity = model.transformer.velocity(mixed, t, context)
-    place, cover = model.layout_probe(*(state[layout.image] for state in model.states.values()), pictures)
-    loss = (velocity.float() - target).square().mean()
-    result = {"conditional": loss, "read": read, "place": place, "cover": cover}
+    result = {"conditional": (velocity.float() - target).square().mean(), "read": read}
+    result |= model.layout_probe(*(state[layout.image] for state in model.states.values()), pictures)
     if unconditional:
         layout = Layout.of_samples([(0, *p.grid) for p in pictures])
         velocity = model.unconditional.velocity(mixed, t, model.unconditional.prepare(None, layout))

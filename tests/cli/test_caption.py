@@ -1,0 +1,177 @@
+"""`ideoflow caption check` and `fix`: what they print, what they write, and the code that they end with."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from ideoflow.captions import Caption
+from ideoflow.cli.caption import app
+
+RIGHT = Caption.from_text("a red dot").line()
+BOX = "compositional_deconstruction.elements[0].bbox"
+COLOUR = "compositional_deconstruction.elements[0].color_palette[0]"
+
+
+def caption(**fields) -> str:
+    element = {"type": "obj", "desc": "a dot"} | fields
+    element = {key: element[key] for key in ("type", "bbox", "desc", "color_palette") if key in element}
+    return json.dumps({"compositional_deconstruction": {"background": "red", "elements": [element]}})
+
+
+SWAPPED = caption(bbox=[600, 0, 100, 10])
+UNCLEAR = caption(color_palette=["dark"])
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str, ends_with: int, stdin: str | None = None) -> Result:
+    result = CliRunner().invoke(app, arguments, input=stdin)
+    assert result.exit_code == ends_with, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def write(name: str, text: str) -> str:
+    Path(name).write_text(text, encoding="utf-8")
+    return name
+
+
+# check
+
+
+def test_a_right_caption_ends_with_0():
+    assert run("check", write("a.json", RIGHT), ends_with=0).stdout == "ok a.json\n"
+
+
+def test_every_breach_of_every_file_is_listed_with_its_fix_and_the_code_is_1():
+    text = caption(bbox=[600, 0, 100, 10], color_palette=["dark"])
+    out = run("check", write("a.json", text), write("b.txt", SWAPPED), ends_with=1).stdout
+    assert out.splitlines() == [
+        "2 to mend a.json",
+        f"  [*] {BOX}: is [600, 0, 100, 10], which has its corners swapped; write [100, 0, 600, 10]",
+        f"      {COLOUR}: is 'dark', where upper-case #RRGGBB is expected; write it as upper-case #RRGGBB",
+        "1 to mend b.txt",
+        f"  [*] {BOX}: is [600, 0, 100, 10], which has its corners swapped; write [100, 0, 600, 10]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"plain text", "a.json: no JSON object"),
+        (b"", "a.json: no JSON object"),
+        (b'{"a":1,}', "a.json: the caption is no JSON: a comma"),
+        (b"\xff\xfe{", "a.json: not UTF-8"),
+        (None, "a.json: No such file"),
+    ],
+)
+def test_what_cannot_be_read_ends_with_2_and_the_other_files_are_checked(content: bytes | None, message: str):
+    if content is not None:
+        Path("a.json").write_bytes(content)
+    result = run("check", "a.json", write("b.json", SWAPPED), ends_with=2)
+    assert message in result.stderr and "1 to mend b.json" in result.stdout
+
+
+def test_lines_of_a_jsonl_file_are_named_by_number():
+    lines = [RIGHT, "", SWAPPED, "plain"]
+    result = run("check", write("a.jsonl", "\n".join(lines)), ends_with=2)
+    assert "ok a.jsonl:1\n" in result.stdout and "1 to mend a.jsonl:3\n" in result.stdout
+    assert "a.jsonl:4: no JSON object" in result.stderr
+
+
+def test_only_a_newline_ends_a_line_of_a_jsonl_file():
+    line = Caption.from_text("a").model_copy(update={"high_level_description": "b\u2028c\x85d"}).line()
+    assert run("check", write("a.jsonl", f"{line}\n{line}\n"), ends_with=0).stdout == "ok a.jsonl:1\nok a.jsonl:2\n"
+
+
+def test_standard_input_is_read():
+    assert run("check", "-", stdin="\ufeff" + RIGHT, ends_with=0).stdout == "ok standard input\n"
+
+
+def test_characters_that_no_terminal_takes_are_shown_escaped():
+    out = run("check", write("a.json", r'{"\ud800\u001b[31m":1,"[bold]":2}'), ends_with=1).stdout
+    assert r"\ud800\x1b[31m: is no key" in out and "[bold]: is no key" in out
+
+
+# fix
+
+
+def test_what_is_mended_and_what_is_left_is_told_and_the_line_goes_to_standard_output():
+    text = caption(bbox=[600, 0, 100, 10], color_palette=["dark"])
+    result = run("fix", write("a.json", text), ends_with=1)
+    assert result.stdout == Caption.parse(text).repair().line() + "\n"
+    assert f"mended a.json: {BOX}" in result.stderr and f"left a.json: {COLOUR}" in result.stderr
+    assert Path("a.json").read_text() == text
+
+
+def test_out_and_in_place_write_the_same_file_and_nothing_else(empty_folder: Path):
+    run("fix", write("a.json", SWAPPED), "--out", "b.json", ends_with=0)
+    assert Path("a.json").read_text() == SWAPPED
+    assert run("fix", "a.json", "--in-place", ends_with=0).stdout == ""
+    assert Path("a.json").read_text() == Path("b.json").read_text() == Caption.parse(SWAPPED).repair().line() + "\n"
+    assert sorted(os.listdir(empty_folder)) == ["a.json", "b.json"]
+
+
+def test_each_line_of_a_jsonl_file_is_mended():
+    run("fix", write("a.jsonl", f"{SWAPPED}\n{RIGHT}\n"), "-i", ends_with=0)
+    assert Path("a.jsonl").read_text() == f"{Caption.parse(SWAPPED).repair().line()}\n{RIGHT}\n"
+
+
+def test_a_file_with_a_line_that_cannot_be_read_is_left_alone():
+    text = f"{SWAPPED}\nplain\n"
+    result = run("fix", write("a.jsonl", text), "-i", ends_with=2)
+    assert result.stderr == "error: a.jsonl:2: no JSON object: a caption starts with '{'.\n"
+    assert Path("a.jsonl").read_text() == text
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(monkeypatch: pytest.MonkeyPatch, empty_folder: Path):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "temporary")
+
+    monkeypatch.setattr(os, "replace", full)
+    result = run("fix", write("a.json", SWAPPED), "-i", ends_with=2)
+    assert result.stderr == "error: a.json: No space left on device\n"
+    assert Path("a.json").read_text() == SWAPPED and os.listdir(empty_folder) == ["a.json"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and modes of POSIX")
+def test_in_place_a_link_stays_a_link_and_the_permissions_stay():
+    Path(write("a.json", SWAPPED)).chmod(0o640)
+    Path("link.json").symlink_to("a.json")
+    run("fix", "link.json", "-i", ends_with=0)
+    assert Path("link.json").is_symlink()
+    assert Path("a.json").stat().st_mode & 0o777 == 0o640
+    assert Path("a.json").read_text() != SWAPPED
+
+
+def test_keys_that_stand_twice_are_not_lost():
+    text = '{"compositional_deconstruction":{"background":"a","background":"b","elements":[]}}'
+    result = run("fix", write("a.json", text), "-i", ends_with=1)
+    assert "left a.json: compositional_deconstruction.background" in result.stderr
+    assert Path("a.json").read_text() == text + "\n"
+
+
+def test_standard_input_is_mended_to_standard_output():
+    result = run("fix", "-", stdin=SWAPPED, ends_with=0)
+    assert result.stdout == Caption.parse(SWAPPED).repair().line() + "\n"
+
+
+@pytest.mark.parametrize("arguments", [["a.json", "-i", "--out", "b.json"], ["-", "-i"]])
+def test_in_place_needs_a_file_and_no_other(arguments: list[str]):
+    write("a.json", SWAPPED)
+    assert "--in-place" in run("fix", *arguments, stdin=SWAPPED, ends_with=2).output
+    assert Path("a.json").read_text() == SWAPPED
+
+
+@pytest.mark.parametrize("command", ["check", "fix"])
+def test_help_teaches_with_an_example(command: str):
+    assert f"ideoflow caption {command} my_caption.json" in run(command, "--help", ends_with=0).stdout
