@@ -24,7 +24,6 @@ SIZES = {  # (width, height) in pixels for examples/captions/NAME.json
     "shapes": (160, 128),
 }
 
-GUIDANCE = 3.0  # the presets' 7 is for the large weights
 ZOOM, MARGIN, TEXT_WIDTH, LINE = 2, 24, 340, 22  # of the contact sheet, in pixels
 TEXT_COLUMNS = 44  # of its text, in characters
 
@@ -33,7 +32,7 @@ def draw(pipe: Ideogram4Pipeline, captions: Sequence[Caption], sizes: Sequence[t
     """All pictures in one call: every step runs one stream with the tokens of all of them, and no padding."""
     generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(len(captions))]
     return pipe(
-        list(captions), size=list(sizes), preset="V4_DEFAULT_20", guidance_scale=GUIDANCE, generator=generators
+        list(captions), size=list(sizes), preset="V4_DEFAULT_20", guidance_scale=sketch.GUIDANCE, generator=generators
     ).images
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from ideoflow import Ideogram4Pipeline
 from ideoflow.cli import app
 from ideoflow.schedule import PRESETS
+from ideoflow.sketch import GUIDANCE
 
 CAPTION = {"compositional_deconstruction": {"background": "plain red", "elements": [{"type": "obj", "desc": "a dot"}]}}
 LINE = json.dumps(CAPTION, separators=(",", ":"))
@@ -245,7 +246,7 @@ def test_unwrapped_plain_text_draws_a_warning_and_strict_refuses_it(generate):
 def test_the_bundled_model_is_the_default_with_its_own_size_and_guidance():
     invoke("a red circle", "--steps", "1", "--device", "cpu", "--out", "a.png")
     found = settings("a.png")
-    assert (found["model"], found["width"], found["height"], found["guidance"]) == ("sketch", 128, 128, 3.0)
+    assert (found["model"], found["width"], found["height"], found["guidance"]) == ("sketch", 128, 128, GUIDANCE)
     invoke("a.png", "--out", "b.png")
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 

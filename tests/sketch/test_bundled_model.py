@@ -14,7 +14,7 @@ from ideoflow.sketch.score import held_out, score
 from ideoflow.sketch.text import line
 from ideoflow.sketch.world import sample
 
-SETTINGS = dict(num_inference_steps=12, guidance_scale=3.0, guidance_schedule=None, mu=0.0, std=1.75)
+SETTINGS = dict(num_inference_steps=12, guidance_scale=sketch.GUIDANCE, guidance_schedule=None, mu=0.0, std=1.75)
 
 
 @pytest.fixture(scope="module")

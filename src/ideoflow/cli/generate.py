@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from .. import sketch
 from .console import err, fail, out, plain_errors, plain_warnings, warn
 from .pictures import Lora, Picture, Settings, save, target, to_metadata
 from .prompts import Prompt, read_prompt
@@ -34,7 +35,6 @@ SKETCH = "sketch"
 PRESET_NAMES = {"quality": "V4_QUALITY_48", "default": "V4_DEFAULT_20", "turbo": "V4_TURBO_12"}
 DTYPES = ("float32", "bfloat16", "float16")
 SKETCH_SIZE = (128, 128)
-SKETCH_GUIDANCE = 3.0  # that small a model burns out at the presets' 7
 DEFAULT_SIZE = (1024, 1024)
 
 
@@ -92,7 +92,7 @@ def generate(
         float | None,
         typer.Option(
             help="One guidance scale for every step instead of the preset's.",
-            show_default=f"the preset's; {SKETCH_GUIDANCE:g} with the bundled model",
+            show_default=f"the preset's; {sketch.GUIDANCE:g} with the bundled model",
         ),
     ] = None,
     seed: Annotated[
@@ -230,7 +230,7 @@ def _jobs(prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int
         del found["device"]
     values: dict[str, Any] = {"model": SKETCH, "loras": (), "preset": PRESET_NAMES["default"], **found, **chosen}
     if values["model"] == SKETCH:
-        values.setdefault("guidance", SKETCH_GUIDANCE)
+        values.setdefault("guidance", sketch.GUIDANCE)
     values.setdefault("device", _best_device())
     small = values["model"] == SKETCH or values["device"] == "cpu"
     values.setdefault("dtype", "float32" if small else "bfloat16")
@@ -295,7 +295,6 @@ def _load(settings: Settings) -> Ideogram4Pipeline:
     """The pipeline with its adapters, on its device."""
     import torch
 
-    from .. import sketch
     from ..pipeline import Ideogram4Pipeline
 
     dtype = getattr(torch, settings.dtype)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from ..pipeline import Ideogram4Pipeline
 
+GUIDANCE = 2.0  # what suits so small a model; the presets' 7 is for the published weights
+
 
 def path() -> Path:
     """The bundled model's folder, in the layout that ideoflow's and diffusers' pipelines open."""

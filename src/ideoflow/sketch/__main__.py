@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from . import GUIDANCE, path
+
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_show_locals=False)
 
 Folder = Annotated[Path, typer.Argument(help="Where the runs keep their states; made when absent.")]
@@ -54,7 +56,7 @@ def score(
     model: Annotated[Path | None, typer.Option(help="A model folder; the bundled one by default.")] = None,
     count: Annotated[int, typer.Option(help="Held-out captions to draw.")] = 100,
     steps: int = 20,
-    guidance: float = 3.0,
+    guidance: float = GUIDANCE,
     sheet: Annotated[Path | None, typer.Option(help="Also write the first 32 pictures, truth beside drawn.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the score as JSON.")] = None,
 ) -> None:
@@ -63,7 +65,6 @@ def score(
     from PIL import Image
 
     from ..pipeline import Ideogram4Pipeline
-    from . import path
     from .score import held_out
     from .score import score as measure
     from .text import line

@@ -1,7 +1,7 @@
 """How well a model draws the sketch world's held-out captions: backgrounds, elements in their place and colour.
 
-A pixel belongs to an element if, of all the colours that the picture should hold, the element's is nearest to it. That
-region is compared with the one where the element should be seen.
+A pixel belongs to the element, or to the background, whose colour there is nearest to its own, if that is near at all.
+An element's region is compared with the one where it should be seen; most of the background's pixels must belong to it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 from .world import Sample, rgb, sample
 
 NEAR = 64.0  # largest distance in 8-bit RGB at which colours count as the same; the closest two named are 93 apart
-BACKGROUND_SHARE = 0.75  # of the background's pixels that must be near the truth
+BACKGROUND_SHARE = 0.75  # of the background's pixels that must belong to it
 OVERLAP = 0.5  # intersection over union from which an element counts as drawn in its place
 
 Draw = Callable[[list[str], list[tuple[int, int]], list[int]], list[Image.Image]]
@@ -74,7 +74,7 @@ def judge(drawn: Image.Image, truth: Sample) -> Judgement:
         float(((nearest == i) & mask).sum() / max(1, ((nearest == i) | mask).sum()))
         for i, mask in enumerate(truth.masks(), start=1)
     ]
-    background = bool((away[0][behind] <= NEAR / 2**0.5).mean() >= BACKGROUND_SHARE)
+    background = bool((nearest[behind] == 0).mean() >= BACKGROUND_SHARE)
     return Judgement(background, tuple(overlaps), tuple(e.word is not None for e in truth.elements))
 
 
