@@ -29,7 +29,7 @@ def test_the_truth_gets_full_marks():
     for truth in held_out(40):
         judged = judge(truth.image, truth)
         assert judged.background
-        assert all(overlap > 0.85 for overlap, word in zip(judged.overlaps, judged.words, strict=True) if not word)
+        assert all(o > 0.85 for o, element in zip(judged.overlaps, truth.elements, strict=True) if element.shape)
 
 
 def test_a_slightly_soft_picture_still_counts():
@@ -91,6 +91,7 @@ def test_rates_and_intervals_over_a_batch_of_pictures():
     rate, low, high = result.background
     assert result.pictures == 30 and rate == pytest.approx(20 / 30) and 0.45 < low < rate < high < 0.85
     assert 0.5 < result.shapes_overlap < 0.8
+    assert 0.4 < result.shapes_in_place[0] < 0.9 and 0 < result.unseen_pairs_in_place[0] < 1
     assert any("66.7%" in text for text in result.lines())
 
 

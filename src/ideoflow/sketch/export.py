@@ -19,7 +19,7 @@ SIDES = (96, 192)  # pixels, what the model is trained on
 
 @torch.no_grad()
 def export(folder: Path, destination: Path) -> None:
-    """Write the averaged weights of the runs in `folder` as a pipeline's folder, replacing `destination` at the end.
+    """Write the averaged weights of the runs in `folder` as a folder in place of `destination`, but keep its card.
 
     The weights are kept in float16; whoever loads them computes in float32.
     """
@@ -44,5 +44,7 @@ def export(folder: Path, destination: Path) -> None:
     config.write_text(config.read_text().replace('"float16"', '"float32"'))
     vocabulary = fresh / "tokenizer" / "tokenizer.json"  # written with indents that are half of it
     vocabulary.write_text(json.dumps(json.loads(vocabulary.read_text()), separators=(",", ":"), ensure_ascii=False))
+    if (card := destination / "README.md").exists():
+        shutil.copy(card, fresh)
     shutil.rmtree(destination, ignore_errors=True)
     fresh.rename(destination)

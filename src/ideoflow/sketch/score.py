@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .world import Sample, rgb, sample
+from .world import Sample, held_out_pair, rgb, sample
 
 NEAR = 64.0  # largest distance in 8-bit RGB at which colours count as the same; the closest two named are 93 apart
 BACKGROUND_SHARE = 0.75  # of the background's pixels that must belong to it
@@ -28,7 +28,6 @@ class Judgement:
 
     background: bool
     overlaps: tuple[float, ...]  # intersection over union of each element, in order
-    words: tuple[bool, ...]  # whether each element is a word
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,22 @@ class Score:
     background: tuple[float, float, float]
     shapes_in_place: tuple[float, float, float]
     shapes_overlap: float
+    unseen_pairs_in_place: tuple[
+        float, float, float
+    ]  # of shapes in a colour that training never showed them in
     words_in_place: tuple[float, float, float]
 
     def lines(self) -> Iterator[str]:
         """The score for a person to read."""
-        yield f"pictures                         {self.pictures}"
+        yield f"{'pictures':34} {self.pictures}"
         for name, (rate, low, high) in (
             ("background right", self.background),
             ("shape in place and colour", self.shapes_in_place),
+            ("  of pairs never seen in training", self.unseen_pairs_in_place),
             ("word in place and colour", self.words_in_place),
         ):
-            yield f"{name:32} {rate:6.1%}  (95% interval {low:.1%} to {high:.1%})"
-        yield f"{'mean overlap of shapes (IoU)':32} {self.shapes_overlap:6.3f}"
+            yield f"{name:34} {rate:6.1%}  (95% interval {low:.1%} to {high:.1%})"
+        yield f"{'mean overlap of shapes (IoU)':34} {self.shapes_overlap:6.3f}"
 
 
 def judge(drawn: Image.Image, truth: Sample) -> Judgement:
@@ -75,7 +78,7 @@ def judge(drawn: Image.Image, truth: Sample) -> Judgement:
         for i, mask in enumerate(truth.masks(), start=1)
     ]
     background = bool((nearest[behind] == 0).mean() >= BACKGROUND_SHARE)
-    return Judgement(background, tuple(overlaps), tuple(e.word is not None for e in truth.elements))
+    return Judgement(background, tuple(overlaps))
 
 
 def score(draw: Draw, samples: Sequence[Sample], caption_line: Callable[[dict], str], batch: int = 20) -> Score:
@@ -96,13 +99,18 @@ def score(draw: Draw, samples: Sequence[Sample], caption_line: Callable[[dict], 
             list(range(begin, begin + len(chunk))),
         )
         judged += [judge(p, s) for p, s in zip(pictures, chunk, strict=True)]
-    shapes = [o for j in judged for o, word in zip(j.overlaps, j.words, strict=True) if not word]
-    words = [o for j in judged for o, word in zip(j.overlaps, j.words, strict=True) if word]
+    elements = [e for s in samples for e in s.elements]
+    overlaps = [o for j in judged for o in j.overlaps]
+    drawn = list(zip(elements, overlaps, strict=True))
+    shapes = [o for e, o in drawn if e.shape]
+    unseen = [o for e, o in drawn if e.shape and held_out_pair(e.colour, e.shape)]
+    words = [o for e, o in drawn if e.word]
     return Score(
         pictures=len(judged),
         background=_interval([j.background for j in judged]),
         shapes_in_place=_interval([o > OVERLAP for o in shapes]),
         shapes_overlap=float(np.mean(shapes)),
+        unseen_pairs_in_place=_interval([o > OVERLAP for o in unseen]),
         words_in_place=_interval([o > OVERLAP for o in words]),
     )
 
@@ -120,4 +128,4 @@ def _interval(outcomes: Sequence[bool]) -> tuple[float, float, float]:
     rate = sum(outcomes) / n
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     spread = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return rate, centre - spread, centre + spread
+    return rate, max(0.0, centre - spread), min(1.0, centre + spread)
