@@ -28,7 +28,7 @@ from ideoflow.packing import (
 )
 
 GUIDANCE = 7.0
-TIME = 0.4
+TIME = 0.375  # the same number in every type
 CONFIG = dict(
     num_layers=4,
     attention_head_dim=256,
