@@ -38,9 +38,7 @@ class Score:
     background: tuple[float, float, float]
     shapes_in_place: tuple[float, float, float]
     shapes_overlap: float
-    unseen_pairs_in_place: tuple[
-        float, float, float
-    ]  # of shapes in a colour that training never showed them in
+    unseen_pairs_in_place: tuple[float, float, float]  # of shapes in a colour that training never showed them in
     words_in_place: tuple[float, float, float]
 
     def lines(self) -> Iterator[str]:
