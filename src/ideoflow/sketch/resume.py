@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 SAVE_EVERY = 500  # steps
+
+Optimizers = Sequence[torch.optim.Optimizer]
 
 
 class Average:
@@ -32,19 +35,20 @@ class Average:
             parameter.copy_(self.values[name])
 
 
-def save_state(path: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> None:
-    """Write weights, averaged weights, optimizer state and the step to `path`, then rename into place."""
+def save_state(path: Path, step: int, module: nn.Module, optimizers: Optimizers, average: Average) -> None:
+    """Write weights, averaged weights, optimizer states and the step to `path`, then rename into place."""
     tensors: dict[str, Tensor] = {f"model/{k}": v.contiguous() for k, v in module.state_dict().items()}
     tensors |= {f"average/{k}": v for k, v in average.values.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{k}": v for k, v in state.items()}
+    for number, optimizer in enumerate(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer{number}/{index}/{k}": v for k, v in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"step": str(step)})
     os.replace(temporary, path)
 
 
-def load_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> int:
+def load_state(path: Path, module: nn.Module, optimizers: Optimizers, average: Average) -> int:
     """Restore what `save_state` wrote; returns the step, or 0 with nothing changed when there is no file."""
     if not path.exists():
         return 0
@@ -53,10 +57,11 @@ def load_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, 
         step = int(file.metadata()["step"])
     module.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
     average.values = {k: tensors[f"average/{k}"] for k in average.values}
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            _, index, key = name.split("/")
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for number, optimizer in enumerate(optimizers):
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith(f"optimizer{number}/"):
+                _, index, key = name.split("/")
+                state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return step

@@ -75,21 +75,30 @@ POLYGONS: dict[str, Callable[[], list[Point]]] = {
     "arrow": _arrow,
 }
 SHAPES: tuple[str, ...] = ("circle", "ring", *POLYGONS)
+OUTLINED: tuple[str, ...] = ("circle", "square", "triangle", "diamond", "hexagon", "heart", "half circle")
 RING_HOLE = 0.5  # inner over outer diameter
+STROKE = 0.18  # of an outline, in shorter sides of the box
 
 
-def shape_mask(shape: str, width: int, height: int) -> np.ndarray:
-    """Coverage of `shape` in a box of `width` x `height` pixels: float32 in 0..1, shape `(height, width)`."""
+def shape_mask(shape: str, width: int, height: int, outline: bool = False) -> np.ndarray:
+    """Coverage of `shape` in a box of `width` x `height` pixels: float32 in 0..1, shape `(height, width)`.
+
+    `outline` leaves only a line of `STROKE` along the inside of its edge; one of `OUTLINED` has one.
+    """
+    if outline and shape not in OUTLINED:
+        raise ValueError(f"`shape` is {shape!r}; those with an outline are {', '.join(OUTLINED)}.")
     w, h = width * SUPERSAMPLE, height * SUPERSAMPLE
     canvas = Image.new("L", (w, h), 0)
     draw = ImageDraw.Draw(canvas)
+    stroke = round(STROKE * min(w, h))
+    style: dict[str, int] = {"outline": 255, "width": stroke} if outline else {"fill": 255}
     if shape in ("circle", "ring"):
-        draw.ellipse((0, 0, w - 1, h - 1), fill=255)
+        draw.ellipse((0, 0, w - 1, h - 1), **style)
         if shape == "ring":
             dx, dy = w * (1 - RING_HOLE) / 2, h * (1 - RING_HOLE) / 2
             draw.ellipse((dx, dy, w - 1 - dx, h - 1 - dy), fill=0)
     elif shape in POLYGONS:
-        draw.polygon(_fill_box(POLYGONS[shape](), w - 1, h - 1), fill=255)
+        draw.polygon(_fill_box(POLYGONS[shape](), w - 1, h - 1), **style)
     else:
         raise ValueError(f"`shape` is {shape!r}; the sketch world knows {', '.join(SHAPES)}.")
     return _shrink(canvas, width, height)
@@ -105,25 +114,35 @@ def _font(name: str) -> ImageFont.FreeTypeFont:
 FONTS: dict[str, str] = {"sans": "DejaVuSans-Bold", "serif": "DejaVuSerif-Bold"}
 
 
-@lru_cache(maxsize=4096)
-def _ink(word: str, font: str) -> Image.Image:
-    """The word as large as the font is loaded, cut to its ink."""
+@lru_cache(maxsize=128)
+def _ink(letter: str, font: str) -> Image.Image:
+    """The letter as large as the font is loaded, cut to its ink."""
     face = _font(FONTS[font])
-    left, top, right, bottom = face.getbbox(word)
+    left, top, right, bottom = face.getbbox(letter)
     canvas = Image.new("L", (int(right - left) + 40, int(bottom - top) + 40), 0)
-    ImageDraw.Draw(canvas).text((20 - left, 20 - top), word, font=face, fill=255)
+    ImageDraw.Draw(canvas).text((20 - left, 20 - top), letter, font=face, fill=255)
     return canvas.crop(canvas.getbbox())
 
 
+PITCH = 0.8  # width over height of a letter's cell: words are set with a fixed pitch
+LETTER_WIDTH, DIGIT_WIDTH = 0.88, 0.7  # of its cell, at most; narrow letters keep their own proportions
+
+
 def word_mask(word: str, font: str, width: int, height: int) -> np.ndarray:
-    """Coverage of `word` stretched to fill a box of `width` x `height` pixels: float32 in 0..1, `(height, width)`."""
-    return _shrink(_ink(word, font), width, height)
+    """Coverage of `word`, one cell a letter, in a box of `width` x `height` pixels: float32 in 0..1, `(height, width)`.
 
-
-def word_aspect(word: str, font: str) -> float:
-    """Width over height of `word` as the font sets it."""
-    ink = _ink(word, font)
-    return ink.width / ink.height
+    Every letter is as tall as the box and stands in the middle of its cell.
+    """
+    w, h = width * SUPERSAMPLE, height * SUPERSAMPLE
+    canvas = Image.new("L", (w, h), 0)
+    cell = w / len(word)
+    for place, letter in enumerate(word):
+        ink = _ink(letter, font)
+        share = DIGIT_WIDTH if letter.isdigit() else LETTER_WIDTH
+        wide = max(1, round(min(share * cell, ink.width / ink.height * cell / PITCH)))
+        resized = ink.resize((wide, h), Image.Resampling.BOX)
+        canvas.paste(resized, (round((place + 0.5) * cell - wide / 2), 0))
+    return _shrink(canvas, width, height)
 
 
 def _shrink(canvas: Image.Image, width: int, height: int) -> np.ndarray:

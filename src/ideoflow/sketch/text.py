@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -17,14 +18,13 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLModel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRotaryEmbedding
 
 from ..text_encoder import TAPS
-from .shapes import FONTS, SHAPES
-from .world import COLOURS, LETTERS, Sample, sample
+from .world import sample
 
 LAYERS = 36
 TRAINED = (0, 3, 6, 9)
 TEXT_CONFIG = dict(
     hidden_size=128,
-    intermediate_size=192,
+    intermediate_size=128,
     num_hidden_layers=LAYERS,
     num_attention_heads=4,
     num_key_value_heads=2,
@@ -48,10 +48,11 @@ STRUCTURE = (
     '","elements":[', '{"type":"obj","bbox":[', '{"type":"text","bbox":[', '],"desc":"', '],"text":"',
     '","', '",', '"}', '"]}', "]}}",
 )  # fmt: skip
-# A number with its comma, a byte of a colour, a word, one capital or one mark: never more than one thing to a token.
+# A box's number with its comma, a byte of a colour, a word, one capital, one digit or one mark: never more than one
+# thing to a token.
 PIECES = (
     r"#[0-9A-F]{2}|(?<=#[0-9A-F]{2})[0-9A-F]{2}|(?<=#[0-9A-F]{4})[0-9A-F]{2}"
-    r"|[0-9]+,?| ?[A-Z]?[a-z]+| ?[A-Z]| ?[^\sA-Za-z0-9]|\s+"
+    r"|[0-9]+,|(?<=,)[0-9]+|[0-9]| ?[A-Z]?[a-z]+| ?[A-Z]| ?[^\sA-Za-z0-9]|\s+"
 )
 
 
@@ -160,73 +161,38 @@ def features(outputs: list[Tensor], lengths: list[int]) -> Tensor:
     return torch.stack([tapped[i] for i in seen], dim=-1).flatten(1)  # channel * taps + tap
 
 
-KINDS = (*SHAPES, *(f"{font} word" for font in FONTS))
-BACKGROUNDS = ("solid", "gradient vertical", "gradient horizontal", "stripes vertical", "stripes horizontal")
+@dataclass(frozen=True)
+class Places:
+    """Where in a caption's tokens the read-outs read.
 
+    Attributes:
+        background: the token that ends the background's description.
+        closings: (elements,) the token that ends each element.
+        letters: (letters,) the tokens of the words' letters, in the order of the elements.
+    """
 
-class Probe(nn.Module):
-    """Linear read-outs at each element's closing token: what the caption says must be plain to see in its features."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(width)
-        self.box = nn.Linear(width, 4)
-        self.colour = nn.Linear(width, len(COLOURS))
-        self.kind = nn.Linear(width, len(KINDS))
-        self.letters = nn.Linear(width, 3 * (len(LETTERS) + 1))
-        self.background = nn.Linear(width, len(BACKGROUNDS) + 2 * len(COLOURS))
-
-    def forward(self, states: Tensor, places: list[Tensor], truths: list[Truth]) -> tuple[Tensor, Tensor]:
-        """Sum of the read-outs' losses, and the mean absolute box error in fractions of a side."""
-        at = self.norm(torch.cat([s[p] for s, p in zip(states, places, strict=True)]).float())
-        first = torch.tensor([i == 0 for p in places for i in range(len(p))])  # the background's, then the elements'
-        ground, things = at[first], at[~first]
-        grounds = torch.stack([t.background for t in truths])
-        boxes = torch.cat([t.boxes for t in truths])
-        labels = torch.cat([t.labels for t in truths])
-        cross = nn.functional.cross_entropy
-        drawn = self.background(ground).split((len(BACKGROUNDS), len(COLOURS), len(COLOURS)), dim=-1)
-        loss = sum((cross(d, grounds[:, i]) for i, d in enumerate(drawn)), torch.zeros(()))
-        loss = loss + cross(self.colour(things), labels[:, 0]) + cross(self.kind(things), labels[:, 1])
-        letters = self.letters(things).unflatten(-1, (3, -1))
-        loss = loss + cross(letters.flatten(0, 1), labels[:, 2:].flatten())
-        error = (self.box(things) - boxes).abs()
-        return loss + 10 * error.mean(), error.mean().detach()
-
-
-class Truth:
-    """What a picture's caption says, as numbers for `Probe`."""
-
-    def __init__(self, picture: Sample) -> None:
-        colours = list(COLOURS)
-        ground = picture.background
-        kind = ground.kind if ground.kind == "solid" else f"{ground.kind} {ground.direction}"
-        first, last = ground.colours[0], ground.colours[-1]
-        self.background = torch.tensor([BACKGROUNDS.index(kind), colours.index(first), colours.index(last)])
-        self.boxes = torch.tensor([e.box for e in picture.elements]) / 1000
-        self.labels = torch.tensor([
-            [
-                colours.index(e.colour),
-                KINDS.index(f"{e.font} word" if e.word else str(e.shape)),
-                *(LETTERS.index(c) for c in (e.word or "")),
-                *[len(LETTERS)] * (3 - len(e.word or "")),
-            ]
-            for e in picture.elements
-        ])  # fmt: skip
+    background: int
+    closings: Tensor
+    letters: Tensor
 
 
 class Encoder:
-    """Captions to token ids as the pipeline makes them, and where `Probe` reads."""
+    """Captions to token ids as the pipeline makes them, and where the read-outs read."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
-        self.opening = tokenizer.convert_tokens_to_ids('","elements":[')
+        self.opening, self.text, self.description = (
+            tokenizer.convert_tokens_to_ids(token) for token in ('","elements":[', '],"text":"', '","desc":"')
+        )
         self.closing = [tokenizer.convert_tokens_to_ids(token) for token in ('"}', '"]}')]
 
-    def __call__(self, caption: dict) -> tuple[Tensor, Tensor]:
-        """Token ids `(tokens,)`, and the places of the background's and of each element's closing token."""
+    def __call__(self, caption: dict) -> tuple[Tensor, Places]:
+        """Token ids `(tokens,)`, and their places."""
         text = f"{USER}{line(caption)}{ASSISTANT}"
-        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        start = int((ids == self.opening).nonzero()[0])
-        closings = torch.isin(ids, torch.tensor(self.closing)).nonzero()[:, 0]
-        return ids, torch.cat([torch.tensor([start]), closings[closings > start]])
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        start = ids.index(self.opening)
+        closings = [i for i in range(start, len(ids)) if ids[i] in self.closing]
+        letters: list[int] = []
+        for begin in (i for i in range(start, len(ids)) if ids[i] == self.text):
+            letters += range(begin + 1, ids.index(self.description, begin))
+        return torch.tensor(ids), Places(start, torch.tensor(closings), torch.tensor(letters, dtype=torch.int64))

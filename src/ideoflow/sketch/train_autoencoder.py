@@ -55,7 +55,7 @@ def train(folder: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3
     optimizer = torch.optim.AdamW(vae.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     average = Average(vae, 0.999)
     state = folder / "autoencoder.safetensors"
-    step = load_state(state, vae, optimizer, average)
+    step = load_state(state, vae, [optimizer], average)
     begun = time.monotonic()
     while step < total_steps and (seconds := time.monotonic() - begun) < 60 * minutes:
         torch.manual_seed(step)
@@ -78,8 +78,8 @@ def train(folder: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3
             decibel = -10 * float(torch.log10(error.detach().div(2).square().mean()))
             log.info("step %d loss %.4f psnr %.1f dB, %.0f s", step, loss.item(), decibel, seconds)
         if step % SAVE_EVERY == 0:
-            save_state(state, step, vae, optimizer, average)
-    save_state(state, step, vae, optimizer, average)
+            save_state(state, step, vae, [optimizer], average)
+    save_state(state, step, vae, [optimizer], average)
     if step < total_steps:
         return
     average.copy_to(vae)

@@ -24,69 +24,40 @@ from ..latents import encode
 from ..model import Ideogram4Transformer2DModel
 from ..packing import Layout
 from ..schedule import sample_times
+from .readouts import CaptionProbe, LayoutProbe, Truth
 from .resume import SAVE_EVERY, Average, load_state, save_state
-from .text import TAPS, TEXT_CONFIG, Encoder, Probe, Reader, Truth, features
-from .world import COLOURS, Sample, sample
+from .text import TAPS, TEXT_CONFIG, Encoder, Places, Reader, features
+from .world import Sample, sample
 
 log = logging.getLogger(__name__)
 
 CONFIG = dict(
     in_channels=32,
-    num_layers=6,
+    num_layers=7,
     attention_head_dim=64,
     num_attention_heads=4,
-    intermediate_size=512,
+    intermediate_size=640,
     adaln_dim=64,
     llm_features_dim=TEXT_CONFIG["hidden_size"] * len(TAPS),  # type: ignore[operator]
     rope_theta=100,  # grids of 6 to 12 need fast frequencies
     mrope_section=(12, 10, 10),
 )
-UNCONDITIONAL_CONFIG = CONFIG | dict(num_layers=4, num_attention_heads=3, intermediate_size=384)
+UNCONDITIONAL_CONFIG = CONFIG | dict(num_layers=4, num_attention_heads=2, intermediate_size=320)
 SHARD = 4096  # pictures whose latents are made and kept together
 UNCONDITIONAL_EVERY = 4  # its task is easier, so it learns on every fourth batch
-WEIGHTS = {
+WEIGHTS = {  # of the losses
     "conditional": 1.0,
     "unconditional": 1.0,
     "read": 0.05,
     "place": 0.5,
-    "cover": 0.1,
+    "letter": 1.0,
+    "item": 0.1,
+    "edges": 0.1,
+    "paint": 0.5,
     "ground": 0.5,
-}  # of the losses
-PLACE_LAYER, COVER_LAYER = 1, 3  # after which block image tokens must know where they are, and what covers them
+}
+EARLY, LATE = 1, 3  # the blocks after which tokens must know where they are, and image tokens what they show
 READER_RATE = 0.4  # of the others' learning rate: it comes trained
-
-
-class LayoutProbe(nn.Module):
-    """Linear read-outs at image tokens: where in the picture each lies, what element covers it, and what lies behind.
-
-    Velocities alone teach these late, since boxes are in fractions of a side and positions in whole tokens.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.place_norm, self.cover_norm = nn.RMSNorm(width), nn.RMSNorm(width)
-        self.ground = nn.Linear(width, 3)  # red, green and blue
-        self.place = nn.Linear(width, 2)
-        self.cover = nn.Linear(width, len(COLOURS) + 1)  # the last: only background
-
-    def forward(self, early: Tensor, late: Tensor, pictures: list[Picture]) -> dict[str, Tensor]:
-        """Mean absolute errors of places (in fractions of a side) and grounds (in 0..1), cross-entropy of covers.
-
-        Args:
-            early: `(image_tokens, width)` states that places are read from.
-            late: States that covers and grounds are read from.
-            pictures: The pictures of the stream, in its order.
-        """
-        places = torch.cat([
-            torch.cartesian_prod((torch.arange(rows) + 0.5) / rows, (torch.arange(cols) + 0.5) / cols)
-            for rows, cols in (p.grid for p in pictures)
-        ])  # fmt: skip
-        late = self.cover_norm(late.float())
-        return {
-            "place": (self.place(self.place_norm(early.float())) - places).abs().mean(),
-            "cover": nn.functional.cross_entropy(self.cover(late), torch.cat([p.cover for p in pictures])),
-            "ground": (self.ground(late) - torch.cat([p.ground for p in pictures])).abs().mean(),
-        }
 
 
 class Sketch(nn.Module):
@@ -95,12 +66,12 @@ class Sketch(nn.Module):
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.reader = Reader(vocabulary)
-        self.probe = Probe(self.reader.config.hidden_size)
+        self.probe = CaptionProbe(self.reader.config.hidden_size)
         self.transformer = start(Ideogram4Transformer2DModel(**CONFIG))
         self.unconditional = start(Ideogram4Transformer2DModel(**UNCONDITIONAL_CONFIG))
         self.layout_probe = LayoutProbe(self.transformer.hidden_size)
         self.states: dict[int, Tensor] = {}  # what the layout's read-outs read, of the last pass
-        for index in (PLACE_LAYER, COVER_LAYER):
+        for index in (EARLY, LATE):
             self.transformer.layers[index].register_forward_hook(partial(self._keep, index))
 
     @torch.compiler.disable
@@ -133,13 +104,9 @@ class Picture:
     """One training picture, ready to be packed."""
 
     ids: Tensor
-    places: Tensor
+    places: Places
     truth: Truth
     latents: Tensor  # (rows * columns, channels)
-    cover: Tensor  # (rows * columns,) index of the colour that covers each token's middle, or of the background
-    ground: Tensor  # (rows * columns, 3) the background's mean colour at each token, in 0..1
-    grid: tuple[int, int]
-    pixels: int
 
     @property
     def tokens(self) -> int:
@@ -163,20 +130,7 @@ def shard(folder: Path, index: int, vae: AutoencoderKLFlux2, encoder: Encoder) -
 
 
 def _picture(drawn: Sample, latents: Tensor, encoder: Encoder) -> Picture:
-    ids, places = encoder(drawn.caption)
-    grid = (drawn.height // 16, drawn.width // 16)
-    return Picture(ids, places, Truth(drawn), latents.float(), *_layout(drawn, grid), grid, drawn.width * drawn.height)
-
-
-def _layout(drawn: Sample, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """`cover` and `ground` of a picture, from a drawing with 4 x 4 pixels a token."""
-    rows, cols = grid
-    cover = np.full(grid, len(COLOURS))
-    for element in drawn.elements:
-        seen = element.coverage(4 * cols, 4 * rows)[2::4, 2::4] > 0.5
-        cover[seen] = list(COLOURS).index(element.colour)
-    ground = drawn.background.render(4 * cols, 4 * rows).reshape(rows, 4, cols, 4, 3).mean((1, 3)) / 255
-    return torch.from_numpy(cover).flatten(), torch.from_numpy(ground).reshape(-1, 3)
+    return Picture(*encoder(drawn.caption), Truth(drawn), latents.float())
 
 
 def batches(pictures: list[Picture], tokens: int, draw: random.Random) -> Iterator[list[Picture]]:
@@ -193,7 +147,9 @@ def batches(pictures: list[Picture], tokens: int, draw: random.Random) -> Iterat
 
 def times(pictures: list[Picture], generator: torch.Generator) -> Tensor:
     """A time for each picture: a quarter from the sampling schedule, the rest noisier, where the layout is decided."""
-    scheduled = sample_times(len(pictures), torch.tensor([p.pixels for p in pictures]), 0.0, 1.75, generator)
+    scheduled = sample_times(
+        len(pictures), torch.tensor([256 * len(p.latents) for p in pictures]), 0.0, 1.75, generator
+    )
     noisy = torch.sigmoid(-1.1 + 1.4 * torch.randn(len(pictures), generator=generator))
     return torch.where(torch.rand(len(pictures), generator=generator) < 0.25, scheduled, noisy)
 
@@ -211,17 +167,47 @@ def losses(
     target = data - noise
 
     outputs = model.reader([p.ids for p in pictures])
-    read, _ = model.probe(outputs[-1], [p.places for p in pictures], [p.truth for p in pictures])
-    layout = Layout.of_samples([(len(p.ids), *p.grid) for p in pictures])
+    truths = [p.truth for p in pictures]
+    read, _ = model.probe(outputs[-1], [p.places for p in pictures], truths)
+    layout = Layout.of_samples([(len(p.ids), *p.truth.grid) for p in pictures])
     context = model.transformer.prepare(features(outputs, [len(p.ids) for p in pictures]), layout)
     velocity = model.transformer.velocity(mixed, t, context)
     result = {"conditional": (velocity.float() - target).square().mean(), "read": read}
-    result |= model.layout_probe(*(state[layout.image] for state in model.states.values()), pictures)
+    early, late = model.states[EARLY], model.states[LATE]
+    begins = layout.cu_seqlens[:-1].tolist()  # where each picture's text, and then its image tokens, begin
+    letters = torch.cat([p.places.letters + begin for p, begin in zip(pictures, begins, strict=True)])
+    result |= model.layout_probe(early[layout.image], early[letters], late[layout.image], truths)
     if unconditional:
-        layout = Layout.of_samples([(0, *p.grid) for p in pictures])
+        layout = Layout.of_samples([(0, *p.truth.grid) for p in pictures])
         velocity = model.unconditional.velocity(mixed, t, model.unconditional.prepare(None, layout))
         result["unconditional"] = (velocity.float() - target).square().mean()
     return result
+
+
+def make_optimizers(model: Sketch, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the transformers' blocks, AdamW for everything else.
+
+    Each group's `share` of the learning rate stays fixed.
+    """
+    blocks = [
+        p for m in (model.transformer, model.unconditional) for n, p in m.named_parameters()
+        if n.startswith("layers.") and p.ndim == 2 and "adaln" not in n
+    ]  # fmt: skip
+    inside = {id(p) for p in blocks}
+    groups = [
+        {"params": [p for m in modules for p in m.parameters() if (p.ndim > 1) == matrices and id(p) not in inside],
+         "share": share, "weight_decay": 0.02 if matrices else 0.0}
+        for modules, share in (
+            ((model.reader, model.probe), READER_RATE),
+            ((model.transformer, model.unconditional, model.layout_probe), 1.0),
+        )
+        for matrices in (True, False)
+    ]  # fmt: skip
+    muon = [{"params": blocks, "share": 1.0, "weight_decay": 0.02}]
+    return [
+        torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True),
+        torch.optim.Muon(muon, lr=rate, adjust_lr_fn="match_rms_adamw"),
+    ]
 
 
 def train(
@@ -238,18 +224,10 @@ def train(
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     encoder = Encoder(tokenizer)
     model = Sketch(len(tokenizer))
-    trained = (model.reader, model.probe)
-    fresh = (model.transformer, model.unconditional)
-    groups = [
-        {"params": [p for m in modules for p in m.parameters() if (p.ndim > 1) == matrices], "share": share,
-         "weight_decay": 0.02 if matrices else 0.0}
-        for modules, share in ((trained, READER_RATE), (fresh, 1.0), ((model.layout_probe,), 1.0))
-        for matrices in (True, False)
-    ]  # fmt: skip
-    optimizer = torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.98), fused=True)
+    optimizers = make_optimizers(model, peak_rate)
     average = Average(model, 0.999)
     state = folder / "sketch.safetensors"
-    step = load_state(state, model, optimizer, average)
+    step = load_state(state, model, optimizers, average)
     if step == 0:
         _adopt(model, folder / "text.safetensors")
         average = Average(model, 0.999)
@@ -263,16 +241,17 @@ def train(
         packed = list(batches(pictures, tokens, random.Random(visit)))
         for batch in islice(cycle(packed), offset, per_round):
             rate = peak_rate * min(1.0, (step + 1) / 200) * min(1.0, (1 - step / total_steps) / (1 - decay_from) + 0.01)
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = rate * group["share"]
             generator = torch.Generator().manual_seed(step)
             with torch.autocast("cpu", torch.bfloat16):
                 parts = losses(model, batch, generator, unconditional=step % UNCONDITIONAL_EVERY == 0)
             loss = sum(WEIGHTS[name] * value for name, value in parts.items())
-            optimizer.zero_grad()
+            model.zero_grad()
             loss.backward()  # type: ignore[union-attr]
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             average.update(model, step)
             step, seen = step + 1, seen + len(batch)
             for name, value in parts.items():
@@ -282,10 +261,10 @@ def train(
                 log.info("step %d %s norm %.2f, %.1f pictures/s", step, shown, norm, seen / (time.monotonic() - begun))
                 sums = {}
             if step % SAVE_EVERY == 0:
-                save_state(state, step, model, optimizer, average)
+                save_state(state, step, model, optimizers, average)
             if step >= total_steps or time.monotonic() - begun > 60 * minutes:
                 break
-    save_state(state, step, model, optimizer, average)
+    save_state(state, step, model, optimizers, average)
 
 
 def _adopt(model: Sketch, path: Path) -> None:

@@ -6,6 +6,7 @@ that the training split never shows.
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from .shapes import FONTS, SHAPES, shape_mask, word_aspect, word_mask
+from .shapes import FONTS, OUTLINED, PITCH, SHAPES, shape_mask, word_mask
+from .wording import caption_of
 
 Split = Literal["train", "held_out"]
 RGB = tuple[int, int, int]
@@ -36,6 +38,10 @@ COLOURS: dict[str, str] = {
     "gray": "#9E9E9E",
 }
 GRID = 25  # boxes lie on multiples of this, in thousandths of a side
+WORDS = 0.3  # of the elements are words
+EXACT_COLOURS = 0.2  # of the elements have a colour without a name, told by their palette alone
+OUTLINES = 0.25  # of the shapes that can be outlines are
+APART = 89.0  # least distance in 8-bit RGB of two colours in a picture
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
 # (width, height) and how often: square ones of about 64 tokens most, aspect ratios to 2:1.
@@ -59,7 +65,19 @@ class Background:
     kind: Literal["solid", "gradient", "stripes"]
     colours: tuple[str, ...]
     direction: Literal["vertical", "horizontal"] = "vertical"
-    stripes: int = 6
+    stripes: int = 4
+
+    @property
+    def hexadecimal(self) -> list[str]:
+        """Its colours as `#RRGGBB`."""
+        return [COLOURS.get(c, c) for c in self.colours]
+
+    def between(self) -> list[str]:
+        """The colour halfway through a gradient; nothing for other backgrounds."""
+        if self.kind != "gradient":
+            return []
+        first, last = (rgb(c) for c in self.colours)
+        return ["#" + "".join(f"{(a + b) // 2:02X}" for a, b in zip(first, last, strict=True))]
 
     def render(self, width: int, height: int) -> np.ndarray:
         """Float32 picture of shape `(height, width, 3)` in 0..255."""
@@ -78,13 +96,31 @@ class Background:
 
 @dataclass(frozen=True)
 class Element:
-    """One shape or word: its box in thousandths of the picture's sides, its colour and what it is."""
+    """One shape or word: its box in thousandths of a side, its colour (a name, or `#RRGGBB`) and what it is."""
 
     box: Box
     colour: str
     shape: str | None = None
+    outline: bool = False
     word: str | None = None
     font: str = "sans"
+
+    @property
+    def exact(self) -> bool:
+        """Whether its colour has no name, only its `#RRGGBB`."""
+        return self.colour not in COLOURS
+
+    @property
+    def hexadecimal(self) -> str:
+        """Its colour as `#RRGGBB`."""
+        return COLOURS.get(self.colour, self.colour)
+
+    def letters(self) -> list[tuple[str, tuple[float, float, float, float]]]:
+        """Each letter of the word with the box of its cell, in thousandths."""
+        top, left, bottom, right = self.box
+        word = self.word or ""
+        wide = (right - left) / max(1, len(word))
+        return [(letter, (top, left + i * wide, bottom, left + (i + 1) * wide)) for i, letter in enumerate(word)]
 
     def pixel_box(self, width: int, height: int) -> Box:
         """The box in pixels, `(top, left, bottom, right)`, ends excluded."""
@@ -102,7 +138,7 @@ class Element:
         cover = np.zeros((height, width), dtype=np.float32)
         w, h = right - left, bottom - top
         cover[top:bottom, left:right] = (
-            word_mask(self.word, self.font, w, h) if self.word else shape_mask(self.shape or "", w, h)
+            word_mask(self.word, self.font, w, h) if self.word else shape_mask(self.shape or "", w, h, self.outline)
         )
         return cover
 
@@ -166,30 +202,33 @@ def sample(index: int, *, split: Split = "train", seed: int = 0, size: tuple[int
     """
     if split not in ("train", "held_out"):
         raise ValueError(f"`split` is {split!r}; it is 'train' or 'held_out'.")
-    draw = random.Random(f"sketch-1/{split}/{seed}/{index}")
+    draw = random.Random(f"sketch-2/{split}/{seed}/{index}")
     width, height = draw.choices(list(SIZES), list(SIZES.values()))[0] if size is None else size
     if width % 16 or height % 16 or min(width, height) < 16:
         raise ValueError(f"`size` is {(width, height)}; both sides are positive multiples of 16.")
 
     colours = draw.sample(list(COLOURS), len(COLOURS))  # all different, so that a colour names one thing in a picture
     background = _background(draw, colours)
+    used = [*background.colours, *background.between()]
     elements: list[Element] = []
-    for _ in range(draw.choices((1, 2, 3), (4, 4, 2))[0]):
-        box_of = _word_box if (is_word := draw.random() < 0.12) else _shape_box
-        if is_word:
-            word, font = _word(draw, split), draw.choice(list(FONTS))
-            box = box_of(draw, width, height, word_aspect(word, font), elements)
-            what = {"word": word, "font": font}
-        else:
-            box = box_of(draw, width, height, draw.uniform(0.75, 1.33), elements)
-            what = {}
+    for _ in range(draw.choices((1, 2, 3, 4), (4, 4, 2.5, 1.5))[0]):
+        word = _word(draw, split) if draw.random() < WORDS else None
+        box = _word_box(draw, width, height, len(word), elements) if word else _shape_box(draw, width, height, elements)
         if box is None:
             continue
-        colour = colours.pop()
-        if not is_word:
-            what = {"shape": _shape(draw, colour, split)}
-        elements.append(Element(box, colour, **what))
-    return Sample(width, height, background, tuple(elements), _caption(draw, background, elements))
+        colour = _exact_colour(draw, used) if draw.random() < EXACT_COLOURS else None
+        if colour is None:
+            colour = next((c for c in colours if _apart(c, used)), None)
+        if colour is None:
+            continue
+        used.append(colour)
+        if word:
+            elements.append(Element(box, colour, word=word, font=draw.choice(list(FONTS))))
+        else:
+            shape = _shape(draw, colour, split)
+            outline = shape in OUTLINED and draw.random() < OUTLINES
+            elements.append(Element(box, colour, shape=shape, outline=outline))
+    return Sample(width, height, background, tuple(elements), caption_of(draw, background, elements))
 
 
 def _background(draw: random.Random, colours: list[str]) -> Background:
@@ -200,34 +239,49 @@ def _background(draw: random.Random, colours: list[str]) -> Background:
     return Background(kind, (colours.pop(), colours.pop()), direction)  # type: ignore[arg-type]
 
 
+def _exact_colour(draw: random.Random, used: list[str]) -> str | None:
+    """A colour without a name that nothing in the picture comes near, or None after 30 tries."""
+    for _ in range(30):
+        colour = f"#{draw.randrange(1 << 24):06X}"
+        if _apart(colour, used):
+            return colour
+    return None
+
+
+def _apart(colour: str, used: list[str]) -> bool:
+    """Whether `colour` is none of `used` and at least `APART` from each."""
+    return colour not in used and all(math.dist(rgb(colour), rgb(other)) >= APART for other in used)
+
+
 def _shape(draw: random.Random, colour: str, split: Split) -> str:
     return draw.choice([s for s in SHAPES if split == "held_out" or not held_out_pair(colour, s)])
 
 
 def _word(draw: random.Random, split: Split) -> str:
     while True:
-        word = "".join(draw.choices(LETTERS, k=draw.choices((1, 2, 3), (5, 3, 2))[0]))
+        word = "".join(draw.choices(LETTERS, k=draw.choices((1, 2, 3, 4, 5), (3, 3, 3, 1.5, 1.5))[0]))
         if held_out_word(word) == (split == "held_out"):
             return word
 
 
-def _shape_box(draw: random.Random, width: int, height: int, aspect: float, others: list[Element]) -> Box | None:
-    area = draw.uniform(0.28, 0.60) ** 2 * min(width, height) * (width * height) ** 0.5
+def _shape_box(draw: random.Random, width: int, height: int, others: list[Element]) -> Box | None:
+    aspect = draw.uniform(0.75, 1.33)
+    area = draw.uniform(0.30, 0.60) ** 2 * min(width, height) * (width * height) ** 0.5
     return _place(draw, width, height, (area * aspect) ** 0.5, (area / aspect) ** 0.5, others)
 
 
-def _word_box(draw: random.Random, width: int, height: int, aspect: float, others: list[Element]) -> Box | None:
-    tall = draw.uniform(0.22, 0.42) * min(width, height)
-    wide = min(tall * aspect, 0.85 * width)
-    return _place(draw, width, height, wide, wide / aspect, others)
+def _word_box(draw: random.Random, width: int, height: int, letters: int, others: list[Element]) -> Box | None:
+    tall = draw.uniform(0.28, 0.5) * min(width, height)
+    wide = min(tall * letters * PITCH, 0.92 * width)
+    return _place(draw, width, height, wide, wide / letters / PITCH, others)
 
 
 def _place(draw: random.Random, width: int, height: int, wide: float, tall: float, others: list[Element]) -> Box | None:
-    """A box of about `wide` x `tall` pixels on the grid that hardly touches the others, or None after 30 tries."""
+    """A box of about `wide` x `tall` pixels on the grid that hardly touches the others, or None after 60 tries."""
     cells = 1000 // GRID
     columns = max(4, min(cells - 2, round(wide / width * cells)))
     rows = max(4, min(cells - 2, round(tall / height * cells)))
-    for _ in range(30):
+    for _ in range(60):
         left, top = draw.randint(0, cells - columns), draw.randint(0, cells - rows)
         box = (top * GRID, left * GRID, (top + rows) * GRID, (left + columns) * GRID)
         if all(_overlap(box, other.box) <= 0.08 for other in others):
@@ -241,75 +295,3 @@ def _overlap(a: Box, b: Box) -> float:
     if tall <= 0 or wide <= 0:
         return 0.0
     return tall * wide / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
-
-
-def _article(phrase: str) -> str:
-    return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
-
-
-def _describe(draw: random.Random, element: Element) -> str:
-    if element.word:
-        return draw.choice((
-            f"{element.colour} {element.font} letters",
-            f"bold {element.colour} letters in a {element.font} font",
-            f"the word in {element.colour}, {element.font}",
-        ))  # fmt: skip
-    return draw.choice((
-        _article(f"{element.colour} {element.shape}"),
-        _article(f"{element.colour} {element.shape}"),
-        f"{element.colour} {element.shape}",
-        f"a {element.shape} in {element.colour}",
-        f"a flat {element.colour} {element.shape}",
-    ))  # fmt: skip
-
-
-def _describe_background(draw: random.Random, background: Background) -> str:
-    first, *rest = background.colours
-    if background.kind == "solid":
-        return draw.choice((f"plain {first}", f"a solid {first} background", f"{first} background", f"all {first}"))
-    ends = ("top", "bottom") if background.direction == "vertical" else ("left", "right")
-    if background.kind == "gradient":
-        return draw.choice((
-            f"a gradient from {first} at the {ends[0]} to {rest[0]} at the {ends[1]}",
-            f"{first} at the {ends[0]} fading to {rest[0]} at the {ends[1]}",
-        ))  # fmt: skip
-    return draw.choice((
-        f"{background.direction} stripes of {first} and {rest[0]}",
-        f"{first} and {rest[0]} {background.direction} stripes",
-    ))  # fmt: skip
-
-
-def _summary(background: Background, elements: list[Element]) -> str:
-    names = [f'"{e.word}"' if e.word else _article(f"{e.colour} {e.shape}") for e in elements]
-    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    return f"{listed[0].upper()}{listed[1:]} on {background.colours[0]}."
-
-
-def _caption(draw: random.Random, background: Background, elements: list[Element]) -> dict[str, Any]:
-    caption: dict[str, Any] = {}
-    if elements and draw.random() < 0.35:
-        caption["high_level_description"] = _summary(background, elements)
-    if draw.random() < 0.15:
-        style: dict[str, Any] = {
-            "aesthetics": draw.choice(("flat, simple", "clean, minimal")),
-            "lighting": draw.choice(("even", "none")),
-            "medium": draw.choice(("graphic design", "vector art")),
-            "art_style": draw.choice(("flat shapes", "geometric shapes")),
-        }
-        if draw.random() < 0.5:
-            style["color_palette"] = [COLOURS[c] for c in (*background.colours, *(e.colour for e in elements))]
-        caption["style_description"] = style
-    listed = []
-    for element in elements:
-        entry: dict[str, Any] = {"type": "text" if element.word else "obj", "bbox": list(element.box)}
-        if element.word:
-            entry["text"] = element.word
-        entry["desc"] = _describe(draw, element)
-        if draw.random() < 0.2:
-            entry["color_palette"] = [COLOURS[element.colour]]
-        listed.append(entry)
-    caption["compositional_deconstruction"] = {
-        "background": _describe_background(draw, background),
-        "elements": listed,
-    }
-    return caption
