@@ -183,7 +183,7 @@ class LayoutProbe(nn.Module):
         self.ground = nn.Linear(width, 3)
 
     def forward(self, image: Tensor, letters: Tensor, late: Tensor, truths: list[Truth]) -> dict[str, Tensor]:
-        """Mean absolute errors in fractions of a side, in tokens (`edges`) or in 0..1 (colours); cross-entropy of items.
+        """Mean absolute errors in fractions of a side, tokens (`edges`) or 0..1 (colours); cross-entropy of items.
 
         Args:
             image: `(image_tokens, width)` early states.

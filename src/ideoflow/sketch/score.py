@@ -1,7 +1,8 @@
-"""How well a model draws the sketch world's held-out captions: backgrounds, elements in their place and colour.
+"""How well a model draws the sketch world's held-out captions: backgrounds, elements in place and colour, words.
 
 A pixel belongs to the element, or to the background, whose colour there is nearest to its own, if that is near at all.
 An element's region is compared with the one where it should be seen; most of the background's pixels must belong to it.
+A word is read by rendering: every letter must look more like itself than like any other letter or digit in its place.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .world import Sample, held_out_pair, rgb, sample
+from .shapes import word_mask
+from .world import LETTERS, Element, Sample, held_out_pair, rgb, sample
 
 NEAR = 64.0  # largest distance in 8-bit RGB at which colours count as the same; the closest two named are 93 apart
 BACKGROUND_SHARE = 0.75  # of the background's pixels that must belong to it
 OVERLAP = 0.5  # intersection over union from which an element counts as drawn in its place
+LIKENESS = 0.5  # correlation with its rendering from which a word can be read at all
+SHORT = 3  # letters of the words that are scored by themselves
 
 Draw = Callable[[list[str], list[tuple[int, int]], list[int]], list[Image.Image]]
 
@@ -28,6 +32,7 @@ class Judgement:
 
     background: bool
     overlaps: tuple[float, ...]  # intersection over union of each element, in order
+    read: tuple[bool, ...]  # of each element, in order, whether it is a word that can be read
 
 
 @dataclass(frozen=True)
@@ -37,20 +42,28 @@ class Score:
     pictures: int
     background: tuple[float, float, float]
     shapes_in_place: tuple[float, float, float]
+    elements_in_place: tuple[float, float, float]  # shapes and words
     shapes_overlap: float
+    elements_overlap: float
     unseen_pairs_in_place: tuple[float, float, float]  # of shapes in a colour that training never showed them in
     words_in_place: tuple[float, float, float]
+    words_read: tuple[float, float, float]
+    short_words_read: tuple[float, float, float]  # of up to `SHORT` letters
 
     def lines(self) -> Iterator[str]:
         """The score for a person to read."""
         yield f"{'pictures':34} {self.pictures}"
         for name, (rate, low, high) in (
             ("background right", self.background),
-            ("shape in place and colour", self.shapes_in_place),
-            ("  of pairs never seen in training", self.unseen_pairs_in_place),
-            ("word in place and colour", self.words_in_place),
+            ("element in place and colour", self.elements_in_place),
+            ("  shape", self.shapes_in_place),
+            ("  shape in a colour never seen on it", self.unseen_pairs_in_place),
+            ("  word", self.words_in_place),
+            (f"word of 1 to {SHORT} letters read right", self.short_words_read),
+            ("word of 1 to 5 letters read right", self.words_read),
         ):
             yield f"{name:34} {rate:6.1%}  (95% interval {low:.1%} to {high:.1%})"
+        yield f"{'mean overlap of elements (IoU)':34} {self.elements_overlap:6.3f}"
         yield f"{'mean overlap of shapes (IoU)':34} {self.shapes_overlap:6.3f}"
 
 
@@ -76,7 +89,29 @@ def judge(drawn: Image.Image, truth: Sample) -> Judgement:
         for i, mask in enumerate(truth.masks(), start=1)
     ]
     background = bool((nearest[behind] == 0).mean() >= BACKGROUND_SHARE)
-    return Judgement(background, tuple(overlaps))
+    return Judgement(
+        background, tuple(overlaps), tuple(bool(e.word) and _reads(pixels, ground, e) for e in truth.elements)
+    )
+
+
+def _reads(pixels: np.ndarray, ground: np.ndarray, element: Element) -> bool:
+    """Whether the word looks more like itself than like any word that differs in one letter."""
+    height, width = pixels.shape[:2]
+    top, left, bottom, right = element.pixel_box(width, height)
+    patch, behind = pixels[top:bottom, left:right], ground[top:bottom, left:right]
+    # How far each pixel lies on the way from the background's colour to the word's.
+    way = np.array(rgb(element.colour), dtype=np.float32) - behind
+    ink = np.clip(((patch - behind) * way).sum(-1) / (way * way).sum(-1), 0, 1)
+
+    def likeness(word: str) -> float:
+        mask = word_mask(word, element.font, right - left, bottom - top)
+        a, b = ink - ink.mean(), mask - mask.mean()
+        return float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-6))
+
+    word = element.word or ""
+    own = likeness(word)
+    others = (word[:i] + c + word[i + 1 :] for i in range(len(word)) for c in LETTERS if c != word[i])
+    return own >= LIKENESS and all(likeness(other) < own for other in others)
 
 
 def score(draw: Draw, samples: Sequence[Sample], caption_line: Callable[[dict], str], batch: int = 20) -> Score:
@@ -103,13 +138,18 @@ def score(draw: Draw, samples: Sequence[Sample], caption_line: Callable[[dict], 
     shapes = [o for e, o in drawn if e.shape]
     unseen = [o for e, o in drawn if e.shape and held_out_pair(e.colour, e.shape)]
     words = [o for e, o in drawn if e.word]
+    read = [(len(e.word), r) for e, r in zip(elements, (r for j in judged for r in j.read), strict=True) if e.word]
     return Score(
         pictures=len(judged),
         background=_interval([j.background for j in judged]),
         shapes_in_place=_interval([o > OVERLAP for o in shapes]),
+        elements_in_place=_interval([o > OVERLAP for o in overlaps]),
         shapes_overlap=float(np.mean(shapes)),
+        elements_overlap=float(np.mean(overlaps)),
         unseen_pairs_in_place=_interval([o > OVERLAP for o in unseen]),
         words_in_place=_interval([o > OVERLAP for o in words]),
+        words_read=_interval([r for _, r in read]),
+        short_words_read=_interval([r for n, r in read if n <= SHORT]),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLFlux2
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..latents import patchify
 from .resume import SAVE_EVERY, Average, load_state, save_state
@@ -27,6 +27,7 @@ CONFIG = dict(
 )
 CROP = 64
 KL_WEIGHT = 1e-6  # only keeps the latents near unit scale
+DECODER_CROPS = 10**7  # where the crops of the decoder's own training begin
 LATENT_NOISE = 0.05  # so that the decoder forgives a velocity that is a little off
 
 
@@ -70,7 +71,7 @@ def train(folder: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3
         loss = error.abs().mean() + error.square().mean() + KL_WEIGHT * posterior.kl().mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         average.update(vae, step)
         step += 1
@@ -84,6 +85,49 @@ def train(folder: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3
         return
     average.copy_to(vae)
     measure_latents(vae)
+    vae.save_pretrained(folder / "vae")
+
+
+def train_decoder(
+    folder: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3, total_steps: int = 30000
+) -> None:
+    """Go on with the decoder alone: latents stay what they are, so transformers can learn from them meanwhile.
+
+    Starts from what `train` left in `folder / "vae"` and writes the averaged weights back there. Resumes from
+    `folder / "decoder.safetensors"`.
+    """
+    vae = AutoencoderKLFlux2.from_pretrained(folder / "vae").train()
+    vae.encoder.requires_grad_(False)
+    decoder = nn.ModuleList([vae.decoder, vae.post_quant_conv])
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    average = Average(decoder, 0.999)
+    state = folder / "decoder.safetensors"
+    step = load_state(state, decoder, [optimizer], average)
+    begun = time.monotonic()
+    while step < total_steps and (seconds := time.monotonic() - begun) < 60 * minutes:
+        torch.manual_seed(step)
+        rate = peak_rate * min(1.0, (step + 1) / 100) * max(0.02, 1 - step / total_steps)
+        optimizer.param_groups[0]["lr"] = rate
+        pictures = crops(DECODER_CROPS + step, batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(pictures).latent_dist.mode()
+            drawn = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
+        error = drawn.float() - pictures
+        loss = error.abs().mean() + error.square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        average.update(decoder, step)
+        step += 1
+        if step % 100 == 0:
+            decibel = -10 * float(torch.log10(error.detach().div(2).square().mean()))
+            log.info("step %d loss %.4f psnr %.1f dB, %.0f s", step, loss.item(), decibel, seconds)
+        if step % SAVE_EVERY == 0:
+            save_state(state, step, decoder, [optimizer], average)
+    save_state(state, step, decoder, [optimizer], average)
+    average.copy_to(decoder)
     vae.save_pretrained(folder / "vae")
 
 
