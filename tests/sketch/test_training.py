@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from ideoflow.sketch import train_autoencoder, train_text, train_transformers
 from ideoflow.sketch.export import export
-from ideoflow.sketch.text import TRAINED, Encoder, Probe, Reader, Truth, build_tokenizer, features, line
-from ideoflow.sketch.world import sample
+from ideoflow.sketch.readouts import ITEMS, CaptionProbe, LayoutProbe, Truth
+from ideoflow.sketch.text import TRAINED, Encoder, Reader, build_tokenizer, features, line
+from ideoflow.sketch.world import Background, Element, Sample, sample
 from ideoflow.text_encoder import encode_captions
 
 
@@ -26,8 +27,9 @@ def test_every_caption_survives_the_tokenizer(tokenizer):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
-def test_numbers_of_the_grid_and_bytes_of_colours_are_one_token_each(tokenizer):
-    assert tokenizer.tokenize("[125,1000,0,975]")[1:-1] == ["125,", "1000,", "0,", "975"]
+def test_numbers_of_the_grid_letters_and_bytes_of_colours_are_one_token_each(tokenizer):
+    assert tokenizer.tokenize("[125,1000,0,975]")[1:4] == ["125,", "1000,", "0,"]
+    assert tokenizer.tokenize("A25BC") == ["A", "2", "5", "B", "C"]
     assert len(tokenizer.tokenize("#A1B2C3")) == 3
 
 
@@ -38,9 +40,12 @@ def test_the_encoder_sees_what_the_pipeline_would_and_finds_each_closing_token(t
         ids, places = encode(drawn.caption)
         message = [{"role": "user", "content": [{"type": "text", "text": line(drawn.caption)}]}]
         assert ids.tolist() == tokenizer.apply_chat_template(message, add_generation_prompt=True)["input_ids"]
-        tokens = [tokenizer.decode(ids[place]) for place in places]
-        assert tokens[0] == '","elements":[' and set(tokens[1:]) <= {'"}', '"]}'}
-        assert len(tokens) == 1 + len(drawn.elements)
+        assert tokenizer.decode(ids[places.background]) == '","elements":['
+        assert {tokenizer.decode(ids[i]) for i in places.closings} <= {'"}', '"]}'}
+        assert len(places.closings) == len(drawn.elements)
+        assert "".join(tokenizer.decode(ids[i]) for i in places.letters) == "".join(
+            e.word or "" for e in drawn.elements
+        )
 
 
 def test_the_exported_text_encoder_gives_the_features_that_were_trained(tokenizer):
@@ -66,25 +71,59 @@ def test_untrained_layers_are_exact_identities(tokenizer):
 
 def test_the_read_outs_learn_from_the_features(tokenizer):
     torch.manual_seed(2)
-    reader, probe, encode = Reader(len(tokenizer)), Probe(128), Encoder(tokenizer)
+    reader, probe, encode = Reader(len(tokenizer)), CaptionProbe(128), Encoder(tokenizer)
     pictures = [sample(i) for i in range(16)]
     ids, places = zip(*(encode(p.caption) for p in pictures), strict=True)
     truths = [Truth(p) for p in pictures]
     optimizer = torch.optim.AdamW([*reader.parameters(), *probe.parameters()], lr=3e-3)
     history = []
     for _ in range(15):
-        loss, box_error = probe(reader(list(ids))[-1], list(places), truths)
+        loss, errors = probe(reader(list(ids))[-1], list(places), truths)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        history.append((loss.item(), box_error.item()))
+        history.append((loss.item(), errors["box"].item()))
     assert history[-1][0] < 0.6 * history[0][0] and history[-1][1] < 0.7 * history[0][1]
+
+
+def test_image_tokens_show_what_covers_them():
+    background = Background("gradient", ("white", "black"), "vertical")
+    word = Element((0, 0, 500, 500), "red", word="A7", font="serif")
+    square = Element((500, 375, 1000, 1000), "#102030", shape="square", outline=True)
+    truth = Truth(Sample(128, 64, background, (word, square), {}))  # 4 rows of 8 tokens
+    item, edges, paint = truth.shown
+    names = [[ITEMS[i] for i in row] for row in item.view(4, 8)]
+    assert names[1] == ["serif A", "serif A", "serif 7", "serif 7", *["nothing"] * 4]
+    assert names[3] == ["nothing"] * 3 + ["square outline"] * 5
+    # Token (2, 4) lies half a token below the square's top, 1.5 off its left, 1.5 above its bottom, 3.5 off its right.
+    assert edges.view(4, 8, 4)[2, 4].tolist() == [0.5, 1.5, 1.5, 3.5]
+    assert torch.allclose(paint.view(4, 8, 3)[2, 4] * 255, torch.tensor([16.0, 32.0, 48.0]))
+    ground = truth.ground.view(4, 8, 3).mean((1, 2))
+    assert torch.allclose(ground, torch.linspace(1, 0, 9)[1::2] * (250 - 33) / 255 + 33 / 255, atol=1e-3)
+
+
+def test_the_layouts_read_outs_learn():
+    torch.manual_seed(3)
+    truths = [Truth(sample(i)) for i in range(12)]
+    tokens, letters = sum(len(t.places) for t in truths), sum(len(t.letter_boxes) for t in truths)
+    states = [torch.nn.Parameter(torch.randn(n, 64)) for n in (tokens, letters, tokens)]
+    probe = LayoutProbe(64)
+    optimizer = torch.optim.AdamW([*states, *probe.parameters()], lr=3e-2)
+    history = []
+    for _ in range(60):
+        errors = probe(*states, truths)
+        optimizer.zero_grad()
+        sum(errors.values()).backward()
+        optimizer.step()
+        history.append({name: error.item() for name, error in errors.items()})
+    assert history[0].keys() == {"place", "letter", "item", "edges", "paint", "ground"}
+    assert all(history[-1][name] < 0.35 * history[0][name] for name in history[0])
 
 
 def test_batches_hold_every_picture_once_within_their_tokens():
     drawn = [random.Random(i).randint(40, 200) for i in range(300)]
     pictures = [
-        train_transformers.Picture(torch.zeros(n // 2), None, None, torch.zeros(n - n // 2, 1), None, None, (1, 1), 1)  # type: ignore[arg-type]
+        train_transformers.Picture(torch.zeros(n // 2), None, None, torch.zeros(n - n // 2, 1))  # type: ignore[arg-type]
         for n in drawn
     ]
     packed = list(train_transformers.batches(pictures, 1000, random.Random(0)))

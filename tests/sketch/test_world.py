@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
@@ -12,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ideoflow.captions import Caption
-from ideoflow.sketch.shapes import FONTS, SHAPES, shape_mask, word_mask
+from ideoflow.sketch.shapes import FONTS, OUTLINED, SHAPES, shape_mask, word_mask
 from ideoflow.sketch.world import (
     COLOURS,
     GRID,
+    LETTERS,
     Background,
     Element,
     Sample,
@@ -57,8 +59,12 @@ def test_caption_names_each_element_with_its_box_and_colour(index, split):
     assert len(listed) == len(drawn.elements) >= 1
     for entry, element in zip(listed, drawn.elements, strict=True):
         assert entry["bbox"] == list(element.box)
-        assert element.colour in entry["desc"]
+        if element.exact:
+            assert entry["color_palette"] == [element.colour]
+        else:
+            assert element.colour in entry["desc"]
         assert entry.get("text") == element.word
+        assert ("outline" in entry["desc"] or "hollow" in entry["desc"] or " line" in entry["desc"]) == element.outline
         assert element.word or element.shape in entry["desc"]
 
 
@@ -96,6 +102,23 @@ def test_boxes_lie_on_the_grid_and_colours_never_repeat(index, split):
         assert all(edge % GRID == 0 for edge in element.box)
     colours = [*drawn.background.colours, *(e.colour for e in drawn.elements)]
     assert len(set(colours)) == len(colours)
+    pairs = [(rgb(a), rgb(b)) for i, a in enumerate(colours) for b in colours[:i] if len(drawn.background.colours) < 2]
+    assert all(math.dist(a, b) >= 89 for a, b in pairs)
+
+
+def test_the_world_is_as_various_as_it_says():
+    drawn = [sample(i) for i in range(600)]
+    elements = [e for s in drawn for e in s.elements]
+    assert {len(s.elements) for s in drawn} == {1, 2, 3, 4}
+    assert {s.background.kind for s in drawn} == {"solid", "gradient", "stripes"}
+    assert {e.shape for e in elements if e.shape} == set(SHAPES)
+    assert {e.shape for e in elements if e.outline} == set(OUTLINED)
+    assert {len(e.word) for e in elements if e.word} == {1, 2, 3, 4, 5}
+    assert {e.font for e in elements} == set(FONTS) and {c for e in elements for c in e.word or ""} == set(LETTERS)
+    assert {e.colour for e in elements} > set(COLOURS) and 0.1 < np.mean([e.exact for e in elements]) < 0.3
+    keys = [s.caption.keys() for s in drawn]
+    assert 0.2 < np.mean(["high_level_description" in k for k in keys]) < 0.5
+    assert 0.05 < np.mean(["style_description" in k for k in keys]) < 0.3
 
 
 @settings(max_examples=200, deadline=None)
@@ -126,13 +149,33 @@ def test_each_shape_fills_its_box_and_is_itself(shape, size):
     assert all(abs(mask - other).mean() > 0.03 for other in others)
 
 
+@pytest.mark.parametrize("shape", OUTLINED)
+def test_an_outline_follows_its_shape_from_within(shape):
+    filled, outline = shape_mask(shape, 50, 40), shape_mask(shape, 50, 40, outline=True)
+    assert (outline <= filled + 0.05).all()
+    assert 0.2 < outline.sum() / filled.sum() < 0.9
+    assert outline[18:22, 24:26].max() == 0 or shape in ("heart", "half circle", "triangle")
+    edge = (filled > 0.9) & (shape_mask(shape, 50, 40) < 1)
+    assert not edge.any() or outline[edge].min() > 0.5
+
+
+@pytest.mark.parametrize("font", FONTS)
+def test_every_letter_has_its_cell_and_looks_like_no_other(font):
+    masks = {letter: word_mask(f"{letter}H", font, 48, 30)[:, :24] for letter in LETTERS}
+    alike = [(a, b) for a in LETTERS for b in LETTERS if a < b and abs(masks[a] - masks[b]).mean() < 0.02]
+    assert not alike
+    element = Element((100, 200, 500, 800), "red", word="ABC", font=font)
+    assert [letter for letter, _ in element.letters()] == ["A", "B", "C"]
+    assert [box for _, box in element.letters()] == [(100, 200, 500, 400), (100, 400, 500, 600), (100, 600, 500, 800)]
+
+
 @pytest.mark.parametrize("font", FONTS)
 def test_words_fill_their_box_and_differ(font):
     masks = {word: word_mask(word, font, 60, 30) for word in ("A", "B", "AB", "17")}
     for mask in masks.values():
         seen = mask > 0.1
         assert mask.shape == (30, 60)
-        assert seen[:2].any() and seen[-2:].any() and seen[:, :2].any() and seen[:, -2:].any()
+        assert seen[:2].any() and seen[-2:].any() and seen[:, :20].any() and seen[:, -20:].any()
     assert abs(masks["A"] - masks["B"]).mean() > 0.05
 
 
@@ -172,3 +215,5 @@ def test_bad_arguments_are_named():
         sample(0, split="test")
     with pytest.raises(ValueError, match=r"`shape`.*circle"):
         shape_mask("blob", 10, 10)
+    with pytest.raises(ValueError, match=r"`shape`.*outline"):
+        shape_mask("star", 10, 10, outline=True)
