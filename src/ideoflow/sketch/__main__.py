@@ -20,25 +20,14 @@ Folder = Annotated[Path, typer.Argument(help="Where the runs keep their states; 
 @app.command()
 def train(
     folder: Folder,
-    autoencoder_steps: int = 5000,
-    text_steps: int = 900,
-    steps: int = 9000,
-    minutes: Annotated[float, typer.Option(help="Stop each stage after this long; call again to go on.")] = 600.0,
-    threads: Annotated[int, typer.Option(help="Threads to compute with; 0 for all cores.")] = 0,
+    recipe: Annotated[str, typer.Option(help="cpu, gpu, or a TOML file like theirs.")] = "cpu",
+    minutes: Annotated[float, typer.Option(help="Stop each stage after this long; call again to go on.")] = 6000.0,
 ) -> None:
-    """Train all stages from nothing: autoencoder, reading half, transformers. Called again, it goes on."""
-    import torch
+    """Train all stages from nothing: autoencoder, its decoder, reading half, transformers. Called again, it goes on."""
+    from .recipe import Recipe
 
-    from . import train_autoencoder, train_text, train_transformers
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    if threads:
-        torch.set_num_threads(threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "vae").exists():
-        train_autoencoder.train(folder, minutes, total_steps=autoencoder_steps)
-    train_text.train(folder, minutes, total_steps=text_steps)
-    train_transformers.train(folder, minutes, total_steps=steps)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    Recipe.read(recipe).train(folder, minutes)
 
 
 @app.command()
@@ -60,7 +49,7 @@ def score(
     sheet: Annotated[Path | None, typer.Option(help="Also write the first 32 pictures, truth beside drawn.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the score as JSON.")] = None,
 ) -> None:
-    """Draw held-out captions and measure backgrounds, places and colours against the truth."""
+    """Draw held-out captions and measure backgrounds, places, colours and words against the truth."""
     import torch
     from PIL import Image
 
@@ -91,6 +80,22 @@ def score(
         out.write_text(json.dumps(asdict(result) | settings, indent=1) + "\n")
     if sheet:
         contact_sheet([(s.image, d) for s, d in zip(samples[:32], drawn[:32], strict=True)]).save(sheet)
+
+
+@app.command()
+def card(
+    folder: Folder,
+    model: Annotated[Path, typer.Argument(help="The exported model's folder, where README.md and curve.svg go.")],
+    scored: Annotated[Path, typer.Argument(help="What `score --out` wrote.")],
+    machine: Annotated[str, typer.Option(help="What it was trained on, in words.")],
+    recipe: str = "cpu",
+    note: Annotated[Path | None, typer.Option(help="A text file of what else should be known.")] = None,
+) -> None:
+    """Write the model's card: data, recipe, minutes, curve and quality, all from the files of the run."""
+    from .card import write
+    from .recipe import Recipe
+
+    write(folder, model, json.loads(scored.read_text()), Recipe.read(recipe), machine, note.read_text() if note else "")
 
 
 def contact_sheet(pairs, columns: int = 4, cell: int = 200):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .shapes import FONTS, OUTLINED, SHAPES
 from .text import Places
-from .world import COLOURS, LETTERS, Sample, rgb
+from .world import COLOURS, LETTERS, Element, Sample, rgb
 
 FORMS = (*SHAPES, *(f"{shape} outline" for shape in OUTLINED))  # what a shape can look like
 KINDS = (*FORMS, *(f"{font} word" for font in FONTS))
@@ -85,7 +85,7 @@ class Truth:
         return _ground(self.picture, self.grid)
 
 
-def _form(element) -> str:
+def _form(element: Element) -> str:
     return f"{element.shape} outline" if element.outline else str(element.shape)
 
 
@@ -93,25 +93,24 @@ def _shown(picture: Sample, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tens
     """What each token shows: the shape or letter whose box shares most with it, its edges and its colour."""
     rows, cols = grid
     items: list[int] = []
-    boxes: list[tuple[float, ...]] = []
+    places: list[tuple[float, ...]] = []
     colours: list[tuple[int, ...]] = []
     for element in picture.elements:
-        parts = [(_form(element), element.box)] if element.shape else [
-            (f"{element.font} {letter}", box) for letter, box in element.letters()
-        ]  # fmt: skip
-        for name, box in parts:
+        parts: list[tuple[str, tuple[float, ...]]] = [(_form(element), element.box)]
+        if element.word:
+            parts = [(f"{element.font} {letter}", box) for letter, box in element.letters()]
+        for name, place in parts:
             items.append(ITEMS.index(name))
-            boxes.append(box)
+            places.append(place)
             colours.append(rgb(element.colour))
-    box = torch.tensor(boxes) / 1000 * torch.tensor([rows, cols, rows, cols])  # in tokens
+    boxes = torch.tensor(places) / 1000 * torch.tensor([rows, cols, rows, cols])  # in tokens
     top, left = torch.arange(rows).repeat_interleave(cols)[:, None], torch.arange(cols).repeat(rows)[:, None]
-    tall = (torch.minimum(box[:, 2], top + 1) - torch.maximum(box[:, 0], top)).clamp_min(0)
-    wide = (torch.minimum(box[:, 3], left + 1) - torch.maximum(box[:, 1], left)).clamp_min(0)
+    tall = (torch.minimum(boxes[:, 2], top + 1) - torch.maximum(boxes[:, 0], top)).clamp_min(0)
+    wide = (torch.minimum(boxes[:, 3], left + 1) - torch.maximum(boxes[:, 1], left)).clamp_min(0)
     shared, most = (tall * wide).max(1)
     middle = torch.cat([top, left, top, left], 1) + 0.5
-    shown = shared > 0.02
-    item = torch.where(shown, torch.tensor(items)[most], len(ITEMS) - 1)
-    edges = ((box[most] - middle) * torch.tensor([-1, -1, 1, 1])).clamp(-4, 4)
+    item = torch.where(shared > 0.02, torch.tensor(items)[most], len(ITEMS) - 1)
+    edges = ((boxes[most] - middle) * torch.tensor([-1, -1, 1, 1])).clamp(-4, 4)
     return item, edges, torch.tensor(colours)[most] / 255
 
 
@@ -144,15 +143,16 @@ class CaptionProbe(nn.Module):
             places: Where in each caption to read.
             truths: What to read there.
         """
+        device = states.device
         background = self.norm(states[torch.arange(len(places)), [p.background for p in places]].float())
         drawn = self.background(background).split((len(BACKGROUNDS), len(COLOURS), len(COLOURS)), dim=-1)
-        grounds = torch.stack([t.background for t in truths])
-        loss = sum((cross_entropy(d, grounds[:, i]) for i, d in enumerate(drawn)), torch.zeros(()))
+        grounds = torch.stack([t.background for t in truths]).to(device)
+        loss = sum((cross_entropy(d, grounds[:, i]) for i, d in enumerate(drawn)), torch.zeros((), device=device))
 
         closing = self.norm(torch.cat([s[p.closings] for s, p in zip(states, places, strict=True)]).float())
-        labels = torch.cat([t.labels for t in truths])
-        box_error = (self.box(closing) - torch.cat([t.boxes for t in truths])).abs().mean()
-        colour_error = (self.colour(closing) - torch.cat([t.colours for t in truths])).abs().mean()
+        labels = torch.cat([t.labels for t in truths]).to(device)
+        box_error = (self.box(closing) - torch.cat([t.boxes for t in truths]).to(device)).abs().mean()
+        colour_error = (self.colour(closing) - torch.cat([t.colours for t in truths]).to(device)).abs().mean()
         letters = self.letters(closing).unflatten(-1, (LONGEST, -1))
         loss = loss + cross_entropy(self.name(closing), labels[:, 0]) + cross_entropy(self.kind(closing), labels[:, 1])
         loss = loss + 2 * cross_entropy(letters.flatten(0, 1), labels[:, 2:].flatten())
@@ -161,8 +161,10 @@ class CaptionProbe(nn.Module):
 
         letter = self.norm(torch.cat([s[p.letters] for s, p in zip(states, places, strict=True)]).float())
         if len(letter):
-            order = torch.cat([t.letter_order for t in truths])
-            word_error = (self.letter_word(letter) - torch.cat([t.letter_words for t in truths])).abs().mean()
+            order = torch.cat([t.letter_order for t in truths]).to(device)
+            word_error = (
+                (self.letter_word(letter) - torch.cat([t.letter_words for t in truths]).to(device)).abs().mean()
+            )
             loss = loss + 5 * word_error + 0.5 * cross_entropy(self.letter_order(letter), order)
             written = labels[:, 2:] < len(LETTERS)
             errors["letter"] = (letters.argmax(-1) != labels[:, 2:])[written].float().mean()
@@ -191,17 +193,18 @@ class LayoutProbe(nn.Module):
             late: `(image_tokens, width)` later states.
             truths: Of the pictures of the stream, in its order.
         """
-        late = self.late_norm(late.float())
-        item, edges, paint = (torch.cat(parts) for parts in zip(*(t.shown for t in truths), strict=True))
+        device, late = image.device, self.late_norm(late.float())
+        places, ground = (torch.cat([getattr(t, name) for t in truths]).to(device) for name in ("places", "ground"))
+        item, edges, paint = (torch.cat(parts).to(device) for parts in zip(*(t.shown for t in truths), strict=True))
         shown = item != len(ITEMS) - 1
         result = {
-            "place": (self.place(self.early_norm(image.float())) - torch.cat([t.places for t in truths])).abs().mean(),
+            "place": (self.place(self.early_norm(image.float())) - places).abs().mean(),
             "item": cross_entropy(self.item(late), item),
             "edges": (self.edges(late) - edges).abs()[shown].mean(),
             "paint": (self.paint(late) - paint).abs()[shown].mean(),
-            "ground": (self.ground(late) - torch.cat([t.ground for t in truths])).abs().mean(),
+            "ground": (self.ground(late) - ground).abs().mean(),
         }
         if len(letters):
-            cells = torch.cat([t.letter_boxes for t in truths])
+            cells = torch.cat([t.letter_boxes for t in truths]).to(device)
             result["letter"] = (self.letter(self.early_norm(letters.float())) - cells).abs().mean()
         return result

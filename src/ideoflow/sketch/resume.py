@@ -56,7 +56,7 @@ def load_state(path: Path, module: nn.Module, optimizers: Optimizers, average: A
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         step = int(file.metadata()["step"])
     module.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
-    average.values = {k: tensors[f"average/{k}"] for k in average.values}
+    average.values = {k: tensors[f"average/{k}"].to(v.device) for k, v in average.values.items()}
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():

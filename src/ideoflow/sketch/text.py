@@ -129,7 +129,7 @@ class Reader(nn.Module):
 
         Captions are padded on the right here, which a causal model cannot see.
         """
-        hidden = self.embed_tokens(pad_sequence(token_ids, batch_first=True))
+        hidden = self.embed_tokens(pad_sequence(token_ids, batch_first=True).to(self.embed_tokens.weight.device))
         positions = torch.arange(hidden.shape[1], device=hidden.device).expand(3, hidden.shape[0], -1)
         rotary = self.rotary_emb(hidden, positions)
         outputs = []
@@ -155,7 +155,7 @@ class Reader(nn.Module):
 
 def features(outputs: list[Tensor], lengths: list[int]) -> Tensor:
     """The captions' features in one stream, `(tokens, width * 13)`, as the pipeline taps them from all 36 layers."""
-    valid = torch.arange(outputs[0].shape[1]) < torch.tensor(lengths)[:, None]
+    valid = (torch.arange(outputs[0].shape[1]) < torch.tensor(lengths)[:, None]).to(outputs[0].device)
     seen = [sum(layer <= tap for layer in TRAINED) - 1 for tap in TAPS]  # the last trained layer at each tap
     tapped = [output[valid] for output in outputs]
     return torch.stack([tapped[i] for i in seen], dim=-1).flatten(1)  # channel * taps + tap

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 
@@ -12,10 +11,9 @@ from diffusers import AutoencoderKLFlux2
 from torch import Tensor, nn
 
 from ..latents import patchify
+from .curve import Curve
 from .resume import SAVE_EVERY, Average, load_state, save_state
 from .world import sample
-
-log = logging.getLogger(__name__)
 
 CONFIG = dict(
     block_out_channels=(16, 24, 48, 64),
@@ -45,25 +43,27 @@ def crops(step: int, batch: int) -> Tensor:
     return stacked.float().div_(127.5).sub_(1).contiguous()
 
 
-def train(folder: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3, total_steps: int = 9000) -> None:
+def train(
+    folder: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3, total_steps: int = 7000, device: str = "cpu"
+) -> None:
     """Train until `minutes` are over or until `total_steps`, and then write the averaged weights to `folder / "vae"`.
 
     Resumes from `folder / "autoencoder.safetensors"`. The latents' statistics are measured at the end and kept in the
     autoencoder's `bn`, where the pipeline looks for them.
     """
     torch.manual_seed(0)
-    vae = AutoencoderKLFlux2(**CONFIG)
+    vae = AutoencoderKLFlux2(**CONFIG).to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     average = Average(vae, 0.999)
     state = folder / "autoencoder.safetensors"
     step = load_state(state, vae, [optimizer], average)
-    begun = time.monotonic()
-    while step < total_steps and (seconds := time.monotonic() - begun) < 60 * minutes:
+    curve, begun = Curve(folder / "autoencoder.jsonl", step), time.monotonic()
+    while step < total_steps and time.monotonic() - begun < 60 * minutes:
         torch.manual_seed(step)
         warm = min(1.0, (step + 1) / 100)
         optimizer.param_groups[0]["lr"] = peak_rate * warm * max(0.02, 1 - step / total_steps)
-        pictures = crops(step, batch)
-        with torch.autocast("cpu", torch.bfloat16):
+        pictures = crops(step, batch).to(device)
+        with torch.autocast(device, torch.bfloat16):
             posterior = vae.encode(pictures).latent_dist
             latents = posterior.mode()
             drawn = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
@@ -77,7 +77,7 @@ def train(folder: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3
         step += 1
         if step % 100 == 0:
             decibel = -10 * float(torch.log10(error.detach().div(2).square().mean()))
-            log.info("step %d loss %.4f psnr %.1f dB, %.0f s", step, loss.item(), decibel, seconds)
+            curve.add(step, {"loss": loss.item(), "psnr": decibel})
         if step % SAVE_EVERY == 0:
             save_state(state, step, vae, [optimizer], average)
     save_state(state, step, vae, [optimizer], average)
@@ -89,27 +89,32 @@ def train(folder: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3
 
 
 def train_decoder(
-    folder: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3, total_steps: int = 30000
+    folder: Path,
+    minutes: float,
+    batch: int = 16,
+    peak_rate: float = 1e-3,
+    total_steps: int = 20000,
+    device: str = "cpu",
 ) -> None:
     """Go on with the decoder alone: latents stay what they are, so transformers can learn from them meanwhile.
 
     Starts from what `train` left in `folder / "vae"` and writes the averaged weights back there. Resumes from
     `folder / "decoder.safetensors"`.
     """
-    vae = AutoencoderKLFlux2.from_pretrained(folder / "vae").train()
+    vae = AutoencoderKLFlux2.from_pretrained(folder / "vae").train().to(device)
     vae.encoder.requires_grad_(False)
     decoder = nn.ModuleList([vae.decoder, vae.post_quant_conv])
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     average = Average(decoder, 0.999)
     state = folder / "decoder.safetensors"
     step = load_state(state, decoder, [optimizer], average)
-    begun = time.monotonic()
-    while step < total_steps and (seconds := time.monotonic() - begun) < 60 * minutes:
+    curve, begun = Curve(folder / "decoder.jsonl", step), time.monotonic()
+    while step < total_steps and time.monotonic() - begun < 60 * minutes:
         torch.manual_seed(step)
         rate = peak_rate * min(1.0, (step + 1) / 100) * max(0.02, 1 - step / total_steps)
         optimizer.param_groups[0]["lr"] = rate
-        pictures = crops(DECODER_CROPS + step, batch)
-        with torch.autocast("cpu", torch.bfloat16):
+        pictures = crops(DECODER_CROPS + step, batch).to(device)
+        with torch.autocast(device, torch.bfloat16):
             with torch.no_grad():
                 latents = vae.encode(pictures).latent_dist.mode()
             drawn = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
@@ -123,7 +128,7 @@ def train_decoder(
         step += 1
         if step % 100 == 0:
             decibel = -10 * float(torch.log10(error.detach().div(2).square().mean()))
-            log.info("step %d loss %.4f psnr %.1f dB, %.0f s", step, loss.item(), decibel, seconds)
+            curve.add(step, {"loss": loss.item(), "psnr": decibel})
         if step % SAVE_EVERY == 0:
             save_state(state, step, decoder, [optimizer], average)
     save_state(state, step, decoder, [optimizer], average)
@@ -137,7 +142,7 @@ def measure_latents(vae: AutoencoderKLFlux2, pictures: int = 512) -> None:
     vae.eval()
     tokens = []
     for step in range(10**6, 10**6 + pictures // 64):
-        latents = vae.encode(crops(step, 64)).latent_dist.mode()
+        latents = vae.encode(crops(step, 64).to(vae.device)).latent_dist.mode()
         tokens.append(patchify(latents).flatten(0, 1))
     vae.bn.running_mean.copy_(torch.cat(tokens).mean(0))
     vae.bn.running_var.copy_(torch.cat(tokens).var(0))

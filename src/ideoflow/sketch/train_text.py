@@ -5,7 +5,6 @@ Two minutes here save the transformer hours: positions come early only when the 
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 
@@ -13,15 +12,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from .curve import Curve
 from .readouts import CaptionProbe, Truth
 from .resume import SAVE_EVERY, Average, load_state, save_state
 from .text import Encoder, Reader, build_tokenizer
 from .world import sample
 
-log = logging.getLogger(__name__)
 
-
-def train(folder: Path, minutes: float, batch: int = 64, peak_rate: float = 2e-3, total_steps: int = 3000) -> None:
+def train(
+    folder: Path, minutes: float, batch: int = 64, peak_rate: float = 2e-3, total_steps: int = 2000, device: str = "cpu"
+) -> None:
     """Train `Reader` and `CaptionProbe`; the state goes to `folder / "text.safetensors"`, the tokenizer to `folder`."""
     torch.manual_seed(0)
     if not (folder / "tokenizer").exists():
@@ -29,13 +29,13 @@ def train(folder: Path, minutes: float, batch: int = 64, peak_rate: float = 2e-3
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     encode = Encoder(tokenizer)
     reader = Reader(len(tokenizer))
-    model = nn.ModuleDict({"reader": reader, "probe": CaptionProbe(reader.config.hidden_size)})
+    model = nn.ModuleDict({"reader": reader, "probe": CaptionProbe(reader.config.hidden_size)}).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
     average = Average(model, 0.995)
     state = folder / "text.safetensors"
     step = load_state(state, model, [optimizer], average)
-    begun = time.monotonic()
-    while step < total_steps and (seconds := time.monotonic() - begun) < 60 * minutes:
+    curve, begun = Curve(folder / "text.jsonl", step), time.monotonic()
+    while step < total_steps and time.monotonic() - begun < 60 * minutes:
         optimizer.param_groups[0]["lr"] = peak_rate * min(1.0, (step + 1) / 100) * max(0.05, 1 - step / total_steps)
         pictures = [sample(-1 - step * batch - i) for i in range(batch)]
         ids, places = zip(*(encode(p.caption) for p in pictures), strict=True)
@@ -48,8 +48,7 @@ def train(folder: Path, minutes: float, batch: int = 64, peak_rate: float = 2e-3
         average.update(model, step)
         step += 1
         if step % 50 == 0:
-            shown = " ".join(f"{name} {error:.3f}" for name, error in errors.items())
-            log.info("step %d loss %.3f errors %s, %.0f s", step, loss.item(), shown, seconds)
+            curve.add(step, {"loss": loss.item()} | {f"{name} error": error.item() for name, error in errors.items()})
         if step % SAVE_EVERY == 0:
             save_state(state, step, model, [optimizer], average)
     save_state(state, step, model, [optimizer], average)

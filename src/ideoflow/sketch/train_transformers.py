@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import time
@@ -24,12 +23,11 @@ from ..latents import encode
 from ..model import Ideogram4Transformer2DModel
 from ..packing import Layout
 from ..schedule import sample_times
+from .curve import Curve
 from .readouts import CaptionProbe, LayoutProbe, Truth
 from .resume import SAVE_EVERY, Average, load_state, save_state
 from .text import TAPS, TEXT_CONFIG, Encoder, Places, Reader, features
 from .world import Sample, sample
-
-log = logging.getLogger(__name__)
 
 CONFIG = dict(
     in_channels=32,
@@ -122,7 +120,7 @@ def shard(folder: Path, index: int, vae: AutoencoderKLFlux2, encoder: Encoder) -
         tensors: dict[str, Tensor] = {}
         for begin in range(0, SHARD, 64):
             latents = encode(vae, [s.image for s in samples[begin : begin + 64]])
-            tensors |= {str(begin + i): z.half() for i, z in enumerate(latents)}
+            tensors |= {str(begin + i): z.half().cpu() for i, z in enumerate(latents)}
         save_file(tensors, path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
     kept = load_file(path)
@@ -158,10 +156,11 @@ def losses(
     model: Sketch, pictures: list[Picture], generator: torch.Generator, unconditional: bool
 ) -> dict[str, Tensor]:
     """Velocity loss of the conditional branch, the read-outs' losses, and the unconditional one's when asked."""
-    data = torch.cat([p.latents for p in pictures])
-    noise = torch.randn(data.shape, generator=generator)
-    t = times(pictures, generator)
-    counts = torch.tensor([len(p.latents) for p in pictures])
+    device = model.transformer.device
+    clean = torch.cat([p.latents for p in pictures])
+    noise = torch.randn(clean.shape, generator=generator).to(device)
+    t, data = times(pictures, generator).to(device), clean.to(device)
+    counts = torch.tensor([len(p.latents) for p in pictures], device=device)
     t_token = t.repeat_interleave(counts)[:, None]
     mixed = torch.lerp(noise, data, t_token)
     target = data - noise
@@ -169,16 +168,16 @@ def losses(
     outputs = model.reader([p.ids for p in pictures])
     truths = [p.truth for p in pictures]
     read, _ = model.probe(outputs[-1], [p.places for p in pictures], truths)
-    layout = Layout.of_samples([(len(p.ids), *p.truth.grid) for p in pictures])
+    layout = Layout.of_samples([(len(p.ids), *p.truth.grid) for p in pictures], device)
     context = model.transformer.prepare(features(outputs, [len(p.ids) for p in pictures]), layout)
     velocity = model.transformer.velocity(mixed, t, context)
     result = {"conditional": (velocity.float() - target).square().mean(), "read": read}
     early, late = model.states[EARLY], model.states[LATE]
     begins = layout.cu_seqlens[:-1].tolist()  # where each picture's text, and then its image tokens, begin
-    letters = torch.cat([p.places.letters + begin for p, begin in zip(pictures, begins, strict=True)])
+    letters = torch.cat([p.places.letters + begin for p, begin in zip(pictures, begins, strict=True)]).to(device)
     result |= model.layout_probe(early[layout.image], early[letters], late[layout.image], truths)
     if unconditional:
-        layout = Layout.of_samples([(0, *p.truth.grid) for p in pictures])
+        layout = Layout.of_samples([(0, *p.truth.grid) for p in pictures], device)
         velocity = model.unconditional.velocity(mixed, t, model.unconditional.prepare(None, layout))
         result["unconditional"] = (velocity.float() - target).square().mean()
     return result
@@ -211,8 +210,8 @@ def make_optimizers(model: Sketch, rate: float) -> list[torch.optim.Optimizer]:
 
 
 def train(
-    folder: Path, minutes: float, tokens: int = 3600, peak_rate: float = 1.5e-3, total_steps: int = 9000,
-    shards: int = 10, decay_from: float = 0.6,
+    folder: Path, minutes: float, tokens: int = 3600, peak_rate: float = 1.5e-3, total_steps: int = 6000,
+    shards: int = 16, decay_from: float = 0.6, device: str = "cpu",
 ) -> None:  # fmt: skip
     """Train until `total_steps` or `minutes`; the state goes to `folder / "sketch.safetensors"`.
 
@@ -220,10 +219,10 @@ def train(
     `decay_from` of the steps.
     """
     torch.manual_seed(0)
-    vae = AutoencoderKLFlux2.from_pretrained(folder / "vae").eval()
+    vae = AutoencoderKLFlux2.from_pretrained(folder / "vae").eval().to(device)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     encoder = Encoder(tokenizer)
-    model = Sketch(len(tokenizer))
+    model = Sketch(len(tokenizer)).to(device)
     optimizers = make_optimizers(model, peak_rate)
     average = Average(model, 0.999)
     state = folder / "sketch.safetensors"
@@ -231,9 +230,11 @@ def train(
     if step == 0:
         _adopt(model, folder / "text.safetensors")
         average = Average(model, 0.999)
-    hasten(model.transformer)
-    hasten(model.unconditional)
-    begun, seen, sums = time.monotonic(), 0, {}  # type: ignore[var-annotated]
+    if device == "cpu":
+        hasten(model.transformer)
+        hasten(model.unconditional)
+    curve, begun, seen = Curve(folder / "transformers.jsonl", step), time.monotonic(), 0
+    sums: dict[str, list[float]] = {}
     per_round = SHARD * 100 // tokens  # batches of each visit to a shard: a little fewer than it makes
     while step < total_steps and time.monotonic() - begun < 60 * minutes:
         visit, offset = divmod(step, per_round)
@@ -244,7 +245,7 @@ def train(
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = rate * group["share"]
             generator = torch.Generator().manual_seed(step)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16):
                 parts = losses(model, batch, generator, unconditional=step % UNCONDITIONAL_EVERY == 0)
             loss = sum(WEIGHTS[name] * value for name, value in parts.items())
             model.zero_grad()
@@ -257,8 +258,8 @@ def train(
             for name, value in parts.items():
                 sums.setdefault(name, []).append(value.item())
             if step % 50 == 0:
-                shown = " ".join(f"{name} {np.mean(values):.4f}" for name, values in sums.items())
-                log.info("step %d %s norm %.2f, %.1f pictures/s", step, shown, norm, seen / (time.monotonic() - begun))
+                speed = {"norm": float(norm), "pictures/s": seen / (time.monotonic() - begun)}
+                curve.add(step, {name: float(np.mean(values)) for name, values in sums.items()} | speed)
                 sums = {}
             if step % SAVE_EVERY == 0:
                 save_state(state, step, model, optimizers, average)
