@@ -1,4 +1,4 @@
-"""The sketch model's card: what it is, what it learned from, how, for how long and how well, from the run's own files."""
+"""The sketch model's card: what it learned from, how, for how long and how well, all from the run's own files."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ pipeline_tag: text-to-image
 
 # The sketch model
 
-A text-to-image model of {parameters:.1f} million parameters in the form of Ideogram 4: a 36-layer Qwen3-VL, two transformers
-(conditional and unconditional) and an `AutoencoderKLFlux2`, in the folder layout of `diffusers`. It draws coloured shapes
-and short words on plain, graded and striped backgrounds from structured captions, 96 to 192 pixels a side. It is made for
-demonstrations and tests and is good for nothing else. It has no part of the weights of Ideogram 4 in it.
+A text-to-image model of {parameters:.1f} million parameters in the form of Ideogram 4: a 36-layer Qwen3-VL, two
+transformers (conditional and unconditional) and an `AutoencoderKLFlux2`, in the folder layout of `diffusers`. It draws
+coloured shapes and short words on plain, graded and striped backgrounds from structured captions, 96 to 192 pixels a
+side. It is made for demonstrations and tests and is good for nothing else. It has no part of the weights of Ideogram 4
+in it.
 
 ```python
 from ideoflow import Caption, sketch
@@ -48,11 +49,11 @@ Use guidance 2 (`sketch.GUIDANCE`): the presets' 7 is for the published weights.
 
 ## Data
 
-The sketch world, `ideoflow.sketch.world`: eleven shapes, seven of them also as outlines, twelve named colours and exact ones
-told by palettes alone, one to four elements, plain, graded and striped backgrounds, words of one to five letters and digits
-in two fonts, seventeen sizes, captions in many wordings. {pictures:,} training pictures, indices 0 to {last:,} of the split
-`train`, in {visits:.1f} visits each; the text encoder saw further captions, the autoencoder crops of further pictures. One
-pair of colour and shape in eight, and one word in eight, never occur in training.
+The sketch world, `ideoflow.sketch.world`: eleven shapes, seven of them also as outlines, twelve named colours and exact
+ones told by palettes alone, one to four elements, plain, graded and striped backgrounds, words of one to five letters
+and digits in two fonts, seventeen sizes, captions in many wordings. {pictures:,} training pictures, indices 0 to
+{last:,} of the split `train`, in {visits:.1f} visits each; the text encoder saw further captions, the autoencoder crops
+of further pictures. One pair of colour and shape in eight, and one word in eight, never occur in training.
 
 ## Recipe
 
@@ -75,10 +76,10 @@ Device: {machine}.
 | mean overlap of shapes (IoU) | {shapes_overlap:.3f} | |
 
 `python -m ideoflow.sketch score --count {count}` prints these figures: {steps} steps, guidance {guidance:g}, seeds 0 to
-{seeds}. A background is right if at least 75% of its pixels are nearer to its colour than to that of any element, and near
-it. An element is in its place if the region in its colour overlaps the region where it should be seen by more than half
-(intersection over union). A word is read right if every letter looks more like itself than like any other letter or digit
-rendered in its place.
+{seeds}. A background is right if at least 75% of its pixels are nearer to its colour than to that of any element, and
+near it. An element is in its place if the region in its colour overlaps the region where it should be seen by more than
+half (intersection over union). A word is read right if every letter looks more like itself than like any other letter
+or digit rendered in its place.
 """
 
 

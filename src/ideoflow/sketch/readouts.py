@@ -79,6 +79,11 @@ class Truth:
         """
         return _shown(self.picture, self.grid)
 
+    @property
+    def letters(self) -> Tensor:
+        """(tokens,) whether an image token shows a letter."""
+        return (self.shown[0] >= len(FORMS)) & (self.shown[0] < len(ITEMS) - 1)
+
     @cached_property
     def ground(self) -> Tensor:
         """(tokens, 3) the background's mean colour at each image token, in 0..1."""

@@ -54,6 +54,7 @@ WEIGHTS = {  # of the losses
     "paint": 0.5,
     "ground": 0.5,
 }
+LETTER_WEIGHT = 3.0  # of the velocity errors at tokens that show letters: there is most to learn
 EARLY, LATE = 1, 3  # the blocks after which tokens must know where they are, and image tokens what they show
 READER_RATE = 0.4  # of the others' learning rate: it comes trained
 
@@ -171,7 +172,8 @@ def losses(
     layout = Layout.of_samples([(len(p.ids), *p.truth.grid) for p in pictures], device)
     context = model.transformer.prepare(features(outputs, [len(p.ids) for p in pictures]), layout)
     velocity = model.transformer.velocity(mixed, t, context)
-    result = {"conditional": (velocity.float() - target).square().mean(), "read": read}
+    weight = 1 + (LETTER_WEIGHT - 1) * torch.cat([t.letters for t in truths]).to(device).float()[:, None]
+    result = {"conditional": (weight * (velocity.float() - target).square()).mean(), "read": read}
     early, late = model.states[EARLY], model.states[LATE]
     begins = layout.cu_seqlens[:-1].tolist()  # where each picture's text, and then its image tokens, begin
     letters = torch.cat([p.places.letters + begin for p, begin in zip(pictures, begins, strict=True)]).to(device)
