@@ -62,7 +62,7 @@ def test_a_stream_goes_on_from_its_state(sizes, window, stopped):
 def test_seeds_and_epochs_each_give_another_order():
     def epochs(seed: int) -> list[list[int]]:
         stream = PackedStream([1] * 50, 1, seed=seed)
-        visits = [draw.index for batch in islice(stream, 99) for draw in batch]
+        visits = [draw.sample for batch in islice(stream, 99) for draw in batch]
         return [visits[:49], visits[50:99]]
 
     first, second = epochs(0), epochs(1)

@@ -12,7 +12,7 @@ class Draw(NamedTuple):
     """One visit to a sample: its times, noise and dropout are a function of the seed and of this."""
 
     epoch: int
-    index: int
+    sample: int
 
 
 def first_fit_decreasing(sizes: Sequence[int], budget: int) -> list[list[int]]:
@@ -83,7 +83,7 @@ class PackedStream(Iterator[tuple[Draw, ...]]):
         random.Random(f"{self.seed}/{self._epoch}").shuffle(order)
         fresh = [Draw(self._epoch, index) for index in order[self._begin : self._begin + self.window]]
         draws = [*self._left, *fresh]
-        bins = first_fit_decreasing([self.tokens[draw.index] for draw in draws], self.budget)
+        bins = first_fit_decreasing([self.tokens[draw.sample] for draw in draws], self.budget)
         batches = [tuple(draws[i] for i in bin_) for bin_ in bins]
         random.Random(f"{self.seed}/{self._epoch}/{self._begin}").shuffle(batches)
         self._left = []
@@ -97,7 +97,7 @@ class PackedStream(Iterator[tuple[Draw, ...]]):
 
     def tokens_of(self, batch: Sequence[Draw]) -> int:
         """Tokens of a batch."""
-        return sum(self.tokens[draw.index] for draw in batch)
+        return sum(self.tokens[draw.sample] for draw in batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, as JSON can hold it."""

@@ -21,7 +21,9 @@ Per = Literal["sample", "token"]
 class Encoded(Protocol):
     """A sample whose picture and caption are encoded."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """For messages."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -95,7 +97,7 @@ def make_batch(
     """
     lengths, texts, latents, noises, times = [], [], [], [], []
     for draw in draws:
-        clean, text = samples[draw.index].load()
+        clean, text = samples[draw.sample].load()
         generator = torch.Generator().manual_seed(_seed(seed, draw))
         times.append(sample_times(1, 256 * len(clean), mu, std, generator))
         dropped = bool(torch.rand((), generator=generator) < caption_dropout)
@@ -104,8 +106,8 @@ def make_batch(
         texts.append(text[:0] if dropped else text)
         lengths.append(len(texts[-1]))
     return Batch(
-        names=tuple(samples[draw.index].name for draw in draws),
-        grids=tuple(samples[draw.index].grid for draw in draws),
+        names=tuple(samples[draw.sample].name for draw in draws),
+        grids=tuple(samples[draw.sample].grid for draw in draws),
         text_lengths=tuple(lengths),
         text=torch.cat(texts),
         latents=torch.cat(latents),
@@ -115,7 +117,7 @@ def make_batch(
 
 
 def _seed(seed: int, draw: Draw) -> int:
-    digest = hashlib.blake2b(f"{seed}/{draw.epoch}/{draw.index}".encode(), digest_size=7).digest()
+    digest = hashlib.blake2b(f"{seed}/{draw.epoch}/{draw.sample}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")
 
 
