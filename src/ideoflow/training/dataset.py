@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..captions import Caption, CaptionError, prompt_line
+from ..captions import Caption, CaptionError
 from .images import ImageError, read
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2")
@@ -77,7 +77,12 @@ class Survey:
         """For people: how many examples there are, and one line for everything that is skipped or noteworthy."""
         lines = [f"{self.source}: {_count(len(self.examples), 'example')}, {len(self.skipped)} skipped"]
         lines += [f"skipped {remark.name}: {remark.text}" for remark in self.skipped]
-        lines += [f"note on {remark.name}: {remark.text}" for remark in self.notes]
+        together: dict[str, list[str]] = {}
+        for note in self.notes:
+            together.setdefault(note.text, []).append(note.name)
+        for text, names in together.items():
+            some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            lines.append(f"note on {some if len(names) == 1 else f'{len(names)} examples ({some})'}: {text}")
         return "\n".join(lines)
 
 
@@ -156,7 +161,7 @@ def _line(caption: Any) -> tuple[str, list[str]]:
     if not caption or (isinstance(caption, str) and not caption.strip()):
         raise _Unusable("has an empty caption: say what the picture shows.")
     if isinstance(caption, str) and not caption.lstrip().startswith("{"):
-        return prompt_line(" ".join(caption.split())), []
+        return " ".join(caption.split()), ["the caption is plain text; the model was trained on JSON captions."]
     try:
         given = Caption.parse(caption)
     except (CaptionError, ValueError, TypeError, RecursionError) as error:
