@@ -251,3 +251,42 @@ def test_the_template_is_a_file_of_the_defaults(tmp_path):
     file.write_text(template(changed))
     assert Settings.read(file) == changed
     assert json.dumps(changed.model_dump())
+
+
+def curve(pictures: Path, out: Path, **options) -> list[float]:
+    count = Count()
+    train(settings(pictures, out, **{"steps": 4, "ema": 0.0} | options), watchers=[count])
+    return [step.loss for step in count.steps]
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(pictures, tmp_path):
+    plain, saving = (curve(pictures, tmp_path / str(x), gradient_checkpointing=x, lr=1e-2) for x in (False, True))
+    assert all(abs(a - b) <= 1e-6 * a for a, b in zip(plain, saving, strict=True))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_half_precision_stays_near_full(pictures, tmp_path, method):
+    options = {"method": method, "lr": 1e-3}
+    exact = curve(pictures, tmp_path / "exact", **options)
+    half = curve(pictures, tmp_path / "half", dtype="bfloat16", **options)
+    assert half != exact and all(abs(a - b) <= 0.03 * a for a, b in zip(exact, half, strict=True))
+    weights = checkpoints.load(checkpoints.saved(tmp_path / "half" / "checkpoints")[-1]).weights
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dora": True},
+        {"loss_per": "token"},
+        {"min_snr": 5.0},
+        {"method": "full", "optimizer": "muon"},
+        {"targets": ["all"], "alpha": 8.0, "lora_dropout": 0.3},
+        {"schedule": "cosine", "accumulate": 2, "clip": 0.0},
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_every_option_makes_another_run(pictures, tmp_path, options):
+    other = curve(pictures, tmp_path / "other", lr=1e-2, warmup=0, **options)
+    plain = curve(pictures, tmp_path / "plain", lr=1e-2, warmup=0)
+    assert len(other) == 4 and all(np.isfinite(other)) and other[1:] != plain[1:]

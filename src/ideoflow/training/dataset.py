@@ -279,6 +279,10 @@ def _metadata(root: Path, caption_column: str | None, survey: Survey) -> dict[st
 
 
 def _dataset(source: Any, image_column: str, caption_column: str | None) -> list[_Found]:
+    if isinstance(source, str | os.PathLike) and not Path(source).is_dir():
+        name = str(source)
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+            raise ValueError(f"`data` {name}: there is no such folder.")
     try:
         import datasets
     except ImportError:

@@ -113,4 +113,6 @@ def encode(
     encoder = Encoder(pipeline, Store(Path(settings.data.cache or Path(settings.output.out) / "cache")))
     encoder.encode(found.examples, on_encode, group.rank, group.size)
     group.wait()
+    if group.device.type != "cpu" and pipeline.text_encoder is not None:
+        pipeline.text_encoder.to("cpu")  # it is large, and captions are encoded
     return encoder.samples(found.examples)

@@ -112,7 +112,8 @@ class Trainer:
             dropout=model.lora_dropout, seed=self.settings.training.seed,
         )  # fmt: skip
 
-    def _autocast(self) -> Any:
+    def autocast(self) -> Any:
+        """A context of the settings' precision."""
         if self.settings.model.dtype == "float32":
             return nullcontext()
         return torch.autocast(self.group.device.type, getattr(torch, self.settings.model.dtype))
@@ -151,7 +152,7 @@ class Trainer:
                 self.samples, draws, seed=train.seed, mu=train.mu, std=train.std, caption_dropout=train.caption_dropout
             ).to(group.device)
             with syncing(self._wrapped, number == len(mine) - 1):
-                with self._autocast():
+                with self.autocast():
                     loss = sum(self._wrapped(batch, total).values(), torch.zeros((), device=group.device))
                 (loss * group.size).backward()  # gradients are averaged over the processes
             summed += loss.detach()
