@@ -65,6 +65,6 @@ $(STAMP): pyproject.toml requirements/constraints.txt
 		"$$python" -m venv .venv || { rm -rf .venv; \
 			echo "could not make .venv: where Python comes in parts (Debian, Ubuntu), install python3-venv too." >&2; exit 1; }; \
 	fi
-	@echo "installing the pinned versions into .venv (some minutes the first time)"
+	@echo "installing the pinned versions into .venv (a large download the first time: some minutes without a word)"
 	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt torch==2.13.0 --editable '.[dev]'
 	@touch $@
