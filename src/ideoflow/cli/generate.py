@@ -65,8 +65,9 @@ def generate(
         list[str],
         typer.Argument(
             metavar="PROMPT...",
-            help="A caption file (.json or .txt), a JSON caption, plain text, '-' for standard input, or a PNG made by "
-            "ideoflow, which is made again from its own settings. Several are drawn together.",
+            help="A caption file (.json or .txt), a JSON caption, plain text (not for the bundled model, which needs a "
+            "background and boxes), '-' for standard input, or a PNG made by ideoflow, which is made again from its "
+            "own settings. Several are drawn together.",
             show_default=False,
         ),
     ],
@@ -153,7 +154,7 @@ def generate(
 
     Examples:
 
-      ideoflow generate "a red circle"
+      ideoflow generate caption.json
 
       ideoflow generate caption.json --size 160x112 --seed 7 --n 4
 
