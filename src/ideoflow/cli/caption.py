@@ -23,7 +23,7 @@ app = typer.Typer(help="Check and mend caption files.", no_args_is_help=True)
 @app.command()
 def check(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help=".json, .txt or .jsonl files; '-' for standard input.")
+        list[str], typer.Argument(metavar="FILE", help=".json, .txt or .jsonl files; '-' for standard input.")
     ],
 ) -> None:
     """List every place where captions leave the schema, with the fix; [*] marks what `fix` mends by itself.
