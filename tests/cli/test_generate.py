@@ -282,3 +282,15 @@ def test_a_model_that_gives_no_numbers_ends_with_code_1(generate, tiny_folder: P
     torch.nn.init.constant_(pipe.transformer.final_layer.linear.weight, torch.nan)
     pipe.save_pretrained("broken")
     assert "not finite" in generate(LINE, "--model", "broken", fails=1).stderr
+
+
+def test_an_unreachable_hub_is_said_in_one_line_with_code_1(generate, monkeypatch: pytest.MonkeyPatch):
+    def unreachable(*arguments, **options):
+        try:
+            raise type("ConnectError", (Exception,), {})("no such name")  # httpx's, as huggingface_hub lets it out
+        except Exception as error:
+            raise OSError("Cannot load model: see the stacktrace above") from error
+
+    monkeypatch.setattr(Ideogram4Pipeline, "from_pretrained", unreachable)
+    error = generate(LINE, "--model", "owner/model", fails=1).stderr
+    assert "cannot reach the model hub (no such name)" in error and "stacktrace" not in error
