@@ -47,7 +47,7 @@ sketch: $(STAMP) ## train the sketch model from nothing, into runs/sketch/ (hour
 	$(BIN)/python -m ideoflow.sketch export runs/sketch runs/sketch/model
 	$(BIN)/python -m ideoflow.sketch score --model runs/sketch/model
 
-clean: ## remove what the other targets made
+clean: ## remove .venv and what the other targets made, all but runs/
 	rm -rf .venv site outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # torch is named on the command itself so that pip cannot settle on another build of it.
