@@ -14,19 +14,17 @@ from . import GUIDANCE, path
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_show_locals=False)
 
-Folder = Annotated[Path, typer.Argument(help="Where the runs keep their states; made when absent.")]
-
 
 @app.command()
 def train(
-    folder: Folder,
-    autoencoder_steps: int = 5000,
-    text_steps: int = 900,
-    steps: int = 9000,
+    folder: Annotated[Path, typer.Argument(help="Where the stages keep their states; made when absent.")],
+    autoencoder_steps: Annotated[int, typer.Option(help="Steps of the first stage.")] = 5000,
+    text_steps: Annotated[int, typer.Option(help="Steps of the second stage, the text encoder alone.")] = 900,
+    steps: Annotated[int, typer.Option(help="Steps of the third stage, transformers and text encoder.")] = 9000,
     minutes: Annotated[float, typer.Option(help="Stop each stage after this long; call again to go on.")] = 600.0,
     threads: Annotated[int, typer.Option(help="Threads to compute with; 0 for all cores.")] = 0,
 ) -> None:
-    """Train all stages from nothing: autoencoder, reading half, transformers. Called again, it goes on."""
+    """Train all stages from nothing: autoencoder, text encoder, transformers. Called again, it goes on."""
     import torch
 
     from . import train_autoencoder, train_text, train_transformers
@@ -42,8 +40,13 @@ def train(
 
 
 @app.command()
-def export(folder: Folder, destination: Path) -> None:
-    """Write what `train` left in FOLDER as a model folder that pipelines open."""
+def export(
+    folder: Annotated[Path, typer.Argument(help="The folder given to `train`.")],
+    destination: Annotated[Path, typer.Argument(help="The model folder to write, or to replace.")],
+) -> None:
+    """Write what `train` left in a folder as a model folder that pipelines open."""
+    if not (folder / "sketch.safetensors").exists():
+        raise typer.BadParameter(f"there is no {folder / 'sketch.safetensors'}: train all three stages there first.")
     from .export import export as write
 
     write(folder, destination)
@@ -54,9 +57,9 @@ def export(folder: Folder, destination: Path) -> None:
 @app.command()
 def score(
     model: Annotated[Path | None, typer.Option(help="A model folder; the bundled one by default.")] = None,
-    count: Annotated[int, typer.Option(help="Held-out captions to draw.")] = 100,
-    steps: int = 20,
-    guidance: float = GUIDANCE,
+    count: Annotated[int, typer.Option(min=1, help="Held-out captions to draw.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a picture.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Guidance scale of every step.")] = GUIDANCE,
     sheet: Annotated[Path | None, typer.Option(help="Also write the first 32 pictures, truth beside drawn.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the score as JSON.")] = None,
 ) -> None:
