@@ -42,12 +42,15 @@ bench: $(STAMP) ## run every script in benchmarks/
 docs: $(STAMP) ## build docs/*.md into site/
 	$(BIN)/python docs/build.py
 
-sketch: $(STAMP) ## train the sketch model from nothing, into runs/sketch/ (hours; goes on where it stopped)
-	$(BIN)/python -m ideoflow.sketch train runs/sketch
+RECIPE ?= cpu
+sketch: $(STAMP) ## train the sketch model from nothing, into runs/sketch/ (hours; goes on where it stopped; RECIPE=gpu)
+	$(BIN)/python -m ideoflow.sketch train runs/sketch --recipe $(RECIPE)
 	$(BIN)/python -m ideoflow.sketch export runs/sketch runs/sketch/model
-	$(BIN)/python -m ideoflow.sketch score --model runs/sketch/model
+	$(BIN)/python -m ideoflow.sketch score --model runs/sketch/model --count 200 --out runs/sketch/score.json
+	$(BIN)/python -m ideoflow.sketch card runs/sketch runs/sketch/model runs/sketch/score.json \
+		--recipe $(RECIPE) --machine "$$(uname -srm)"
 
-clean: ## remove what the other targets made
+clean: ## remove .venv and what the other targets made, all but runs/
 	rm -rf .venv site outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # torch is named on the command itself so that pip cannot settle on another build of it.
@@ -65,6 +68,6 @@ $(STAMP): pyproject.toml requirements/constraints.txt
 		"$$python" -m venv .venv || { rm -rf .venv; \
 			echo "could not make .venv: where Python comes in parts (Debian, Ubuntu), install python3-venv too." >&2; exit 1; }; \
 	fi
-	@echo "installing the pinned versions into .venv (some minutes the first time)"
+	@echo "installing the pinned versions into .venv (a large download the first time: some minutes without a word)"
 	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt torch==2.13.0 --editable '.[dev]'
 	@touch $@

@@ -131,7 +131,7 @@ def main() -> None:
             save_every=options.steps,
             trigger=NAME,
             device="cpu",
-        )  # fmt: skip
+        )
     )
     minutes = (time.perf_counter() - begun) / 60
     pipeline.load_lora_weights(options.folder / "run")
@@ -147,7 +147,8 @@ def main() -> None:
         "old_shapes_iou_before": mean(overlaps(before_old, old, None)),
         "old_shapes_iou_after": mean(overlaps(after_old, old, None)),
         "steps": options.steps, "rank": options.rank, "lr": options.lr, "targets": options.targets,
-        "threads": options.threads, "machine": f"{platform.machine()}, {os.cpu_count()} cores", "torch": torch.__version__,
+        "threads": options.threads, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
     }  # fmt: skip
     for name, value in figures.items():
         print(f"{name:24} {value}")

@@ -185,10 +185,14 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         preset: str | Preset | None = None,
         strict: bool = False,
+        prompt_features: Sequence[Tensor] | None = None,
     ) -> list[Request]:
         """Make the requests of a call without running them: what an engine steps, alone or among others.
 
         A caption is encoded once, and its context is computed once for each of its sizes; pictures share them.
+
+        Args:
+            prompt_features: What `encode_prompt` gave for the prompts, to spare encoding them again.
 
         Returns:
             `num_images_per_prompt` requests for each prompt, in the order of the prompts. Arguments and errors as in
@@ -208,7 +212,12 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         grids = [self._grid(*pair) for pair in sizes for _ in range(num_images_per_prompt)]
         noise = self._noise(grids, generator, latents)
         schedulers = {pair: self._scheduler(plan, *pair) for pair in set(sizes)}
-        features = encode_captions(self.text_encoder, self.tokenizer, lines, self.taps, max_sequence_length)
+        if prompt_features is None:
+            features = encode_captions(self.text_encoder, self.tokenizer, lines, self.taps, max_sequence_length)
+        elif len(prompt_features) == len(lines):
+            features = list(prompt_features)
+        else:
+            raise ValueError(f"`prompt_features` holds {len(prompt_features)} tensors for {len(lines)} prompts.")
 
         engine = self.engine(attention_kwargs)
         conditional: dict[tuple[str, tuple[int, int]], Context] = {}

@@ -22,6 +22,11 @@ def test_the_version(tmp_path: Path):
     assert run("--version", cwd=tmp_path).stdout.strip() == f"ideoflow {ideoflow.__version__}"
 
 
+def test_the_package_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "ideoflow", "--version"], capture_output=True, text=True)
+    assert done.stdout.strip() == f"ideoflow {ideoflow.__version__}", done.stderr
+
+
 @pytest.mark.parametrize("command", [[], ["generate"], ["caption"]])
 def test_help_lists_what_there_is(tmp_path: Path, command: list[str]):
     text = run(*command, "--help", cwd=tmp_path).stdout

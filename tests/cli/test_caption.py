@@ -133,6 +133,11 @@ def test_a_file_with_a_line_that_cannot_be_read_is_left_alone():
     assert Path("a.jsonl").read_text() == text
 
 
+def test_out_makes_its_folder():
+    run("fix", write("a.json", SWAPPED), "--out", "new/folder/b.json", ends_with=0)
+    assert os.listdir("new/folder") == ["b.json"]
+
+
 def test_a_failed_write_leaves_the_file_as_it_was(monkeypatch: pytest.MonkeyPatch, empty_folder: Path):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "temporary")

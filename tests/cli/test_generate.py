@@ -259,10 +259,11 @@ def test_the_bundled_model_is_the_default_with_its_own_size_and_guidance():
         (['{"a": '], "no JSON"),
         ([LINE, "--size", "48"], "--size '48' is not WIDTHxHEIGHT"),
         ([LINE, "--size", "50x32"], "multiple of 16"),
-        ([LINE, "--size", "16x16", "--size", "16x16"], "2 times for 1 prompts"),
+        ([LINE, "--size", "16x16", "--size", "16x16"], "2 times for 1 prompt:"),
         ([LINE, "--preset", "fast"], "V4_TURBO_12 (turbo)"),
         ([LINE, "--dtype", "int8"], "bfloat16"),
         ([LINE, "--model", "no/such/folder"], "no/such/folder"),
+        ([LINE, "--model", "./folder"], "--model './folder': there is no such folder"),
         ([LINE, "--lora", "no-such-file.safetensors"], "no-such-file.safetensors"),
         ([LINE, "--out", "a.jpg"], "PNG"),
         ([LINE, "--device", "nonsense"], "nonsense"),
@@ -281,3 +282,15 @@ def test_a_model_that_gives_no_numbers_ends_with_code_1(generate, tiny_folder: P
     torch.nn.init.constant_(pipe.transformer.final_layer.linear.weight, torch.nan)
     pipe.save_pretrained("broken")
     assert "not finite" in generate(LINE, "--model", "broken", fails=1).stderr
+
+
+def test_an_unreachable_hub_is_said_in_one_line_with_code_1(generate, monkeypatch: pytest.MonkeyPatch):
+    def unreachable(*arguments, **options):
+        try:
+            raise type("ConnectError", (Exception,), {})("no such name")  # httpx's, as huggingface_hub lets it out
+        except Exception as error:
+            raise OSError("Cannot load model: see the stacktrace above") from error
+
+    monkeypatch.setattr(Ideogram4Pipeline, "from_pretrained", unreachable)
+    error = generate(LINE, "--model", "owner/model", fails=1).stderr
+    assert "cannot reach the model hub (no such name)" in error and "stacktrace" not in error

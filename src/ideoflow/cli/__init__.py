@@ -8,6 +8,7 @@ import typer
 
 from .. import __version__
 from . import caption
+from . import train as train_command
 from .generate import generate
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command("train")(train_command.command())
 app.add_typer(caption.app, name="caption")
 
 

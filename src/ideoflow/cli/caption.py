@@ -23,7 +23,7 @@ app = typer.Typer(help="Check and mend caption files.", no_args_is_help=True)
 @app.command()
 def check(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help=".json, .txt or .jsonl files; '-' for standard input.")
+        list[str], typer.Argument(metavar="FILE", help=".json, .txt or .jsonl files; '-' for standard input.")
     ],
 ) -> None:
     """List every place where captions leave the schema, with the fix; [*] marks what `fix` mends by itself.
@@ -139,10 +139,11 @@ def _captions(file: str) -> Iterator[tuple[str, str]]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write the whole file or nothing; a link stays a link, and a file keeps its permissions."""
+    """Write the whole file or nothing, making its folder; a link stays a link, and a file keeps its permissions."""
     target = path.resolve()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8", newline="\n")
         if target.exists():
             shutil.copymode(target, temporary)

@@ -57,12 +57,21 @@ def plain_warnings() -> Iterator[None]:
         yield
 
 
+def _no_hub(error: BaseException | None) -> BaseException | None:
+    """The failure to reach the hub that `error` comes from: diffusers wraps it in an OSError about its cache."""
+    while error and _FAILURES.get(type(error).__name__) != _NO_HUB:
+        error = error.__cause__ or error.__context__
+    return error
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn the errors that a user can cause into one line and an exit code; bugs keep their traceback."""
     try:
         yield
     except OSError as error:
+        if unreachable := _no_hub(error):
+            fail(_NO_HUB.format(unreachable), FAILED)
         fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
     except ValueError as error:
         fail(str(error))

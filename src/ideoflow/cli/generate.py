@@ -64,9 +64,10 @@ def generate(
     prompts: Annotated[
         list[str],
         typer.Argument(
-            metavar="PROMPT...",
-            help="A caption file (.json or .txt), a JSON caption, plain text, '-' for standard input, or a PNG made by "
-            "ideoflow, which is made again from its own settings. Several are drawn together.",
+            metavar="PROMPT",
+            help="A caption file (.json or .txt), a JSON caption, plain text (not for the bundled model, which needs a "
+            "background and boxes), '-' for standard input, or a PNG made by ideoflow, which is made again from its "
+            "own settings. Several are drawn together.",
             show_default=False,
         ),
     ],
@@ -153,7 +154,7 @@ def generate(
 
     Examples:
 
-      ideoflow generate "a red circle"
+      ideoflow generate caption.json
 
       ideoflow generate caption.json --size 160x112 --seed 7 --n 4
 
@@ -301,6 +302,8 @@ def _load(settings: Settings) -> Ideogram4Pipeline:
     if settings.model == SKETCH:
         pipe = sketch.load(dtype)
     else:
+        if settings.model.startswith((".", "~", "/")) and not Path(settings.model).is_dir():
+            raise ValueError(f"--model {settings.model!r}: there is no such folder.")
         pipe = Ideogram4Pipeline.from_pretrained(settings.model, dtype=dtype)
     for number, lora in enumerate(settings.loras):
         pipe.load_lora_weights(lora.path, adapter_name=f"lora{number}")
@@ -342,7 +345,8 @@ def _sizes(values: Sequence[str], prompts: int) -> list[tuple[int, int] | None]:
     """One size for each prompt, None where the default is wanted."""
     sizes = [_size(value) for value in values]
     if len(sizes) not in (0, 1, prompts):
-        raise ValueError(f"--size is given {len(sizes)} times for {prompts} prompts: give it once, or once for each.")
+        noun = "prompt" if prompts == 1 else "prompts"
+        raise ValueError(f"--size is given {len(sizes)} times for {prompts} {noun}: give it once, or once for each.")
     if not sizes:
         return [None] * prompts
     return [*sizes] if len(sizes) > 1 else [sizes[0]] * prompts

@@ -100,7 +100,10 @@ def from_metadata(path: Path) -> dict[str, Any]:
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not a picture that can be read.") from None
     if text is None:
-        raise ValueError(f"{path} carries no ideoflow settings: it was made by another program or with --no-metadata.")
+        raise ValueError(
+            f"{path} carries no ideoflow settings: it was made by another program, saved from Python or made with "
+            "--no-metadata."
+        )
     try:
         found = json.loads(text)
         found["loras"] = tuple(Lora(**lora) for lora in found["loras"])

@@ -167,12 +167,57 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
             check_float("encoder_hidden_states", encoder_hidden_states, shape)
         return self._prepare(encoder_hidden_states, layout)
 
+    @apply_lora_scale("attention_kwargs")
+    @fires_hooks(runs_all_layers=False)
+    def project_text(self, encoder_hidden_states: Tensor, attention_kwargs: dict[str, Any] | None = None) -> Tensor:
+        """Norm and project text features, the part of `prepare` that depends on nothing but the caption.
+
+        Args:
+            encoder_hidden_states: (text_tokens, llm_features_dim) features, of one caption or of several.
+            attention_kwargs: `{"scale": s}` scales LoRA adapters.
+
+        Returns:
+            (text_tokens, hidden_size) for `prepare_projected`; a small fraction of the features' size, so worth keeping
+            where the same captions come again and the projection does not train.
+
+        Raises:
+            ValueError: features that do not match the model's width.
+            TypeError: features that are not a floating-point tensor.
+        """
+        shape = {"text_tokens": None, "llm_features_dim": self.config.llm_features_dim}
+        check_float("encoder_hidden_states", encoder_hidden_states, shape)
+        return self.llm_cond_proj(self.llm_cond_norm(encoder_hidden_states))
+
+    @fires_hooks(runs_all_layers=False)
+    def prepare_projected(self, text: Tensor | None, layout: Layout) -> Context:
+        """`prepare` from what `project_text` gave.
+
+        Args:
+            text: (text_tokens, hidden_size) projected features of the layout's text tokens, in stream order; None if it
+                has none.
+            layout: the segments of the stream.
+
+        Returns:
+            The context for `velocity`, valid until the weights change.
+
+        Raises:
+            ValueError: features that do not match the layout or the model's width.
+            TypeError: features that are not a floating-point tensor.
+        """
+        if text is not None or len(layout.text):
+            check_float("text", text, {"text_tokens": len(layout.text), "hidden_size": self.hidden_size})
+        return self._embed(text, layout)
+
     def _prepare(self, encoder_hidden_states: Tensor | None, layout: Layout) -> Context:
-        other = self.embed_image_indicator(torch.zeros(1, dtype=torch.long, device=layout.device))
         if len(layout.text) == 0:
+            return self._embed(None, layout)
+        return self._embed(self.llm_cond_proj(self.llm_cond_norm(encoder_hidden_states)), layout)
+
+    def _embed(self, text: Tensor | None, layout: Layout) -> Context:
+        other = self.embed_image_indicator(torch.zeros(1, dtype=torch.long, device=layout.device))
+        if text is None or len(layout.text) == 0:
             text = other.expand(len(layout.other), -1)
         else:
-            text = self.llm_cond_proj(self.llm_cond_norm(encoder_hidden_states))
             if len(layout.other) > len(layout.text):  # between the text tokens stand empty ones
                 place = torch.searchsorted(layout.other, layout.text)
                 text = text.new_zeros(len(layout.other), text.shape[-1]).index_copy(0, place, text)

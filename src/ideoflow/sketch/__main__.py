@@ -14,16 +14,14 @@ from . import GUIDANCE, path
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_show_locals=False)
 
-Folder = Annotated[Path, typer.Argument(help="Where the runs keep their states; made when absent.")]
-
 
 @app.command()
 def train(
-    folder: Folder,
+    folder: Annotated[Path, typer.Argument(help="Where the stages keep their states; made when absent.")],
     recipe: Annotated[str, typer.Option(help="cpu, gpu, or a TOML file like theirs.")] = "cpu",
     minutes: Annotated[float, typer.Option(help="Stop each stage after this long; call again to go on.")] = 6000.0,
 ) -> None:
-    """Train all stages from nothing: autoencoder, its decoder, reading half, transformers. Called again, it goes on."""
+    """Train all stages from nothing: autoencoder, its decoder, text encoder, transformers. Called again, it goes on."""
     from .recipe import Recipe
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -31,8 +29,13 @@ def train(
 
 
 @app.command()
-def export(folder: Folder, destination: Path) -> None:
-    """Write what `train` left in FOLDER as a model folder that pipelines open."""
+def export(
+    folder: Annotated[Path, typer.Argument(help="The folder given to `train`.")],
+    destination: Annotated[Path, typer.Argument(help="The model folder to write, or to replace.")],
+) -> None:
+    """Write what `train` left in a folder as a model folder that pipelines open."""
+    if not (folder / "sketch.safetensors").exists():
+        raise typer.BadParameter(f"there is no {folder / 'sketch.safetensors'}: train all three stages there first.")
     from .export import export as write
 
     write(folder, destination)
@@ -43,9 +46,9 @@ def export(folder: Folder, destination: Path) -> None:
 @app.command()
 def score(
     model: Annotated[Path | None, typer.Option(help="A model folder; the bundled one by default.")] = None,
-    count: Annotated[int, typer.Option(help="Held-out captions to draw.")] = 100,
-    steps: int = 20,
-    guidance: float = GUIDANCE,
+    count: Annotated[int, typer.Option(min=1, help="Held-out captions to draw.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a picture.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Guidance scale of every step.")] = GUIDANCE,
     sheet: Annotated[Path | None, typer.Option(help="Also write the first 32 pictures, truth beside drawn.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the score as JSON.")] = None,
 ) -> None:
@@ -79,16 +82,16 @@ def score(
         settings = {"steps": steps, "guidance": guidance}
         out.write_text(json.dumps(asdict(result) | settings, indent=1) + "\n")
     if sheet:
-        contact_sheet([(s.image, d) for s, d in zip(samples[:32], drawn[:32], strict=True)]).save(sheet)
+        contact_sheet([(s.image, d) for s, d in zip(samples[:32], drawn[:32], strict=True)]).save(sheet, optimize=True)
 
 
 @app.command()
 def card(
-    folder: Folder,
+    folder: Annotated[Path, typer.Argument(help="The folder given to `train`.")],
     model: Annotated[Path, typer.Argument(help="The exported model's folder, where README.md and curve.svg go.")],
     scored: Annotated[Path, typer.Argument(help="What `score --out` wrote.")],
     machine: Annotated[str, typer.Option(help="What it was trained on, in words.")],
-    recipe: str = "cpu",
+    recipe: Annotated[str, typer.Option(help="What it was trained with, as for `train`.")] = "cpu",
     note: Annotated[Path | None, typer.Option(help="A text file of what else should be known.")] = None,
 ) -> None:
     """Write the model's card: data, recipe, minutes, curve and quality, all from the files of the run."""

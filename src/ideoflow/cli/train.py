@@ -1,0 +1,212 @@
+"""`ideoflow train`: fine-tune on a folder of pictures; every option of the settings is a flag."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..training.settings import SECTIONS, Settings, template
+from ..training.watch import Step, Watcher
+from . import console
+
+if TYPE_CHECKING:
+    from ..training.dataset import Survey
+    from ..training.trainer import Trainer
+
+INIT = "init"
+TEMPLATE = "train.toml"
+
+HELP = """Fine-tune on a folder of pictures with captions: a LoRA by default, all weights with --method full.
+
+Pictures of any size are packed together, without buckets, crops or padding. A caption stands beside its picture, in a
+.json or .txt file of the same name, or in metadata.jsonl.
+
+    ideoflow train --data pictures/ --out runs/mine --steps 500
+
+    ideoflow train init mine.toml    writes a file with every option explained; then: ideoflow train mine.toml
+
+    torchrun --nproc-per-node 2 -m ideoflow train mine.toml    uses two devices
+
+Interrupted, it goes on with --resume. --dry-run says what would be done and how long it would take."""
+
+
+def command() -> Callable[..., None]:
+    """The command as a function whose parameters are its arguments and all options of the settings."""
+
+    def train(**given: Any) -> None:
+        config, file = given.pop("config"), given.pop("file")
+        resume, dry_run, force = given.pop("resume"), given.pop("dry_run"), given.pop("force")
+        flags = {name: value for name, value in given.items() if value is not None and value != []}
+        if config == INIT:
+            _init(file or Path(TEMPLATE), force, flags)
+        elif file is not None:
+            console.fail(f"{file} is one argument too many: give one TOML file, or `{INIT}` and the file to write.")
+        else:
+            _train(config, flags, resume, dry_run)
+
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation, default=default)
+        for name, annotation, default in _parameters()
+    ]
+    train.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    train.__annotations__ = {p.name: p.annotation for p in parameters}
+    train.__doc__ = HELP
+    return train
+
+
+def _parameters() -> Iterator[tuple[str, Any, Any]]:
+    yield "config", Annotated[str | None, typer.Argument(metavar="[FILE.toml | init]", help="Options in a file.")], None
+    yield "file", Annotated[Path | None, typer.Argument(help=f"After `init`: what to write ({TEMPLATE}).")], None
+    yield "resume", Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")], False
+    yield "dry_run", Annotated[bool, typer.Option("--dry-run", help="Print the plan after three timed steps.")], False
+    yield "force", Annotated[bool, typer.Option("--force", help="Let `init` replace a file.")], False
+    for section, kind in SECTIONS.items():
+        for name, field in kind.model_fields.items():
+            option, base = _option(field.annotation)
+            text = f"{field.description} [{_shown(field.default)}]"
+            names = [f"--{name.replace('_', '-')}"]
+            if base is bool:
+                names = [f"{names[0]}/--no-{names[0][2:]}"]
+            panel = f"{section}: {(kind.__doc__ or '').rstrip('.')}"
+            default: Any = [] if get_origin(base) is list else None
+            kept = typer.Option(*names, help=text, rich_help_panel=panel, metavar=option, show_default=False)
+            yield name, Annotated[base if default == [] else base | None, kept], default
+
+
+def _option(annotation: Any) -> tuple[str | None, Any]:
+    """How an option's values are shown, and the type that the command line reads them as."""
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation))), str
+    if get_origin(annotation) is list:
+        return _option(get_args(annotation)[0])[0], list[str]
+    if get_origin(annotation) in (Annotated, types.UnionType):
+        return _option(get_args(annotation)[0])
+    return None, annotation
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, list):
+        return ", ".join(default) or "none"
+    return "none" if default == "" else str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _init(path: Path, force: bool, flags: dict[str, Any]) -> None:
+    with console.plain_errors():
+        if path.exists() and not force:
+            console.fail(f"{path} exists already: name another file, or replace it with --force.")
+        text = template(Settings.read(None, **{"data": "pictures", **flags}))
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    console.out.print(f"{path}: set `data`, look through the rest, and run `ideoflow train {path}`.", markup=False)
+
+
+def _train(config: str | None, flags: dict[str, Any], resume: bool, dry_run: bool) -> None:
+    with console.plain_errors(), console.plain_warnings():
+        settings = Settings.read(config, **flags)
+
+        from ..training import checkpoints
+        from ..training.parallel import processes
+        from ..training.run import begin, prepare
+        from ..training.trainer import Stopped
+
+        out = Path(settings.output.out)
+        with processes(settings.model.device) as group, _bars() as bars:
+            watchers = _watchers(settings, bars, group.size, dry_run) if group.leads else []
+            trainer = prepare(settings, group, watchers)
+            if dry_run:
+                _print_plan(trainer, bars)
+                return
+            begin(trainer, resume)
+            try:
+                trainer.run()
+            except Stopped as error:
+                console.fail(str(error), console.FAILED)
+            except KeyboardInterrupt:
+                saved = checkpoints.saved(out / "checkpoints")
+                where = f"go on from {saved[-1]} with --resume." if saved else "there is no checkpoint yet."
+                console.fail(f"interrupted after step {trainer.step}; {where}", console.INTERRUPTED)
+
+
+def _watchers(settings: Settings, bars: Progress, processes: int, dry_run: bool) -> Sequence[Watcher]:
+    lines = Lines(bars)
+    if dry_run:
+        return [lines]
+    from ..training.previews import Previews
+    from ..training.progress import Log, TensorBoard
+
+    out = Path(settings.output.out)
+    watchers: list[Watcher] = [lines, Log(out), TensorBoard(out)]
+    if settings.model.parallel == "fsdp" and processes > 1:
+        console.warn("no previews are drawn where weights are sharded.")
+    else:
+        watchers.append(Previews(settings))
+    return watchers
+
+
+def _print_plan(trainer: Trainer, bars: Progress) -> None:
+    from ..training.plan import plan
+
+    for name, value in plan(trainer):
+        if trainer.group.leads:
+            bars.stop()
+            console.out.print(f"{name:22} {value}", markup=False)
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[more]}"), console=console.err, transient=False) as bars:
+        yield bars
+
+
+class Lines(Watcher):
+    """A bar for each thing that takes a while, with what the last step did behind it."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.tasks: dict[str, Any] = {}
+        self.pace: float | None = None  # seconds a step, smoothed
+
+    def _show(self, what: str, done: int, total: int, more: str = "") -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.bars.add_task(what, total=total, more="")
+        self.bars.update(self.tasks[what], completed=done, total=total, more=more)
+
+    def on_scan(self, done: int, total: int) -> None:
+        """Pictures looked at."""
+        self._show("looking at pictures", done, total)
+
+    def on_survey(self, survey: Survey) -> None:
+        """What is skipped, and why."""
+        for line in survey.report().splitlines():
+            self.bars.console.print(line, markup=False)
+
+    def on_encode(self, done: int, total: int, what: str) -> None:
+        """Pictures or captions encoded."""
+        self._show(f"encoding {what}", done, total)
+
+    def on_step(self, trainer: Trainer, step: Step) -> None:
+        """The live line."""
+        self.pace = step.seconds if self.pace is None else 0.9 * self.pace + 0.1 * step.seconds
+        more = (
+            f"loss {step.loss:.4f}  {step.samples / self.pace:.1f} samples/s  {step.tokens / self.pace:,.0f} tokens/s"
+            f"  {step.filled:.0%} filled"
+        )
+        self._show("training", step.step, trainer.settings.training.steps, more)
+        every = max(1, trainer.settings.training.steps // 20)
+        if not self.bars.console.is_terminal and step.step % every == 0:
+            self.bars.console.print(f"step {step.step}  {more}", markup=False)
+
+    def on_end(self, trainer: Trainer, written: list[Path]) -> None:
+        """What was written."""
+        for path in written:
+            self.bars.console.print(f"wrote {path}", markup=False)

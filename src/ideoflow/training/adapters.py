@@ -1,0 +1,187 @@
+"""LoRA adapters: put on a transformer, and saved in the forms that diffusers and ComfyUI load."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..model import Ideogram4Transformer2DModel
+from .parallel import whole
+
+FILE, COMFY_FILE = "pytorch_lora_weights.safetensors", "comfyui_lora.safetensors"
+ADAPTER = "default"
+PRESETS = {
+    "attention": r"layers\.\d+\.attention\.(to_q|to_k|to_v|to_out\.0)",
+    "attention+feed_forward": r"layers\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123])",
+    "all": r"layers\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123]|adaln_modulation)",
+}
+QKV = ("to_q", "to_k", "to_v")
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """How an adapter is made.
+
+    Attributes:
+        rank: of the adapter's matrices.
+        alpha: their product is scaled by `alpha / rank`; None for the rank.
+        targets: a name in `PRESETS`, or regular expressions that whole names of linear layers match.
+        dora: learn the magnitude of each weight's rows apart from their direction (Liu et al., 2024).
+        dropout: before the adapter, 0 to below 1.
+        seed: of the initial weights.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    targets: str | Sequence[str] = "attention"
+    dora: bool = False
+    dropout: float = 0.0
+    seed: int = 0
+
+
+def targets_of(transformer: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Names of the linear layers that `targets` choose.
+
+    Raises:
+        ValueError: a pattern that matches no linear layer, or that is no regular expression.
+    """
+    linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    patterns = [PRESETS.get(t, t) for t in ([targets] if isinstance(targets, str) else targets)]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        try:
+            matched = {name for name in linear if re.fullmatch(pattern, name)}
+        except re.error as error:
+            raise ValueError(f"`targets` holds {pattern!r}, which is no regular expression: {error}.") from None
+        if not matched:
+            kinds = sorted({re.sub(r"\.\d+\.", r".\\d+.", name, count=1) for name in linear})
+            raise ValueError(
+                f"`targets` holds {pattern!r}, which matches no linear layer: use {', '.join(PRESETS)}, or patterns for"
+                f" {', '.join(kinds)}."
+            )
+        chosen |= matched
+    return [name for name in linear if name in chosen]
+
+
+def add_adapter(transformer: Ideogram4Transformer2DModel, settings: AdapterSettings) -> list[nn.Parameter]:
+    """Freeze a transformer and put a new adapter on it, which changes nothing until it is trained.
+
+    Args:
+        transformer: Changed in place; it may be quantized or in half precision.
+        settings: How the adapter is made.
+
+    Returns:
+        The adapter's parameters, float32, the only ones that require gradients.
+    """
+    chosen = targets_of(transformer, settings.targets)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha or settings.rank,
+        target_modules=chosen,
+        lora_dropout=settings.dropout,
+        use_dora=settings.dora,
+        init_lora_weights=True,
+    )
+    transformer.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        transformer.add_adapter(config, adapter_name=ADAPTER)
+    parameters = [p for p in transformer.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+    return parameters
+
+
+def adapter_weights(transformer: Ideogram4Transformer2DModel) -> dict[str, dict[str, Tensor]]:
+    """`lora_A`, `lora_B` and, with DoRA, `lora_magnitude_vector` of each layer; `lora_B` with the scale in it.
+
+    Where the weights are sharded, every process must call it.
+    """
+    weights: dict[str, dict[str, Tensor]] = {}
+    for name, module in transformer.named_modules():
+        if not isinstance(module, LoraLayer) or ADAPTER not in module.lora_A:
+            continue
+        down, up = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
+        down, up = whole(down.detach()), whole(up.detach())
+        weights[name] = {"lora_A": down.clone(), "lora_B": up * module.scaling[ADAPTER]}
+        if ADAPTER in module.lora_magnitude_vector:
+            magnitude = whole(module.lora_magnitude_vector[ADAPTER].weight.detach())
+            weights[name]["lora_magnitude_vector"] = magnitude.clone()
+    return weights
+
+
+def save_adapter(
+    folder: Path,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    *,
+    metadata: Mapping[str, str],
+    also: Sequence[str] = (),
+) -> list[Path]:
+    """Write an adapter into `folder` for `pipeline.load_lora_weights(folder)`, and in other forms.
+
+    `alpha / rank` is part of the weights, so that every loader gives the adapter the strength that it was trained with.
+
+    Args:
+        folder: Made when absent; files of the same names are replaced, each at once.
+        weights: From `adapter_weights`.
+        metadata: Strings for the files' headers, such as `base`, `config` and `trigger`.
+        also: `"comfy"` for ComfyUI's form, with q, k and v as one.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: an unknown form, or DoRA in one that has no place for it.
+    """
+    unknown = set(also) - {"comfy"}
+    if unknown:
+        raise ValueError(f"`also` holds {', '.join(sorted(unknown))}; it may hold comfy.")
+    files = {FILE: {f"transformer.{n}.{key}.weight": t for n, parts in weights.items() for key, t in parts.items()}}
+    if "comfy" in also:
+        files[COMFY_FILE] = comfy_form(weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    header = {"format": "pt"} | {name: str(value) for name, value in metadata.items()}
+    for name, tensors in files.items():
+        temporary = folder / f".{name}.{os.getpid()}"
+        save_file({key: t.cpu().contiguous() for key, t in tensors.items()}, temporary, metadata=header)
+        os.replace(temporary, folder / name)
+    return [folder / name for name in files]
+
+
+def comfy_form(weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The adapter for the original checkpoint's layers, where q, k and v are one matrix and the output is `o`.
+
+    Three adapters of rank r on q, k and v are one of rank 3r on qkv: their `lora_A` one below the other, their `lora_B`
+    as blocks of a diagonal. All layers get that rank, filled up with zeros, because loaders differ in how they scale
+    layers of different ranks.
+    """
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, parts in weights.items():
+        if "lora_magnitude_vector" in parts:
+            raise ValueError("`also` holds comfy, which has no common form for DoRA: train without `dora`.")
+        attention, _, last = name.rpartition(".")
+        if last not in QKV:
+            layers[name.replace("to_out.0", "o")] = dict(parts)
+        elif f"{attention}.qkv" not in layers:
+            blocks = [weights.get(f"{attention}.{one}") for one in QKV]
+            nothing = {key: torch.zeros_like(tensor) for key, tensor in parts.items()}
+            layers[f"{attention}.qkv"] = {
+                "lora_A": torch.cat([(block or nothing)["lora_A"] for block in blocks]),
+                "lora_B": torch.block_diag(*((block or nothing)["lora_B"] for block in blocks)),
+            }
+    rank = max(len(parts["lora_A"]) for parts in layers.values())
+    form: dict[str, Tensor] = {}
+    for name, parts in layers.items():
+        missing = rank - len(parts["lora_A"])
+        form[f"diffusion_model.{name}.lora_A.weight"] = nn.functional.pad(parts["lora_A"], (0, 0, 0, missing))
+        form[f"diffusion_model.{name}.lora_B.weight"] = nn.functional.pad(parts["lora_B"], (0, missing))
+    return form

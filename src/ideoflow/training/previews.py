@@ -1,0 +1,137 @@
+"""Pictures of fixed captions while a run goes on, drawn through the engine that draws all others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..captions import prompt_line
+from .settings import Settings
+from .watch import Step, Watcher
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+FIRST = 4  # captions of the data that are drawn when none are named
+CELL = 256  # pixels of a picture's longer side on a contact sheet
+SEED = 0
+
+
+class Previews(Watcher):
+    """Draws the same captions from the same noise every few steps, into `OUT/previews`: a sheet a step, and `all.png`.
+
+    It draws with the moving average of the weights, if there is one, and leaves the run as it found it: with previews
+    and without, the same bits are trained.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.options = settings.output
+        self.captions: list[str] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.features: list[Tensor] = []
+        self.rows: list[tuple[int, list[Image.Image]]] = []
+
+    def on_begin(self, trainer: Trainer) -> None:
+        """Encode the captions once, and draw what the model knows before."""
+        self.captions = [prompt_line(_text(p)) for p in self.options.previews]
+        if not self.captions:
+            self.captions = list(dict.fromkeys(sample.caption for sample in trainer.samples))[:FIRST]
+        grids = [sample.grid for sample in trainer.samples]
+        sizes = [(16 * columns, 16 * rows) for rows, columns in grids]
+        if self.options.preview_size:
+            sizes = [_size(self.options.preview_size)]
+        self.sizes = [sizes[i % len(sizes)] for i in range(len(self.captions))]
+        encoder, home = trainer.pipeline.text_encoder, trainer.pipeline.text_encoder.device
+        encoder.to(trainer.group.device)
+        self.features = trainer.pipeline.encode_prompt(self.captions)
+        encoder.to(home)
+        if trainer.step == 0:
+            self.draw(trainer)
+
+    def on_step(self, trainer: Trainer, step: Step) -> None:
+        """Draw every few steps."""
+        if self.options.preview_every and step.step % self.options.preview_every == 0:
+            self.draw(trainer)
+
+    def on_end(self, trainer: Trainer, written: list[Path]) -> None:
+        """Draw what was learned in the end."""
+        if not self.rows or self.rows[-1][0] != trainer.step:
+            self.draw(trainer)
+
+    @torch.no_grad()
+    def draw(self, trainer: Trainer) -> None:
+        """Draw all captions and write the sheets."""
+        pipeline, options = trainer.pipeline, self.options
+        guided = options.preview_guidance > 1 and pipeline.unconditional_transformer is not None
+        trainer.loss.eval()
+        try:
+            with trainer.averaged(), trainer.autocast():
+                requests = pipeline.make_requests(
+                    self.captions,
+                    size=self.sizes,
+                    num_inference_steps=options.preview_steps,
+                    guidance_scale=options.preview_guidance if guided else 1.0,
+                    guidance_schedule=None,
+                    mu=trainer.settings.training.mu,
+                    std=trainer.settings.training.std,
+                    generator=[torch.Generator().manual_seed(SEED + i) for i in range(len(self.captions))],
+                    prompt_features=self.features,
+                )
+                for _ in pipeline.engine().run(requests):
+                    pass
+            pictures = pipeline.decode_requests(requests)
+        finally:
+            trainer.loss.train()
+        self.rows.append((trainer.step, list(pictures)))
+        folder = trainer.folder / "previews"
+        save(sheet([self.rows[-1]]), folder / f"step-{trainer.step:07d}.png")
+        save(sheet(self.rows), folder / "all.png")
+
+
+def sheet(rows: Sequence[tuple[int, Sequence[Image.Image]]]) -> Image.Image:
+    """A row of pictures for each step, with the step's number."""
+    columns = max(len(pictures) for _, pictures in rows)
+    tall = [max(_fit(picture).height for picture in pictures) for _, pictures in rows]
+    canvas = Image.new("RGB", (60 + columns * (CELL + 8), sum(height + 8 for height in tall)), "white")
+    pen, top = ImageDraw.Draw(canvas), 0
+    for (step, pictures), height in zip(rows, tall, strict=True):
+        pen.text((6, top + height // 2), str(step), fill="black")
+        for column, picture in enumerate(pictures):
+            canvas.paste(_fit(picture), (60 + column * (CELL + 8), top))
+        top += height + 8
+    return canvas
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """Write an image whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    image.save(temporary, "PNG")
+    os.replace(temporary, path)
+
+
+def _fit(picture: Image.Image) -> Image.Image:
+    scale = CELL / max(picture.size)
+    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+
+
+def _text(prompt: str) -> str:
+    """The text of a file that the prompt names, or the prompt."""
+    try:
+        return Path(prompt).read_text(encoding="utf-8") if Path(prompt).is_file() else prompt
+    except OSError:  # too long for a name
+        return prompt
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise ValueError(f"`preview_size` is {text!r}; it is WIDTHxHEIGHT in pixels, such as 1024x768.") from None
+    return width, height

@@ -1,0 +1,143 @@
+"""`ideoflow train` as people call it: from flags, from a file, resumed, planned, and with mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from ideoflow.cli import app
+from ideoflow.sketch.world import sample
+from ideoflow.training.settings import SECTIONS
+
+FAST = ["--device", "cpu", "--tokens", "500", "--rank", "2", "--preview-steps", "2", "--preview-guidance", "2"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for index in range(5):
+        drawn = sample(index)
+        drawn.image.save(folder / f"{index}.png")
+        (folder / f"{index}.json").write_text(json.dumps(drawn.caption))
+    (folder / "broken.png").write_bytes(b"")
+    (folder / "broken.txt").write_text("a broken file")
+    return folder
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["train", *map(str, arguments)])
+
+
+def test_a_run_from_flags_leaves_everything_that_it_promises(data, tmp_path):
+    result = run("--data", data, "--out", tmp_path, "--steps", 4, "--save-every", 2, "--preview-every", 2, *FAST)
+    assert result.exit_code == 0, result.output
+    assert "5 examples, 1 skipped" in result.output and "skipped broken.png: is empty" in result.output
+    assert "pytorch_lora_weights.safetensors" in result.output
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and all(line["loss"] > 0 for line in lines)
+    assert "broken.png" in (tmp_path / "report.txt").read_text()
+    assert list((tmp_path / "tensorboard").iterdir())
+    names = sorted(path.name for path in (tmp_path / "previews").iterdir())
+    assert names == ["all.png", "step-0000000.png", "step-0000002.png", "step-0000004.png"]
+    alone, together = (Image.open(tmp_path / "previews" / name) for name in ("step-0000004.png", "all.png"))
+    assert together.height == 3 * alone.height
+
+
+def test_a_file_with_flags_over_it_and_going_on(data, tmp_path):
+    file = tmp_path / "mine.toml"
+    assert run("init", file, "--data", data, "--out", tmp_path / "run", "--steps", 2).exit_code == 0
+    options = tomllib.loads(file.read_text())
+    assert options["data"]["data"] == str(data) and options["training"]["steps"] == 2
+    assert options.keys() == SECTIONS.keys()
+    assert all(options[section].keys() == kind.model_fields.keys() for section, kind in SECTIONS.items())
+    assert run("init", file).exit_code == 2 and run("init", file, "--force").exit_code == 0
+
+    assert run("init", file, "--force", "--data", data, "--out", tmp_path / "run", "--steps", 2).exit_code == 0
+    assert run(file, *FAST).exit_code == 0
+    again = run(file, *FAST)
+    assert again.exit_code == 2 and "--resume" in again.output and "--out" in again.output
+    resumed = run(file, *FAST, "--resume", "--steps", 5)
+    assert resumed.exit_code == 0, resumed.output
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
+
+
+def test_previews_leave_the_training_as_it_was(data, tmp_path):
+    for name, every in (("with", 1), ("without", 0)):
+        arguments = ["--lora-dropout", "0.2", "--ema", "0.5", "--preview-every", every]
+        assert run("--data", data, "--out", tmp_path / name, "--steps", 3, *arguments, *FAST).exit_code == 0
+    one, other = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("with", "without"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_dry_run_plans_and_leaves_only_the_cache(data, tmp_path):
+    result = run("--data", data, "--out", tmp_path, "--steps", 1000, "--dry-run", *FAST)
+    assert result.exit_code == 0, result.output
+    for name in (
+        "samples",
+        "text tokens",
+        "image tokens",
+        "filled to",
+        "visits",
+        "trained weights",
+        "together",
+        "s a step",
+    ):
+        assert name in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "`data` is empty"),
+        (["--data", "./no-such-folder"], "no such folder"),
+        (["--data", "DATA", "--steps", "0"], "steps"),
+        (["--data", "DATA", "--branch", "other"], "'conditional'"),
+        (["--data", "DATA", "--tokens", "50"], "largest sample has"),
+        (["--data", "DATA", "--targets", "nothing"], "matches no linear layer"),
+        (["--data", "DATA", "--optimizer", "sgd"], "adamw"),
+        (["--data", "DATA", "--schedule", "up"], "cosine"),
+        (["--data", "DATA", "--preview-size", "big"], "WIDTHxHEIGHT"),
+        (["no-such.toml"], "no-such.toml"),
+        (["a.toml", "b.toml"], "too many"),
+    ],
+)
+def test_mistakes_are_one_line(data, tmp_path, arguments, message):
+    arguments = [str(data) if a == "DATA" else a for a in arguments]
+    result = run(*arguments, "--out", tmp_path)
+    assert result.exit_code == 2, result.output
+    text = " ".join(result.output.split())
+    assert "error:" in text and message in text and "Traceback" not in text
+
+
+def test_help_teaches_every_option():
+    result = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"})
+    text = " ".join(result.output.split())
+    assert (
+        "train init" in text and "torchrun" in text and "--no-crop" in text and "conditional|unconditional|both" in text
+    )
+    for kind in SECTIONS.values():
+        assert all(f"--{name.replace('_', '-')}" in text for name in kind.model_fields)
+
+
+@pytest.mark.slow
+def test_it_runs_as_a_module_for_launchers(data, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ideoflow"]
+    arguments = ["train", "--data", data, "--out", tmp_path, "--steps", "2", *FAST]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("5 examples") == 1
+    assert (tmp_path / "pytorch_lora_weights.safetensors").exists() and (tmp_path / "previews" / "all.png").exists()
