@@ -145,7 +145,8 @@ def main() -> None:
         "new_shape_iou_after": mean(overlaps(after_new, asked, NAME)),
         "old_shapes_iou_before": mean(overlaps(before_old, old, None)),
         "old_shapes_iou_after": mean(overlaps(after_old, old, None)),
-        "prior": options.prior, "steps": options.steps, "rank": options.rank, "lr": options.lr, "targets": options.targets,
+        "prior": options.prior, "steps": options.steps, "rank": options.rank, "lr": options.lr,
+        "targets": options.targets,
         "threads": options.threads, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
     }  # fmt: skip
