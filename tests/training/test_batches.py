@@ -34,11 +34,13 @@ def test_no_two_bins_would_fit_into_one(sizes, budget):
 def test_every_epoch_visits_every_sample_once(sizes, budget, window, seed):
     stream = PackedStream(sizes, budget, window=window, seed=seed)
     seen: Counter = Counter()
-    while not all(seen[(epoch, i)] for epoch in range(2) for i in range(len(sizes))):
-        batch = next(stream)
+    for batch in islice(stream, 4 * len(sizes) + 4):
         assert 0 < stream.tokens_of(batch) <= budget
         seen.update(batch)
+        if all(seen[(epoch, i)] for epoch in range(2) for i in range(len(sizes))):
+            break
     assert max(seen.values()) == 1
+    assert sum(seen[(epoch, i)] for epoch in range(2) for i in range(len(sizes))) == 2 * len(sizes)
 
 
 def test_batches_are_full():
