@@ -175,3 +175,15 @@ def test_in_place_needs_a_file_and_no_other(arguments: list[str]):
 @pytest.mark.parametrize("command", ["check", "fix"])
 def test_help_teaches_with_an_example(command: str):
     assert f"ideoflow caption {command} my_caption.json" in run(command, "--help", ends_with=0).stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+def test_out_writes_into_a_pipe_and_leaves_it_one():
+    os.mkfifo("pipe")
+    reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        run("fix", write("a.json", SWAPPED), "--out", "pipe", ends_with=0)
+        assert Path("pipe").is_fifo()
+        assert os.read(reader, 10_000).decode() == Caption.parse(SWAPPED).repair().line() + "\n"
+    finally:
+        os.close(reader)

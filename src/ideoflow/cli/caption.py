@@ -139,7 +139,13 @@ def _captions(file: str) -> Iterator[tuple[str, str]]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write the whole file or nothing; a link stays a link, and a file keeps its permissions."""
+    """Write the whole file or nothing; a link stays a link, and a file keeps its permissions.
+
+    A device or a pipe is written to as it stands: a file moved into its place would destroy it, `/dev/null` too.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_text(text, encoding="utf-8", newline="\n")
+        return
     target = path.resolve()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
