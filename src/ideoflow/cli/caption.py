@@ -103,7 +103,9 @@ def fix(
             lines.append(repaired.line() + "\n")
         target = Path(file) if in_place else output
         if target is None:
-            sys.stdout.write("".join(lines))
+            sys.stdout.flush()
+            sys.stdout.buffer.write("".join(lines).encode())  # UTF-8 like every caption file, whatever the terminal's
+            sys.stdout.flush()
         else:
             _write(target, "".join(lines))
     for breach in mended:
@@ -128,7 +130,8 @@ def _parse(where: str, text: str) -> Caption:
 def _captions(file: str) -> Iterator[tuple[str, str]]:
     """Each caption's text in a file, and where it stands for messages."""
     name = "standard input" if file == "-" else file
-    text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+    text = (sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()).decode("utf-8-sig")
+    text = text.replace("\r\n", "\n")
     if not file.endswith(".jsonl"):
         yield name, text
         return
