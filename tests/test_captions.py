@@ -625,3 +625,11 @@ def test_the_json_schema_describes_what_the_check_accepts():
     assert schema["$defs"]["ObjectElement"]["required"] == ["type", "desc"]
     assert schema["$defs"]["TextElement"]["required"] == ["type", "text", "desc"]
     assert list(schema["$defs"]["TextElement"]["properties"]) == ["type", "bbox", "text", "desc", "color_palette"]
+
+
+@pytest.mark.parametrize("box", [[0.0, 0.0, 1.0, 1.0], [0, 0, 1.0, 0.5], [0, 0, 1, 1.0]])
+def test_a_box_in_shares_of_the_picture_is_not_taken_for_thousandths(box):
+    caption = Caption.parse(with_element(bbox=box))
+    [breach] = [breach for breach in caption.check() if breach.path.endswith("bbox")]
+    assert not breach.certain and "multiply by 1000" in breach.fix
+    assert caption.repair().data()["compositional_deconstruction"]["elements"][0]["bbox"] == box

@@ -180,3 +180,26 @@ def test_in_place_needs_a_file_and_no_other(arguments: list[str]):
 @pytest.mark.parametrize("command", ["check", "fix"])
 def test_help_teaches_with_an_example(command: str):
     assert f"ideoflow caption {command} my_caption.json" in run(command, "--help", ends_with=0).stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+def test_out_writes_into_a_pipe_and_leaves_it_one():
+    os.mkfifo("pipe")
+    reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        run("fix", write("a.json", SWAPPED), "--out", "pipe", ends_with=0)
+        assert Path("pipe").is_fifo()
+        assert os.read(reader, 10_000).decode() == Caption.parse(SWAPPED).repair().line() + "\n"
+    finally:
+        os.close(reader)
+
+
+def test_standard_streams_are_utf_8_whatever_the_terminal_is():
+    line = Caption.from_text("日本 é").line()
+    result = CliRunner(charset="latin-1").invoke(app, ["fix", "-"], input=line.encode())
+    assert result.exit_code == 0 and result.stdout_bytes == line.encode() + b"\n"
+
+
+def test_standard_input_that_is_no_utf_8_is_refused():
+    result = CliRunner().invoke(app, ["check", "-"], input=RIGHT.encode().replace(b"red", b"\xff"))
+    assert result.exit_code == 2 and "not UTF-8" in result.output

@@ -116,3 +116,28 @@ def test_file_stems_from_free_text(text: str, stem: str):
 
 def test_long_texts_make_short_stems():
     assert len(slug("word " * 100)) <= 48
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("caption", 3),
+        ("seed", "1"),
+        ("seed", True),
+        ("width", float("inf")),
+        ("model", ["sketch"]),
+        ("loras", [{"path": 3}]),
+        ("dtype", "load"),
+        ("preset", []),
+        ("steps", "3"),
+        ("steps", 2.5),
+        ("guidance", [1]),
+        ("together", "x"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_refused_by_name(tmp_path: Path, key: str, value: object):
+    path = save(picture(), tmp_path / "a.png", to_metadata(PICTURE, SETTINGS, 1), False)
+    found = from_metadata(path) | {"loras": []}
+    save(picture(), path, json.dumps(found | {key: value}), True)
+    with pytest.raises(ValueError, match=r"a\.png carries ideoflow settings that cannot be read"):
+        from_metadata(path)

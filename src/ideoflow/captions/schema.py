@@ -245,8 +245,10 @@ class Walk:
             given = f"has {len(value)} entries" if isinstance(value, list) else f"is {_kind(value)}"
             self._report(path, f"{given}, where {expected} is expected", "give four numbers, y first")
             return value
-        if not all(_is_whole(edge) for edge in value):
-            scale = all(isinstance(edge, int | float) and 0 <= edge <= 1 for edge in value)
+        # Written as fractions, a box that stays within 0 to 1 is in shares of the picture: 1.0 is all of it.
+        scale = all(isinstance(edge, int | float) and 0 <= edge <= 1 for edge in value)
+        shares = scale and any(isinstance(edge, float) for edge in value)
+        if shares or not all(_is_whole(edge) for edge in value):
             fix = f"multiply by {BOX_RANGE} and round" if scale else "give whole numbers"
             self._report(path, f"is {_show(value)}, where {expected} is expected", fix)
             return value

@@ -103,7 +103,9 @@ def fix(
             lines.append(repaired.line() + "\n")
         target = Path(file) if in_place else output
         if target is None:
-            sys.stdout.write("".join(lines))
+            sys.stdout.flush()
+            sys.stdout.buffer.write("".join(lines).encode())  # UTF-8 like every caption file, whatever the terminal's
+            sys.stdout.flush()
         else:
             _write(target, "".join(lines))
     for breach in mended:
@@ -128,7 +130,8 @@ def _parse(where: str, text: str) -> Caption:
 def _captions(file: str) -> Iterator[tuple[str, str]]:
     """Each caption's text in a file, and where it stands for messages."""
     name = "standard input" if file == "-" else file
-    text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+    text = (sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()).decode("utf-8-sig")
+    text = text.replace("\r\n", "\n")
     if not file.endswith(".jsonl"):
         yield name, text
         return
@@ -139,7 +142,13 @@ def _captions(file: str) -> Iterator[tuple[str, str]]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write the whole file or nothing, making its folder; a link stays a link, and a file keeps its permissions."""
+    """Write the whole file or nothing, making its folder; a link stays a link, and a file keeps its permissions.
+
+    A device or a pipe is written to as it stands: a file moved into its place would destroy it, `/dev/null` too.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_text(text, encoding="utf-8", newline="\n")
+        return
     target = path.resolve()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

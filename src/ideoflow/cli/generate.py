@@ -23,7 +23,7 @@ from rich.progress import (
 
 from .. import sketch
 from .console import err, fail, out, plain_errors, plain_warnings, warn
-from .pictures import Lora, Picture, Settings, save, target, to_metadata
+from .pictures import DTYPES, Lora, Picture, Settings, save, target, to_metadata
 from .prompts import Prompt, read_prompt
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 SKETCH = "sketch"
 PRESET_NAMES = {"quality": "V4_QUALITY_48", "default": "V4_DEFAULT_20", "turbo": "V4_TURBO_12"}
-DTYPES = ("float32", "bfloat16", "float16")
 SKETCH_SIZE = (128, 128)
 DEFAULT_SIZE = (1024, 1024)
 
@@ -205,7 +204,7 @@ def _report_differences(job: Job, together: int) -> None:
     """Warn of what keeps a picture that is made again from being the same to the last bit."""
     import torch
 
-    drawn_with = job.recipe.get("together", together)
+    drawn_with = job.recipe.get("together") or together
     if drawn_with > 1 and drawn_with != together:
         warn(
             f"{job.picture.name} was drawn together with {drawn_with - 1} other{'s' * (drawn_with > 2)}; on its own, a "

@@ -19,6 +19,24 @@ if TYPE_CHECKING:
 
 KEY = "ideoflow"
 PLACEHOLDERS = ("name", "seed", "index", "width", "height")
+DTYPES = ("float32", "bfloat16", "float16")
+
+# What a PNG's settings hold, and whether they must: anyone can write into a PNG.
+_KINDS: dict[str, tuple[Any, bool]] = {
+    "caption": (str, True),
+    "seed": (int, True),
+    "width": (int, True),
+    "height": (int, True),
+    "model": (str, True),
+    "loras": (list, True),
+    "dtype": (str, True),
+    "device": (str, True),
+    "preset": (str, True),
+    "steps": (int, False),
+    "guidance": ((int, float), False),
+    "together": (int, False),
+    "torch": (str, False),
+}
 
 
 @dataclass(frozen=True)
@@ -106,10 +124,16 @@ def from_metadata(path: Path) -> dict[str, Any]:
         )
     try:
         found = json.loads(text)
+        for key, (kind, needed) in _KINDS.items():
+            value = found[key] if needed else found.get(key)
+            if (value is not None or needed) and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise TypeError(f"{key} is {value!r}")
         found["loras"] = tuple(Lora(**lora) for lora in found["loras"])
-        Picture(found["caption"], int(found["width"]), int(found["height"]), int(found["seed"]), path.stem)
-        Settings(found["model"], found["loras"], found["dtype"], found["device"], found["preset"])
-    except (KeyError, TypeError, ValueError) as error:
+        if not all(isinstance(lora.path, str) and isinstance(lora.scale, int | float) for lora in found["loras"]):
+            raise TypeError("a LoRA adapter has no path or no scale")
+        if found["dtype"] not in DTYPES:
+            raise ValueError(f"dtype is {found['dtype']!r}")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} carries ideoflow settings that cannot be read ({error!r}).") from None
     return found
 
