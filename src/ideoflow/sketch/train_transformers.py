@@ -212,7 +212,7 @@ def make_optimizers(model: Sketch, rate: float) -> list[torch.optim.Optimizer]:
 
 
 def train(
-    folder: Path, minutes: float, tokens: int = 3600, peak_rate: float = 1.5e-3, total_steps: int = 6000,
+    folder: Path, minutes: float, tokens: int = 3600, peak_rate: float = 1.5e-3, total_steps: int = 5600,
     shards: int = 16, decay_from: float = 0.6, device: str = "cpu",
 ) -> None:  # fmt: skip
     """Train until `total_steps` or `minutes`; the state goes to `folder / "sketch.safetensors"`.
