@@ -46,7 +46,7 @@ class PackedStream(Iterator[tuple[Draw, ...]]):
     """Endless batches over a set of samples, shuffled in each epoch and packed a window at a time.
 
     The emptiest batch of a window is opened again in the next, across epochs too, so that no batch is left half full.
-    Every sample comes once in each epoch.
+    Every sample comes once in each epoch, at most a window late.
 
     Args:
         tokens: text and image tokens of each sample.
@@ -86,10 +86,13 @@ class PackedStream(Iterator[tuple[Draw, ...]]):
         bins = first_fit_decreasing([self.tokens[draw.sample] for draw in draws], self.budget)
         batches = [tuple(draws[i] for i in bin_) for bin_ in bins]
         random.Random(f"{self.seed}/{self._epoch}/{self._begin}").shuffle(batches)
-        self._left = []
-        if len(batches) > 1:
-            emptiest = min(range(len(batches)), key=lambda i: self.tokens_of(batches[i]))
-            self._left = list(batches.pop(emptiest))
+        # What waited once already does not wait again.
+        waited, self._left = set(self._left), []
+        fresh_batches = [batch for batch in batches if not waited.intersection(batch)]
+        if len(batches) > 1 and fresh_batches:
+            emptiest = min(fresh_batches, key=self.tokens_of)
+            batches.remove(emptiest)
+            self._left = list(emptiest)
         self._ready.extend(batches)
         self._begin += self.window
         if self._begin >= len(order):
