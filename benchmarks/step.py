@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ideoflow import Ideogram4Transformer2DModel
-from ideoflow.engine import Engine, Request
+from ideoflow.engine import Denoiser, Request
 from ideoflow.packing import (
     IMAGE_POSITION_OFFSET,
     LLM_TOKEN_INDICATOR,
@@ -77,9 +77,9 @@ class OurStep:
     """The same through the engine, whose contexts are made once for a request, as they are in use."""
 
     def __init__(self, branches: list[Ideogram4Transformer2DModel], features: Tensor, grid: tuple[int, int]) -> None:
-        self.engine = Engine(*branches)
-        self.conditional = self.engine.prepare_conditional(features, grid)
-        self.unconditional = self.engine.prepare_unconditional(grid)
+        self.denoiser = Denoiser(*branches)
+        self.conditional = self.denoiser.prepare_conditional(features, grid)
+        self.unconditional = self.denoiser.prepare_unconditional(grid)
         self.grid = grid
 
     def __call__(self, latents: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class OurStep:
             grid=self.grid,
             id="benchmark",
         )
-        self.engine.step([request])
+        self.denoiser.step([request])
         return (request.latents - latents.float()) / (1 - TIME)  # the Euler step undone
 
 

@@ -371,11 +371,85 @@ def test_requests_made_apart_run_in_an_engine_of_the_pipeline(pipeline):
     expected = latents_of(pipeline, "x", height=32, width=32, generator=seeded(), **QUICK)
 
     requests = pipeline.make_requests("x", height=32, width=32, generator=seeded(), **QUICK)
-    for _ in pipeline.engine().run(requests):
-        pass
+    pipeline.engine().complete(requests)
 
     assert torch.equal(pipeline.decode_requests(requests, "latent"), expected)
     assert pipeline.decode_requests(requests)[0].size == (32, 32)
+
+
+def test_deferred_requests_encode_at_their_first_step_and_draw_the_same(pipeline, monkeypatch):
+    expected = latents_of(pipeline, ["x", "y z"], height=32, width=32, generator=[seeded(1), seeded(2)], **QUICK)
+    pipeline.text_cache.clear()
+    from ideoflow import pipeline as module
+
+    encoded, plain = [], module.encode_captions
+    monkeypatch.setattr(module, "encode_captions", lambda *args: (encoded.extend(args[2]), plain(*args))[1])
+
+    requests = pipeline.make_requests(
+        ["x", "y z"], height=32, width=32, generator=[seeded(1), seeded(2)], defer=True, **QUICK
+    )
+    assert encoded == [] and all(request.conditional is None for request in requests)
+    sizes = [request.tokens for request in requests]
+    engine = pipeline.engine(max_requests=1, policy="fifo")
+    for request in requests:
+        engine.add(request)
+    engine.step()
+    assert encoded == ["x"]
+    list(engine.run())
+
+    assert encoded == ["x", "y z"] and sizes[0] < sizes[1]
+    assert relative(pipeline.decode_requests(requests, "latent"), expected) <= 1e-5
+
+
+def test_a_caption_is_encoded_once_while_the_weights_stay(pipeline, monkeypatch):
+    from ideoflow import pipeline as module
+
+    encoded, plain = [], module.encode_captions
+    monkeypatch.setattr(module, "encode_captions", lambda *args: (encoded.extend(args[2]), plain(*args))[1])
+    call = dict(height=32, width=32, **QUICK)
+
+    first = latents_of(pipeline, "x", generator=seeded(), **call)
+    assert torch.equal(latents_of(pipeline, "x", generator=seeded(), **call), first)
+    assert encoded == ["x"] and pipeline.text_cache.bytes > 0
+    with torch.no_grad():
+        pipeline.transformer.llm_cond_proj.weight.mul_(1.5)
+    changed = latents_of(pipeline, "x", generator=seeded(), **call)
+    with torch.no_grad():
+        pipeline.transformer.llm_cond_proj.weight.div_(1.5)
+
+    assert encoded == ["x", "x"] and relative(changed, first) > 1e-3
+    with pytest.raises(ValueError, match="more than `max_sequence_length`"):
+        pipeline("x", max_sequence_length=2, **call)
+
+
+def test_an_engine_of_the_pipeline_gives_pictures_and_previews(pipeline):
+    engine = pipeline.engine(output_type="pil", preview_every=1)
+    for request in pipeline.make_requests("x", height=32, width=48, **QUICK):
+        engine.add(request)
+
+    images = [event.image for event in engine.run() if event.image is not None]
+
+    assert [image.size for image in images] == [(48, 32), (48, 32)]  # after the first step of two, and the last
+
+
+def test_a_token_budget_changes_nothing_but_the_passes(pipeline):
+    call = dict(size=[(32, 32), (48, 32), (64, 64)], generator=[seeded(i) for i in range(3)], **QUICK)
+    whole = latents_of(pipeline, ["x", "y", "z"], **call)
+    call["generator"] = [seeded(i) for i in range(3)]
+
+    for one, other in zip(latents_of(pipeline, ["x", "y", "z"], max_tokens=40, **call), whole, strict=True):
+        assert relative(one, other) <= 1e-5
+
+
+def test_guidance_outside_its_interval_is_one(pipeline):
+    call = dict(height=32, width=32, num_inference_steps=4)
+    limited = latents_of(
+        pipeline, "x", generator=seeded(), guidance_scale=5.0, guidance_schedule=None, guidance_interval=(0.25, 0.75),
+        **call,
+    )  # fmt: skip
+    spelled = latents_of(pipeline, "x", generator=seeded(), guidance_schedule=[1.0, 5.0, 5.0, 1.0], **call)
+
+    assert torch.equal(limited, spelled)
 
 
 # Errors and warnings
@@ -384,6 +458,8 @@ def test_requests_made_apart_run_in_an_engine_of_the_pipeline(pipeline):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"guidance_interval": (0.5, 0.2)}, r"`guidance_interval` is \(0.5, 0.2\): give \(start, stop\)"),
+        ({"max_tokens": 0}, "`max_tokens` is 0"),
         (dict(prompt=None), "`prompt` is missing"),
         (dict(prompt=[]), "`prompt` is an empty list"),
         (dict(height=40), "`width` and `height` are 32 and 40: each must be a positive multiple of 16"),
@@ -631,7 +707,7 @@ def test_group_offload_brings_the_parts_outside_the_blocks_too(pipeline, monkeyp
 
     pipeline("x", height=32, width=48, **QUICK)
 
-    assert [balance[model] for model in models] == [["on", "off"] * n for n in (1, 3, 3, 1)]
+    assert [balance[model] for model in models] == [["on", "off"] * n for n in (1, 4, 3, 1)]
 
 
 # LoRA

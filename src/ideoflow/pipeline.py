@@ -4,7 +4,8 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import latents as latent_tokens
 from .captions import prompt_line
-from .engine import Engine, Request
+from .engine import Denoiser, Engine, Policy, Request
 from .model import Context, Ideogram4Transformer2DModel
-from .schedule import PRESETS, Preset, find_preset, guidance_per_step, logit_normal_sigmas
-from .text_encoder import TAPS, encode_captions
+from .schedule import PRESETS, Preset, find_preset, guidance_per_step, limit_guidance, logit_normal_sigmas
+from .text_cache import TextCache, weights_key
+from .text_encoder import TAPS, encode_captions, raise_too_long, tokenise
 
 DEFAULT = PRESETS["V4_QUALITY_48"]
 SIDE_LIMITS = (256, 2048)  # pixels, what the published weights were trained on
 MAX_ASPECT = 6  # longer side over shorter side, likewise
+TEXT_CACHE_BYTES = 128 * 2**20  # of embedded captions; about 28 of 500 tokens for the published weights in bfloat16
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 _TRANSFORMERS = ("transformer", "unconditional_transformer")
@@ -109,6 +112,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         self.patch_size = latent_tokens.PATCH
         self.vae_scale_factor = latent_tokens.scale_factor(vae) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor * self.patch_size)
+        self.text_cache = TextCache(TEXT_CACHE_BYTES)
         self._guidance_scale: float | None = None
         self._attention_kwargs: dict[str, Any] | None = None
         self._num_timesteps = 0
@@ -156,9 +160,54 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         """Whether the call under way stops after this step; a callback sets `_interrupt`."""
         return self._interrupt
 
-    def engine(self, attention_kwargs: dict[str, Any] | None = None) -> Engine:
-        """A new engine over this pipeline's transformers."""
-        return Engine(self.transformer, self.unconditional_transformer, attention_kwargs)
+    def engine(
+        self,
+        attention_kwargs: dict[str, Any] | None = None,
+        *,
+        max_tokens: int | None = None,
+        max_requests: int | None = None,
+        policy: Policy = "fair",
+        max_request_tokens: int | None = None,
+        output_type: str = "latent",
+        preview_every: int = 0,
+    ) -> Engine:
+        """A new engine over this pipeline's transformers.
+
+        Args:
+            attention_kwargs: As in `__call__`.
+            max_tokens: Tokens of one pass over all its requests and both branches; no limit if None.
+            max_requests: Requests of one pass; no limit if None.
+            policy: Who goes first where not all fit: "fair", "fifo" or "priority".
+            max_request_tokens: Refuse requests of which one step has more tokens.
+            output_type: What "finished" events carry: "pil", "np" or "pt" for a picture, "latent" for nothing beside
+                the request, whose `latents` are there anyway.
+            preview_every: Give every so many steps a preview of that type; 0 for none.
+
+        Raises:
+            ValueError: naming the argument that does not fit.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` is {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}.")
+        if preview_every < 0:
+            raise ValueError(f"`preview_every` is {preview_every}: give 0 for no previews, or a number of steps.")
+        decodes = output_type != "latent"
+        if preview_every and not decodes:
+            raise ValueError('`preview_every` needs an `output_type` of pictures: "pil", "np" or "pt".')
+        return Engine(
+            Denoiser(self.transformer, self.unconditional_transformer, attention_kwargs),
+            max_tokens=max_tokens,
+            max_requests=max_requests,
+            policy=policy,
+            max_request_tokens=max_request_tokens,
+            decode=self._decode_one if decodes else None,
+            to_image=lambda picture: self.image_processor.postprocess(picture[None], output_type=output_type)[0],
+            preview_every=preview_every,
+        )
+
+    @torch.no_grad()
+    def _decode_one(self, request: Request, latents: Tensor) -> Tensor:
+        """`(3, height, width)` picture of latents of a request."""
+        return latent_tokens.decode(self.vae, [latents], [request.grid])[0]
 
     def encode_prompt(self, prompt: Any, max_sequence_length: int = 2048, strict: bool = False) -> list[Tensor]:
         """Text features of each prompt: `(tokens, features)` float32, unpadded. Arguments as in `__call__`."""
@@ -185,7 +234,10 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         preset: str | Preset | None = None,
         strict: bool = False,
+        guidance_interval: tuple[float, float] | None = None,
         prompt_features: Sequence[Tensor] | None = None,
+        defer: bool = False,
+        priority: int = 0,
     ) -> list[Request]:
         """Make the requests of a call without running them: what an engine steps, alone or among others.
 
@@ -193,12 +245,17 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
 
         Args:
             prompt_features: What `encode_prompt` gave for the prompts, to spare encoding them again.
+            defer: Leave the captions to the engine, which encodes each when its request takes its first step: requests
+                that wait hold little memory, and on a GPU the next is encoded while others are stepped.
+            priority: Higher goes first, in an engine of that policy.
 
         Returns:
             `num_images_per_prompt` requests for each prompt, in the order of the prompts. Arguments and errors as in
             `__call__`.
         """
         plan = _plan(preset, num_inference_steps, guidance_scale, guidance_schedule, mu, std)
+        if guidance_interval is not None:
+            plan = replace(plan, guidance=limit_guidance(plan.guidance, guidance_interval))
         guided = any(guidance != 1 for guidance in plan.guidance)
         if guided and self.unconditional_transformer is None:
             raise ValueError(
@@ -212,39 +269,74 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         grids = [self._grid(*pair) for pair in sizes for _ in range(num_images_per_prompt)]
         noise = self._noise(grids, generator, latents)
         schedulers = {pair: self._scheduler(plan, *pair) for pair in set(sizes)}
-        if prompt_features is None:
-            features = encode_captions(self.text_encoder, self.tokenizer, lines, self.taps, max_sequence_length)
-        elif len(prompt_features) == len(lines):
-            features = list(prompt_features)
-        else:
+        if prompt_features is not None and len(prompt_features) != len(lines):
             raise ValueError(f"`prompt_features` holds {len(prompt_features)} tensors for {len(lines)} prompts.")
 
-        engine = self.engine(attention_kwargs)
-        conditional: dict[tuple[str, tuple[int, int]], Context] = {}
-        unconditional: dict[tuple[int, int], Context | None] = {}
-        for line, feature, pair in zip(lines, features, sizes, strict=True):
-            grid = self._grid(*pair)
-            if (line, grid) not in conditional:
-                conditional[line, grid] = engine.prepare_conditional(feature, grid)
-            if grid not in unconditional:
-                unconditional[grid] = engine.prepare_unconditional(grid) if guided else None
+        denoiser = Denoiser(self.transformer, self.unconditional_transformer, attention_kwargs)
+        if prompt_features is not None:
+            texts = [denoiser.project_text(features) for features in prompt_features]
+            lengths = [len(text) for text in texts]
+        elif defer:
+            texts = []
+            lengths = [len(ids) for ids in tokenise(self.tokenizer, lines, max_sequence_length)]
+        else:
+            texts = self._texts(lines, denoiser, max_sequence_length)
+            lengths = [len(text) for text in texts]
+
+        @cache
+        def unconditional(grid: tuple[int, int]) -> Context | None:
+            return denoiser.prepare_unconditional(grid) if guided else None
+
+        @cache
+        def conditional(line: str, grid: tuple[int, int]) -> Context:
+            return denoiser.prepare_projected(texts[lines.index(line)], grid)
+
+        def prepare(line: str, grid: tuple[int, int]) -> tuple[Context, Context | None]:
+            text = self._texts([line], denoiser, max_sequence_length)[0]
+            return denoiser.prepare_projected(text, grid), denoiser.prepare_unconditional(grid) if guided else None
+
         requests = []
         for index, grid in enumerate(grids):
             number = index // num_images_per_prompt
-            scheduler = schedulers[sizes[number]]
+            scheduler, line = schedulers[sizes[number]], lines[number]
+            late = defer and not texts
             requests.append(
                 Request(
-                    conditional=conditional[lines[number], grid],
-                    unconditional=unconditional[grid],
+                    conditional=None if late else conditional(line, grid),
+                    unconditional=None if late else unconditional(grid),
                     latents=noise[index],
                     sigmas=scheduler.sigmas,
                     guidance=plan.guidance,
                     grid=grid,
-                    id=f"{index} ({lines[number][:40]!r})",
+                    id=f"{index} ({line[:40]!r})",
                     times=1 - scheduler.timesteps / scheduler.config.num_train_timesteps,
+                    text_tokens=lengths[number],
+                    prepare=partial(prepare, line, grid) if late else None,
+                    priority=priority,
                 )
             )
         return requests
+
+    def _texts(self, lines: Sequence[str], denoiser: Denoiser, max_sequence_length: int) -> list[Tensor]:
+        """What contexts keep of each caption, `(tokens, hidden_size)`: from the cache, or encoded and put there."""
+        weights = weights_key(self.text_encoder, self.transformer.llm_cond_norm, self.transformer.llm_cond_proj)
+        keys = [(line, self.taps, weights, torch.is_autocast_enabled(self._execution_device.type)) for line in lines]
+        found: dict[str, Tensor | None] = {}
+        for line, key in zip(lines, keys, strict=True):
+            found[line] = None if weights is None else self.text_cache.get(key)
+        missing = [line for line, text in found.items() if text is None]
+        if missing:
+            made = encode_captions(self.text_encoder, self.tokenizer, missing, self.taps, max_sequence_length)
+            for line, features in zip(missing, made, strict=True):
+                found[line] = denoiser.project_text(features)
+        for line, key in zip(lines, keys, strict=True):
+            text = found[line]
+            assert text is not None
+            if len(text) > max_sequence_length:
+                raise_too_long(line, len(text), max_sequence_length)
+            if weights is not None:
+                self.text_cache.put(key, text)
+        return [found[line] for line in lines]  # type: ignore[misc]
 
     @torch.no_grad()
     def decode_requests(self, requests: Sequence[Request], output_type: str = "pil") -> Any:
@@ -283,6 +375,8 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         preset: str | Preset | None = None,
         strict: bool = False,
+        guidance_interval: tuple[float, float] | None = None,
+        max_tokens: int | None = None,
     ) -> Ideogram4PipelineOutput | tuple[Any]:
         """Draw pictures of one or more captions, all of them in one packed stream.
 
@@ -313,6 +407,11 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             preset: Name of one of `PRESETS`, or a `Preset`: supplies steps, guidance, mu and std. An argument that
                 differs from its default wins over it.
             strict: Refuse a caption that breaks the schema, in place of warning.
+            guidance_interval: `(start, stop)`, shares of the steps: guidance is 1 before and after, where a step costs
+                about half. It changes the picture; None guides every step.
+            max_tokens: Tokens that go through the transformers in one pass, both branches together; more are split over
+                several passes, which changes nothing but memory. None for one pass. If memory runs out, the call goes
+                on with half as many.
 
         Returns:
             The pictures, `num_images_per_prompt` for each prompt, in the order of the prompts.
@@ -352,16 +451,22 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             size=size,
             preset=preset,
             strict=strict,
+            guidance_interval=guidance_interval,
         )
         self._num_timesteps = requests[0].steps
+        engine = self.engine(attention_kwargs, max_tokens=max_tokens)
         with self.progress_bar(total=self._num_timesteps) as progress:
-            for i, _ in enumerate(self.engine(attention_kwargs).run(requests)):
+            for i in range(self._num_timesteps):
+                for error in engine.advance(requests).values():
+                    raise error
                 self._guidance_scale = requests[0].guidance[i]
                 if callback_on_step_end is not None:
                     self._call_back(callback_on_step_end, i, requests, callback_on_step_end_tensor_inputs)
                 progress.update()
                 if self.interrupt:
                     break
+        for request in requests:
+            request.check()
         images = self.decode_requests(requests, output_type)
         self.maybe_free_model_hooks()
         return Ideogram4PipelineOutput(images=images) if return_dict else (images,)

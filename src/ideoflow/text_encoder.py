@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +40,17 @@ def tokenise(tokenizer: Any, captions: Sequence[str], max_sequence_length: int =
         text = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(tokens) > max_sequence_length:
-            raise ValueError(
-                f"The caption {caption[:60]!r}... has {len(tokens)} tokens, more than"
-                f" `max_sequence_length` ({max_sequence_length}): shorten it, or raise the limit."
-            )
+            raise_too_long(caption, len(tokens), max_sequence_length)
         ids.append(tokens)
     return ids
+
+
+def raise_too_long(caption: str, tokens: int, limit: int) -> NoReturn:
+    """Raise the ValueError of a caption that has more tokens than `max_sequence_length`."""
+    raise ValueError(
+        f"The caption {caption[:60]!r}... has {tokens} tokens, more than `max_sequence_length` ({limit}): shorten it,"
+        " or raise the limit."
+    )
 
 
 @torch.no_grad()

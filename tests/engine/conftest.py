@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ideoflow.engine import Engine, Request
+from ideoflow.engine import Denoiser, Engine, Request
 from ideoflow.schedule import logit_normal_sigmas
 
 
@@ -18,12 +18,17 @@ def transformers(tiny_folder):
 
 
 @pytest.fixture
-def engine(transformers):
-    return Engine(*transformers)
+def denoiser(transformers):
+    return Denoiser(*transformers)
 
 
 @pytest.fixture
-def make_request(engine):
+def engine(denoiser):
+    return Engine(denoiser)
+
+
+@pytest.fixture
+def make_request(denoiser):
     """A function that makes a request from a seed; equal arguments make equal requests."""
 
     def make(seed, text_tokens=5, grid=(2, 3), steps=12, guidance=7.0, **options):
@@ -31,8 +36,8 @@ def make_request(engine):
         features = torch.randn(text_tokens, 13 * 32, generator=generator)
         schedule = guidance if isinstance(guidance, tuple) else (guidance,) * steps
         return Request(
-            conditional=engine.prepare_conditional(features, grid),
-            unconditional=engine.prepare_unconditional(grid),
+            conditional=denoiser.prepare_conditional(features, grid),
+            unconditional=denoiser.prepare_unconditional(grid),
             latents=torch.randn(grid[0] * grid[1], 16, generator=generator),
             sigmas=logit_normal_sigmas(len(schedule), 16 * grid[1], 16 * grid[0]),
             guidance=schedule,

@@ -1,199 +1,406 @@
-"""The engine: what a step computes, that company does not matter, and what is never computed twice."""
+"""The engine: who runs when, what it tells, and that what befalls one request never shows in another."""
 
-import random
+import logging
+import threading
 
 import pytest
 import torch
 
-from ideoflow.engine import Engine
+from ideoflow.engine import Denoiser, Engine
 
 SAMPLES = [
     dict(seed=1, text_tokens=5, grid=(2, 3)),
-    dict(seed=2, text_tokens=17, grid=(4, 4)),
-    dict(seed=3, text_tokens=5, grid=(3, 2), guidance=4.0),
-    dict(seed=4, text_tokens=1, grid=(1, 6), guidance=(7.0,) * 11 + (1.0,)),
-    dict(seed=5, text_tokens=9, grid=(2, 1), guidance=1.0),
+    dict(seed=2, text_tokens=17, grid=(4, 4), guidance=4.0),
+    dict(seed=3, text_tokens=1, grid=(1, 6), guidance=(7.0,) * 5 + (1.0,)),
+    dict(seed=4, text_tokens=9, grid=(2, 1), guidance=1.0),
+    dict(seed=5, text_tokens=5, grid=(5, 4), steps=4),
 ]
 
 
-def finish(engine, requests):
-    for _ in engine.run(requests):
-        pass
-    return [request.latents for request in requests]
+def kinds(events, request=None):
+    return [event.kind for event in events if request is None or event.request is request]
 
 
-def relative(ours, theirs):
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
-def count_tokens(module):
-    """Rows that enter `module`, one entry a call, and the hook's handle."""
-    calls = []
-    return calls, module.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[0]))
+def assert_same(ours, theirs, bound=1e-5):
+    assert ((ours - theirs).abs().max() / theirs.abs().max()).item() <= bound
 
 
 @pytest.fixture
-def alone(engine, make_request):
-    return [finish(engine, [make_request(**sample)])[0] for sample in SAMPLES]
+def alone(denoiser, make_request):
+    """Latents of each sample, made by itself."""
+    latents = []
+    for sample in SAMPLES:
+        request = make_request(**sample)
+        Engine(denoiser).complete([request])
+        latents.append(request.latents)
+    return latents
 
 
-def test_a_step_is_guided_euler_in_float32(engine, make_request, transformers):
-    request = make_request(1, guidance=7.0)
-    before, time = request.latents, 1 - request.sigmas[:1]
-    with torch.no_grad():
-        conditional, unconditional = (
-            transformer.velocity(before, time, context)
-            for transformer, context in zip(transformers, (request.conditional, request.unconditional), strict=True)
-        )
+@pytest.fixture
+def breaks(transformers, monkeypatch):
+    """A function that lets the conditional transformer raise an error on streams that it is told of."""
 
-    engine.step([request])
+    def arrange(error, when):
+        plain = type(transformers[0]).velocity
 
-    velocity = 7.0 * conditional - 6.0 * unconditional
-    expected = before + (request.sigmas[0] - request.sigmas[1]) * velocity
-    torch.testing.assert_close(request.latents, expected, atol=1e-6, rtol=1e-6)
-    assert request.latents.dtype == torch.float32
-    assert (request.step, request.status) == (1, "running")
+        def velocity(self, latents, times, context, **kwargs):
+            if self is transformers[0] and when(context.layout.lengths):
+                raise error
+            return plain(self, latents, times, context, **kwargs)
 
+        monkeypatch.setattr(type(transformers[0]), "velocity", velocity)
 
-@pytest.mark.parametrize("order", range(4))
-def test_latents_after_twelve_guided_steps_do_not_depend_on_company_or_order(engine, make_request, alone, order):
-    places = list(range(len(SAMPLES)))
-    random.Random(order).shuffle(places)
-
-    packed = finish(engine, [make_request(**SAMPLES[i]) for i in places])
-
-    for place, latents in zip(places, packed, strict=True):
-        assert relative(latents, alone[place]) <= 1e-5
+    return arrange
 
 
-def test_requests_at_different_steps_share_a_stream(engine, make_request, alone):
-    """They join one by one and leave when they are done, as in a server."""
-    waiting = [make_request(**sample) for sample in SAMPLES]
-    requests, active = list(waiting), []
-    while waiting or active:
-        if waiting:
-            active.append(waiting.pop())
-        engine.step(active)
-        active = [request for request in active if request.status != "done"]
+def test_a_request_is_queued_started_stepped_and_finished(engine, make_request):
+    request = engine.add(make_request(1, steps=3))
 
-    for request, expected in zip(requests, alone, strict=True):
-        assert relative(request.latents, expected) <= 1e-5
+    events = list(engine.run())
+
+    assert kinds(events) == ["queued", "started", "step", "step", "step", "finished"]
+    assert [event.step for event in events] == [0, 0, 1, 2, 3, 3]
+    assert all(event.request is request for event in events) and engine.idle
 
 
-def test_requests_of_different_numbers_of_steps_leave_when_they_are_done(engine, make_request):
-    short, long = make_request(1, steps=2), make_request(2, steps=4)
+@pytest.mark.parametrize("policy", ["fair", "fifo", "priority"])
+@pytest.mark.parametrize("budget", [{}, {"max_tokens": 40}, {"max_tokens": 1}, {"max_requests": 2}])
+def test_latents_do_not_depend_on_company_budget_or_policy(denoiser, make_request, alone, policy, budget):
+    engine = Engine(denoiser, policy=policy, **budget)
+    requests = [make_request(**sample) for sample in SAMPLES]
+    for request in requests:  # they come one by one
+        engine.add(request)
+        engine.step()
+    list(engine.run())
 
-    sets = [list(active) for active in engine.run([short, long])]
+    assert [request.status for request in requests] == ["done"] * len(requests)
+    for request, latents in zip(requests, alone, strict=True):
+        assert_same(request.latents, latents)
 
-    assert sets == [[short, long]] * 2 + [[long]] * 2
-    assert short.status == long.status == "done"
 
+def test_passes_stay_within_the_budget_and_a_larger_request_runs_alone(denoiser, make_request, transformers):
+    passes = []
+    handles = [
+        transformer.layers[0].feed_forward.w1.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+        for transformer in transformers
+    ]
+    engine = Engine(denoiser, max_tokens=40)
+    small = [make_request(seed, 5, (2, 3)) for seed in range(4)]  # 5 + 2 * 6 = 17 tokens each
+    large = make_request(9, 20, (5, 4))  # 60
+    engine.complete([*small, large])
 
-def test_each_branch_sees_exactly_its_tokens_in_one_stream(engine, make_request, transformers):
-    requests = [make_request(1, 5, (2, 3)), make_request(2, 17, (4, 4))]
-    counts = [count_tokens(transformer.layers[0].feed_forward.w1) for transformer in transformers]
-
-    engine.step(requests)
-
-    for _, handle in counts:
+    for handle in handles:
         handle.remove()
-    assert counts[0][0] == [5 + 6 + 17 + 16]
-    assert counts[1][0] == [6 + 16]
+    steps = list(zip(passes[::2], passes[1::2], strict=True))  # conditional and unconditional
+    assert {sum(step) for step in steps} == {34, 60}
+    assert (40, 20) in steps and steps.count((40, 20)) == 12
 
 
-def test_unguided_steps_leave_the_unconditional_branch_out(engine, make_request, transformers):
-    calls, handle = count_tokens(transformers[1].layers[0].feed_forward.w1)
+def test_what_can_never_fit_is_refused_with_its_sizes(denoiser, make_request):
+    engine = Engine(denoiser, max_request_tokens=30)
+    engine.add(make_request(1, 5, (2, 3)))
 
-    finish(engine, [make_request(1, guidance=(7.0, 1.0, 3.0)), make_request(2, grid=(1, 1), guidance=(1.0, 1.0, 2.0))])
-
-    handle.remove()
-    assert calls == [6, 6 + 1]
-
-
-def test_guidance_one_is_the_conditional_velocity(engine, make_request, transformers):
-    with_branch, without = make_request(1, guidance=1.0), make_request(1, guidance=1.0)
-
-    lean = Engine(transformers[0], None)
-
-    assert torch.equal(finish(engine, [with_branch])[0], finish(lean, [without])[0])
-    assert lean.prepare_unconditional((2, 3)) is None
+    with pytest.raises(ValueError, match=r"has 49 tokens \(17 of text and 4 x 4 of image .*`max_request_tokens` is 30"):
+        engine.add(make_request(2, 17, (4, 4), id="large"))
+    assert len(engine.requests) == 1
 
 
-def test_streams_are_packed_once_while_the_set_stays(engine, make_request, monkeypatch):
-    from ideoflow.model import Context
-
-    packed, plain = [], Context.cat
-    monkeypatch.setattr(Context, "cat", lambda contexts: (packed.append(len(contexts)), plain(contexts))[1])
-
-    finish(engine, [make_request(1, steps=3), make_request(2, steps=5)])
-
-    assert packed == [2, 2, 1, 1]  # both branches when it starts, both when one leaves
+def test_a_guided_request_is_refused_without_its_branch(transformers, make_request):
+    engine = Engine(Denoiser(transformers[0], None))
+    with pytest.raises(ValueError, match="there is no `unconditional_transformer`"):
+        engine.add(make_request(1))
+    with pytest.raises(ValueError, match="is guided"):
+        engine.add(make_request(1, guidance=(1.0, 1.0, 3.0)))
+    engine.complete([make_request(1, guidance=1.0)])
 
 
-def test_equal_lengths_lie_side_by_side(engine, make_request, transformers, monkeypatch):
-    seen, plain = [], type(transformers[0]).velocity
-
-    def velocity(self, latents, times, context, **kwargs):
-        seen.append(context.layout.lengths)
-        return plain(self, latents, times, context, **kwargs)
-
-    monkeypatch.setattr(type(transformers[0]), "velocity", velocity)
-
-    engine.step([make_request(1, 5, (2, 3)), make_request(2, 9, (4, 4)), make_request(3, 3, (2, 4))])
-
-    assert seen == [(11, 11, 25), (6, 8, 16)]
+def test_a_request_is_added_once(engine, make_request):
+    request = engine.add(make_request(1, steps=1))
+    with pytest.raises(ValueError, match="added already"):
+        engine.add(request)
+    list(engine.run())
+    with pytest.raises(ValueError, match="is done: make a new one"):
+        engine.add(request)
 
 
-def test_the_caller_may_change_latents_between_steps_and_stop(engine, make_request):
-    request = make_request(1)
-    for _ in engine.run([request]):
-        if request.step == 3:
-            request.latents = torch.zeros_like(request.latents)
+# Failures
+
+
+def test_latents_that_are_not_finite_fail_their_request_alone(engine, make_request, alone):
+    requests = [make_request(**sample) for sample in SAMPLES]
+    requests[1].latents[0, 0] = float("nan")
+    for request in requests:
+        engine.add(request)
+
+    events = list(engine.run())
+
+    assert kinds(events, requests[1]) == ["queued", "started", "failed"]
+    assert isinstance(requests[1].error, FloatingPointError) and requests[1].status == "failed"
+    for i in (0, 2, 3, 4):
+        assert_same(requests[i].latents, alone[i])
+
+
+def test_a_bad_callback_fails_its_request_alone(engine, make_request):
+    def bad(request):
+        if request.step == 2:
+            raise KeyError("no such thing")
+
+    good, broken = make_request(1, steps=3), make_request(2, steps=3, on_step=bad)
+    engine.add(good), engine.add(broken)
+    events = list(engine.run())
+
+    assert kinds(events, broken) == ["queued", "started", "step", "failed"]
+    assert events[-1].kind == "finished" and isinstance(broken.error, KeyError)
+
+
+def test_a_callback_may_change_latents(engine, make_request):
+    def fade(request):
+        request.latents = request.latents * 0
+
+    request = make_request(1, steps=1, on_step=fade)
+    engine.complete([request])
+
+    assert not request.latents.any()
+
+
+def test_a_request_that_breaks_the_pass_fails_alone(engine, make_request, breaks, alone):
+    requests = [make_request(**sample) for sample in SAMPLES]
+    breaks(RuntimeError("bad tokens"), lambda lengths: 17 + 16 in lengths)
+    for request in requests:
+        engine.add(request)
+
+    events = list(engine.run())
+
+    assert [event.request for event in events if event.kind == "failed"] == [requests[1]]
+    assert str(requests[1].error) == "bad tokens"
+    for i in (0, 2, 3, 4):
+        assert_same(requests[i].latents, alone[i])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate")],
+)
+def test_the_budget_is_halved_when_memory_runs_out(engine, make_request, breaks, alone, caplog, error):
+    requests = [make_request(**sample) for sample in SAMPLES]
+    breaks(error, lambda lengths: sum(lengths) > 40)
+    with caplog.at_level(logging.WARNING):
+        engine.complete(requests)
+
+    assert engine.max_tokens is not None and engine.max_tokens <= 80
+    assert "Out of memory in a pass of 5 requests" in caplog.text and "from now on a pass has at most" in caplog.text
+    for request, latents in zip(requests, alone, strict=True):
+        assert_same(request.latents, latents)
+
+
+def test_a_request_that_memory_cannot_hold_fails_alone(engine, make_request, breaks):
+    breaks(torch.OutOfMemoryError("CUDA out of memory"), lambda lengths: max(lengths) > 30)
+    small, large = make_request(1, 5, (2, 3)), make_request(2, 17, (4, 4))
+    engine.add(small), engine.add(large)
+    list(engine.run())
+
+    assert (small.status, large.status) == ("done", "failed")
+
+
+def test_complete_raises_what_a_request_failed_from(engine, make_request):
+    bad = make_request(1, id="bad")
+    bad.latents[0, 0] = float("inf")
+    with pytest.raises(FloatingPointError, match="Request bad: its latents are not finite"):
+        engine.complete([bad])
+
+
+def test_advance_takes_one_step_of_each_whatever_the_budget(denoiser, make_request):
+    requests = [make_request(**sample) for sample in SAMPLES]
+    requests[2].latents[0] = float("nan")
+
+    assert Engine(denoiser, max_tokens=20).advance(requests) == {}
+    assert [request.step for request in requests] == [1] * len(requests)
+
+
+# Contexts made late
+
+
+def deferred(make_request, denoiser, calls, **options):
+    """A request that makes its contexts at its first step."""
+    ready = make_request(**options)
+    contexts = ready.conditional, ready.unconditional
+
+    def prepare():
+        calls.append(ready)
+        return contexts
+
+    ready.prepare, ready.conditional, ready.unconditional = prepare, None, None
+    return ready
+
+
+def test_contexts_are_made_at_the_first_step_and_let_go_at_the_end(denoiser, make_request, alone):
+    calls = []
+    engine = Engine(denoiser, max_requests=1, policy="fifo")
+    requests = [deferred(make_request, denoiser, calls, **sample) for sample in SAMPLES[:2]]
+    for request in requests:
+        engine.add(request)
+    engine.step()
+
+    assert calls == requests[:1] and requests[1].conditional is None
+    list(engine.run())
+    assert calls == requests
+    assert all(request.conditional is None for request in requests)
+    for request, latents in zip(requests, alone, strict=False):
+        assert_same(request.latents, latents)
+
+
+def test_a_caption_that_cannot_be_encoded_fails_its_request_alone(engine, make_request, denoiser):
+    def broken():
+        raise ValueError("no such caption")
+
+    bad, good = deferred(make_request, denoiser, [], seed=1), make_request(2)
+    bad.prepare = broken
+    engine.add(bad), engine.add(good)
+    events = list(engine.run())
+
+    assert kinds(events, bad) == ["queued", "failed"] and good.status == "done"
+
+
+def test_contexts_of_another_grid_fail_their_request(engine, make_request, denoiser):
+    bad = deferred(make_request, denoiser, [], seed=1)
+    bad.prepare = lambda: (make_request(1, grid=(4, 4)).conditional, None)
+    engine.add(bad)
+    events = list(engine.run())
+
+    assert kinds(events) == ["queued", "failed"] and "needs contexts of one segment with 6" in str(bad.error)
+
+
+# Cancelling
+
+
+def test_cancelled_requests_leave_at_once(engine, make_request):
+    keep, drop = make_request(1, steps=4, id="keep"), make_request(2, steps=4, id="drop")
+    engine.add(keep), engine.add(drop)
+    engine.step()
+
+    assert engine.cancel("drop") and not engine.cancel("drop") and not engine.cancel("nobody")
+    events = list(engine.run())
+    assert kinds(events, drop) == ["cancelled"] and drop.step == 1 and drop.status == "cancelled"
+    assert keep.status == "done" and not engine.cancel(keep)
+
+
+def test_a_request_may_be_cancelled_in_the_middle_of_a_step(engine, make_request):
+    drop = make_request(2, steps=4)
+    keep = make_request(1, steps=4, on_step=lambda request: engine.cancel(drop))
+    engine.add(keep), engine.add(drop)
+    events = list(engine.run())
+
+    assert kinds(events, drop) == ["queued", "started", "cancelled"]
+    assert kinds(events, keep)[-1] == "finished"
+
+
+def test_a_waiting_request_is_cancelled_without_being_made(denoiser, make_request):
+    calls = []
+    engine = Engine(denoiser, max_requests=1, policy="fifo")
+    first, second = make_request(1, steps=2), deferred(make_request, denoiser, calls, seed=2)
+    engine.add(first), engine.add(second)
+    engine.step()
+    engine.cancel(second)
+    events = list(engine.run())
+
+    assert kinds(events, second) == ["cancelled"] and calls == []
+
+
+# Events, pictures and previews
+
+
+def test_no_event_is_lost_when_a_loop_is_left(engine, make_request):
+    engine.add(make_request(1, steps=2)), engine.add(make_request(2, steps=2))
+    seen = []
+    while not engine.idle:
+        for event in engine.run():
+            seen.append(event)
             break
 
-    assert (request.step, request.status) == (3, "running")
-    assert finish(engine, [request])[0].isfinite().all()  # and going on is possible
-    assert request.status == "done"
+    assert sorted(kinds(seen)) == sorted(["queued", "started", "step", "step", "finished"] * 2)
 
 
-def test_latents_that_are_not_finite_are_reported_by_name_when_the_request_is_done(engine, make_request):
-    good, bad = make_request(1, steps=2, id="good"), make_request(2, steps=2, id="bad")
-    bad.latents[0, 0] = float("nan")
+def test_pictures_come_with_the_events_that_finish_and_previews_between(denoiser, make_request):
+    seen = []
 
-    with pytest.raises(FloatingPointError, match=r"Request bad: .* not finite after step 2 of 2"):
-        finish(engine, [good, bad])
-    assert good.latents.isfinite().all()
+    def decode(request, latents):
+        seen.append(request.step)
+        return latents.mean()
 
+    engine = Engine(denoiser, decode=decode, to_image=float, preview_every=2)
+    request = engine.add(make_request(1, steps=5))
+    events = list(engine.run())
 
-def test_no_requests_are_no_work(engine):
-    engine.step([])
-    assert list(engine.run([])) == []
-
-
-def test_a_request_takes_one_step_at_a_time(engine, make_request):
-    request = make_request(1, steps=1)
-    with pytest.raises(ValueError, match="twice"):
-        engine.step([request, request])
-    engine.step([request])
-    with pytest.raises(ValueError, match="has taken all its 1 steps"):
-        engine.step([request])
+    assert seen == [2, 4, 5]
+    images = [event.image for event in events if event.image is not None]
+    assert len(images) == 3 and images[-1] == float(request.latents.mean()) and events[-1].image == images[-1]
 
 
-def test_a_guided_request_needs_the_unconditional_transformer(make_request, transformers):
-    with pytest.raises(ValueError, match=r"is guided .7.0., but the engine has no `unconditional_transformer`"):
-        Engine(transformers[0], None).step([make_request(1)])
+def test_a_picture_that_cannot_be_decoded_fails_its_request_alone(denoiser, make_request):
+    def decode(request, latents):
+        if request.id == "bad":
+            raise RuntimeError("no picture")
+        return latents
+
+    engine = Engine(denoiser, decode=decode)
+    bad, good = engine.add(make_request(1, id="bad")), engine.add(make_request(2, id="good"))
+    events = list(engine.run())
+
+    assert kinds(events, bad)[-1] == "failed" and bad.status == "failed"
+    assert kinds(events, good)[-1] == "finished"
 
 
-def test_half_precision_transformers_leave_latents_in_float32(make_request, transformers):
-    from copy import deepcopy
+def test_a_preview_that_fails_fails_its_request_alone(denoiser, make_request):
+    def decode(request, latents):
+        if request.step < request.steps and request.id == "bad":
+            raise RuntimeError("no preview")
+        return latents
 
-    engine = Engine(*(deepcopy(transformer).to(torch.bfloat16) for transformer in transformers))
-    exact, request = make_request(1, guidance=1.0), make_request(1, guidance=1.0)
-    request.conditional = engine.prepare_conditional(
-        torch.randn(5, 13 * 32, generator=torch.Generator().manual_seed(1)), (2, 3)
-    )
+    engine = Engine(denoiser, decode=decode, preview_every=1)
+    bad, good = engine.add(make_request(1, id="bad")), engine.add(make_request(2, id="good"))
+    list(engine.run())
 
-    rough = finish(engine, [request])[0]
+    assert (bad.status, good.status) == ("failed", "done")
 
-    assert rough.dtype == torch.float32
-    assert 0 < relative(rough, finish(Engine(*transformers), [exact])[0]) < 0.1
+
+def test_events_print_as_one_line(engine, make_request):
+    bad = make_request(1, steps=2, id="seven")
+    engine.add(bad)
+    lines = [str(event) for event in engine.run()]
+
+    assert lines[:3] == ["Request seven: queued", "Request seven: started", "Request seven: step 1 of 2"]
+
+
+def test_requests_may_be_added_and_cancelled_from_other_threads(denoiser, make_request):
+    engine = Engine(denoiser, max_requests=3)
+    requests = [make_request(seed, steps=3, id=str(seed)) for seed in range(40)]
+
+    def submit(part):
+        for request in part:
+            engine.add(request)
+            if int(request.id) % 5 == 0:
+                engine.cancel(request)
+
+    threads = [threading.Thread(target=submit, args=(requests[i::4],)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    events = []
+    while any(thread.is_alive() for thread in threads) or not engine.idle:
+        events += engine.step()
+    for thread in threads:
+        thread.join()
+    events += list(engine.run())
+
+    for request in requests:
+        story = kinds(events, request)
+        assert story[0] == "queued" and len(story) == len(set(story) - {"step"}) + story.count("step")
+        assert story[-1] == ("cancelled" if int(request.id) % 5 == 0 else "finished")
+        assert request.status == ("cancelled" if int(request.id) % 5 == 0 else "done")
+
+
+def test_waiting_requests_are_listed_in_the_order_of_the_policy(denoiser, make_request):
+    engine = Engine(denoiser, policy="priority")
+    low, high = make_request(1, priority=0), make_request(2, priority=3)
+    engine.add(low), engine.add(high)
+
+    assert engine.requests == [high, low]

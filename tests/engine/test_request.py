@@ -6,19 +6,21 @@ import torch
 from ideoflow.engine import Request
 
 
-def test_status_follows_the_steps(engine, make_request):
+def test_status_follows_the_steps(denoiser, make_request):
     request = make_request(1, steps=2)
     states = [request.status]
-    states += [request.status for _ in engine.run([request])]
+    for _ in range(2):
+        denoiser.step([request])
+        states.append(request.status)
 
     assert states == ["waiting", "running", "done"]
 
 
-def test_time_is_one_minus_sigma_in_float32(engine, make_request):
+def test_time_is_one_minus_sigma_in_float32(denoiser, make_request):
     request = make_request(1, steps=4)
     for i in range(4):
         assert request.time == 1 - request.sigmas[i] and request.time.dtype == torch.float32
-        engine.step([request])
+        denoiser.step([request])
 
 
 def test_times_of_the_callers_own_rounding_are_taken(make_request):

@@ -1,142 +1,348 @@
-"""The engine: one Euler step for any set of requests, each branch in one packed stream, until all are done."""
+"""The engine: requests come and go at every step; a scheduler picks those that share the next one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..model import Context, Ideogram4Transformer2DModel
-from ..offload import execution_device
-from ..packing import Layout
+from .denoiser import Denoiser
+from .events import Event, Kind
+from .overlap import Pending, SideStream
 from .request import Request
+from .scheduler import Policy, Scheduler
+
+logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """Steps requests of any sizes, captions and progress together, without changing what each would be alone.
+    """Steps the requests that it was given, some of them at a time, until each is done.
+
+    What a request is stepped with never changes its picture, so requests may come, be cancelled, fail and finish at any
+    step without a trace in the others. `add` and `cancel` may be called from any thread; `step` and `run` from one.
 
     Args:
-        transformer: The conditional branch: text and image tokens.
-        unconditional_transformer: The unconditional branch: image tokens alone. None if no request is guided.
-        attention_kwargs: Passed to both transformers; `{"scale": s}` scales LoRA adapters.
+        denoiser: Computes a step of a set of requests.
+        max_tokens: Tokens of one pass, the branches of guidance counted together. A request that is larger runs alone.
+            No limit if None. When memory runs out in a pass, the engine halves it, logs that, and tries again.
+        max_requests: Requests of one pass; no limit if None.
+        policy: "fair" (the fewest tokens so far goes first), "fifo" or "priority"; see `Scheduler`.
+        max_request_tokens: Refuse requests of which one step has more tokens; no limit if None.
+        decode: Makes a tensor of a request's latents `(image_tokens, channels)`, without waiting for the device. Runs
+            beside the steps where the device can.
+        to_image: Makes of that tensor what events carry; may wait for the device.
+        preview_every: Give every so many steps a preview of the clean picture as estimated by then; 0 for none. Needs
+            `decode`.
     """
 
     def __init__(
         self,
-        transformer: Ideogram4Transformer2DModel,
-        unconditional_transformer: Ideogram4Transformer2DModel | None,
-        attention_kwargs: dict[str, Any] | None = None,
+        denoiser: Denoiser,
+        *,
+        max_tokens: int | None = None,
+        max_requests: int | None = None,
+        policy: Policy = "fair",
+        max_request_tokens: int | None = None,
+        decode: Callable[[Request, Tensor], Tensor] | None = None,
+        to_image: Callable[[Tensor], Any] | None = None,
+        preview_every: int = 0,
     ) -> None:
-        self.attention_kwargs = attention_kwargs
-        self._conditional = _Branch(transformer, attention_kwargs)
-        self._unconditional = (
-            _Branch(unconditional_transformer, attention_kwargs) if unconditional_transformer is not None else None
-        )
+        self.denoiser = denoiser
+        self.max_request_tokens = max_request_tokens
+        self.preview_every = preview_every
+        self._decode = decode
+        self._to_image = to_image or (lambda tensor: tensor)
+        self._scheduler: Scheduler[Request] = Scheduler(max_tokens, max_requests, policy)
+        self._lock = Lock()
+        self._events: deque[Event] = deque()
+        self._started: set[Request] = set()
+        self._ahead: dict[Request, Pending[Any]] = {}  # contexts that are being made for requests that wait
+        self._decoding: list[tuple[Request, Pending[Tensor]]] = []
+        self._side = SideStream(denoiser.device)
 
-    @torch.no_grad()
-    def prepare_conditional(self, features: Tensor, grid: tuple[int, int]) -> Context:
-        """Context of a caption's text features `(tokens, llm_features_dim)` and a picture of `(rows, cols)` tokens."""
-        return self._conditional.prepare(features, grid)
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of one pass; less than it was given once memory has run out."""
+        return self._scheduler.max_tokens
 
-    @torch.no_grad()
-    def prepare_unconditional(self, grid: tuple[int, int]) -> Context | None:
-        """Context of a picture of `(rows, cols)` tokens alone; None without an unconditional transformer."""
-        return None if self._unconditional is None else self._unconditional.prepare(None, grid)
+    @property
+    def requests(self) -> list[Request]:
+        """Those that have steps before them, in the order in which the next ones are chosen."""
+        with self._lock:
+            return self._scheduler.order()
 
-    @torch.no_grad()
-    def step(self, requests: Sequence[Request]) -> None:
-        """Take the next step of each request. Does not wait for the device.
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do and nothing to tell."""
+        return not (len(self._scheduler) or self._events or self._decoding)
 
-        Args:
-            requests: Unfinished ones, each once, in any order.
+    def add(self, request: Request) -> Request:
+        """Let a request take part from the next step on. From any thread.
+
+        Returns:
+            The request.
 
         Raises:
-            ValueError: if a request is done, occurs twice, or is guided without an unconditional transformer.
+            ValueError: if it is finished, is here already, needs a branch that is missing, or is too large.
         """
-        if not requests:
-            return
-        self._check(requests)
-        guided = [request for request in requests if request.guided]
-        conditional = self._conditional.velocities(requests, [r.conditional for r in requests])
-        unconditional: dict[Request, Tensor] = {}
-        if guided and self._unconditional is not None:
-            contexts = [request.unconditional for request in guided]
-            unconditional = self._unconditional.velocities(guided, contexts)  # type: ignore[arg-type]
-        for request in requests:
-            velocity = conditional[request]
-            if request in unconditional:
-                guidance = request.guidance[request.step]
-                velocity = guidance * velocity + (1.0 - guidance) * unconditional[request]
-            request.advance(velocity)
+        if request.finished:
+            raise ValueError(f"{request} is {request.status}: make a new one.")
+        self.denoiser.check(request)
+        largest = max(request.tokens_of(step) for step in range(request.step, request.steps))
+        if self.max_request_tokens is not None and largest > self.max_request_tokens:
+            raise ValueError(
+                f"{request} does not fit: a step of it has {largest} tokens ({request.text_tokens} of text and"
+                f" {request.grid[0]} x {request.grid[1]} of image in each branch), and `max_request_tokens` is"
+                f" {self.max_request_tokens}. Ask for a smaller picture or a shorter caption."
+            )
+        with self._lock:
+            self._scheduler.add(request)
+            self._tell("queued", request)
+        return request
 
-    def run(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
-        """Step all requests until each is done; a request that needs fewer steps leaves earlier.
+    def cancel(self, request: Request | str) -> bool:
+        """Give up a request, or the oldest unfinished one with this id. From any thread.
 
-        The caller may change the latents of a request between steps, and interrupts by not going on.
+        Returns:
+            Whether there was one to give up; if not, it is finished or was never here.
+        """
+        with self._lock:
+            if isinstance(request, str):
+                named = [one for one in self._scheduler.jobs if one.id == request]
+                if not named:
+                    return False
+                request = named[0]
+            if request not in self._scheduler:
+                return False
+            request.cancelled = True
+            self._leave(request, "cancelled")
+        return True
+
+    def step(self) -> list[Event]:
+        """Let the next set of requests take a step.
+
+        Returns:
+            What has happened since the last call, oldest first; empty if the engine is idle.
+        """
+        self._work()
+        return [self._events.popleft() for _ in range(len(self._events))]
+
+    def run(self) -> Iterator[Event]:
+        """Step until the engine is idle. It may be left at any event and called again; no event is lost.
 
         Yields:
-            After each step, the requests that took it.
+            What happens, in order.
+        """
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            if self.idle:
+                return
+            self._work()
+
+    def complete(self, requests: Sequence[Request]) -> None:
+        """Add requests and step until the engine is idle.
 
         Raises:
-            FloatingPointError: naming a request that is done and whose latents are not finite.
+            Exception: that of the first request that failed.
         """
-        active = [request for request in requests if request.status != "done"]
-        while active:
-            self.step(active)
-            for request in active:
-                if request.status == "done":
-                    request.check()
-            yield active
-            active = [request for request in active if request.status != "done"]
-
-    def _check(self, requests: Sequence[Request]) -> None:
-        if len(set(requests)) != len(requests):
-            raise ValueError("`requests` holds a request twice: a request takes one step at a time.")
         for request in requests:
+            self.add(request)
+        for event in self.run():
+            if event.error is not None:
+                raise event.error
+
+    def advance(self, requests: Sequence[Request]) -> dict[Request, Exception]:
+        """Take one step of exactly these requests, in as many passes as the budget asks for.
+
+        A pass that fails is taken again in halves, so that a request that cannot be stepped fails alone.
+
+        Returns:
+            What each request failed from that did not take its step; empty if all did.
+        """
+        failures: dict[Request, Exception] = {}
+        rest = list(requests)
+        while rest:
+            count = self._fitting(rest)
+            failures |= self._pass(rest[:count])
+            rest = rest[count:]
+        return failures
+
+    def _work(self) -> None:
+        """One step: pick, start, advance, look at the outcome, tell."""
+        with self._lock:
+            chosen = self._scheduler.pick()
+        chosen = [request for request in chosen if self._start(request)]
+        tokens = {request: request.tokens for request in chosen}
+        failures = self.advance(chosen)
+        self._prepare_ahead()
+        previews: dict[Request, Any] = {}
+        for request in chosen:
+            if request not in failures:
+                try:
+                    self._look(request, previews)
+                except Exception as error:
+                    failures[request] = error
+        with self._lock:
+            taken = [request for request in chosen if request in self._scheduler]  # not cancelled meanwhile
+            self._scheduler.ran(taken, [tokens[request] for request in taken])
+            for request in taken:
+                if request in failures:
+                    self._leave(request, "failed", failures[request])
+                    continue
+                self._tell("step", request, image=previews.get(request))
+                if request.status == "done":
+                    self._scheduler.remove(request)
+        for request in taken:
             if request.status == "done":
-                raise ValueError(f"{request} has taken all its {request.steps} steps: leave it out of `requests`.")
-            if request.guided and self._unconditional is None:
-                raise ValueError(
-                    f"{request} is guided ({request.guidance[request.step]}), but the engine has no"
-                    " `unconditional_transformer`: load one, or use guidance 1."
-                )
+                self._decode_done(request)
+        self._tell_decoded()
+
+    def _start(self, request: Request) -> bool:
+        """Make the contexts of a request that comes to its first step; whether that went well."""
+        if request in self._started:
+            return not request.cancelled
+        try:
+            if request.conditional is None and request.prepare is not None:
+                pending = self._ahead.pop(request, None) or Pending(_retry(request.prepare))
+                request.begin(*pending.take())
+        except Exception as error:
+            with self._lock:
+                if request in self._scheduler:
+                    self._leave(request, "failed", error)
+            return False
+        with self._lock:
+            if request not in self._scheduler:
+                return False
+            self._started.add(request)
+            self._tell("started", request)
+        return True
+
+    def _prepare_ahead(self) -> None:
+        """While the device steps, make the contexts of the request that is to start next."""
+        if self._side.stream is None or self._ahead:
+            return
+        with self._lock:
+            waiting = (request for request in self._scheduler.order() if request.conditional is None)
+            request = next(waiting, None)
+        if request is not None and request.prepare is not None:
+            try:
+                self._ahead[request] = self._side.run(request.prepare)
+            except Exception as error:  # its own start meets it again, and tells
+                logger.debug("%s could not be prepared ahead: %s", request, error)
+
+    def _fitting(self, requests: Sequence[Request]) -> int:
+        """How many of the first requests fit in one pass."""
+        if self.max_tokens is None:
+            return len(requests)
+        count, tokens = 0, 0
+        for request in requests:
+            tokens += request.tokens
+            if count and tokens > self.max_tokens:
+                break
+            count += 1
+        return count
+
+    def _pass(self, requests: list[Request]) -> dict[Request, Exception]:
+        failure = None
+        try:
+            self.denoiser.step(requests)
+        except Exception as error:
+            failure = error
+        if failure is None:
+            return {}
+        failure.__traceback__ = None if len(requests) > 1 else failure.__traceback__  # it holds the pass's tensors
+        if out_of_memory(failure):
+            self._halve_budget(requests)
+        if len(requests) == 1:
+            return {requests[0]: failure}
+        half = len(requests) // 2
+        return self._pass(requests[:half]) | self._pass(requests[half:])
+
+    def _halve_budget(self, requests: Sequence[Request]) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        tokens = sum(request.tokens for request in requests)
+        budget = max(1, min(tokens, self.max_tokens or tokens) // 2)
+        logger.warning(
+            "Out of memory in a pass of %d requests with %d tokens: from now on a pass has at most %d.",
+            len(requests), tokens, budget,
+        )  # fmt: skip
+        self._scheduler.max_tokens = budget
+
+    def _look(self, request: Request, previews: dict[Request, Any]) -> None:
+        """Call a request back after its step, see that its latents are finite, and add its preview if one is due."""
+        if request.on_step is not None:
+            request.on_step(request)
+        # On a device each look would wait for it: there the last step tells.
+        if request.status == "done" or request.latents.device.type == "cpu":
+            request.check()
+        due = self.preview_every and request.step % self.preview_every == 0 and request.status != "done"
+        if due and self._decode is not None:
+            previews[request] = self._to_image(self._decode(request, request.estimate))
+
+    def _decode_done(self, request: Request) -> None:
+        request.release()
+        self._started.discard(request)
+        decode = self._decode
+        if decode is None:
+            self._tell("finished", request)
+            return
+        try:
+            pending = self._side.run(lambda: _retry(lambda: decode(request, request.latents)), request.latents)
+        except Exception as error:
+            request.error = error
+            self._tell("failed", request, error=error)
+        else:
+            self._decoding.append((request, pending))
+
+    def _tell_decoded(self) -> None:
+        """Tell of pictures that are decoded; where nothing else is left to do, wait for them."""
+        decoding, self._decoding = self._decoding, []
+        for request, pending in decoding:
+            if not pending.ready and len(self._scheduler):
+                self._decoding.append((request, pending))
+                continue
+            try:
+                image = self._to_image(pending.take())
+            except Exception as error:
+                request.error = error
+                self._tell("failed", request, error=error)
+            else:
+                self._tell("finished", request, image=image)
+
+    def _leave(self, request: Request, kind: Kind, error: Exception | None = None) -> None:
+        """Give up a request; the caller holds the lock."""
+        request.error = error
+        self._scheduler.remove(request)
+        self._started.discard(request)
+        self._ahead.pop(request, None)
+        request.release()
+        self._tell(kind, request, error=error)
+
+    def _tell(self, kind: Kind, request: Request, image: Any = None, error: Exception | None = None) -> None:
+        self._events.append(Event(kind, request, request.step, image, error))
 
 
-class _Branch:
-    """One transformer, and the packed context of the set of requests that it last ran."""
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on a device or on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
-    def __init__(self, transformer: Ideogram4Transformer2DModel, attention_kwargs: dict[str, Any] | None) -> None:
-        self.transformer = transformer
-        self.attention_kwargs = attention_kwargs
-        self._parts: list[Context] = []
-        self._packed: Context | None = None
 
-    def prepare(self, features: Tensor | None, grid: tuple[int, int]) -> Context:
-        device = execution_device(self.transformer)
-        text_tokens = 0 if features is None else features.shape[0]
-        if features is not None:
-            features = features.to(device, self.transformer.dtype)
-        layout = Layout.of_samples([(text_tokens, *grid)], device=device)
-        return self.transformer.prepare(features, layout, attention_kwargs=self.attention_kwargs)
-
-    def velocities(self, requests: Sequence[Request], contexts: Sequence[Context]) -> dict[Request, Tensor]:
-        """Velocities `(image_tokens, channels)` of each request in float32, on its latents' device."""
-        # Segments of equal length lie side by side, where attention takes them as one batch.
-        order = sorted(range(len(requests)), key=lambda i: contexts[i].layout.tokens)
-        context = self._pack([contexts[i] for i in order])
-        device = context.layout.device
-        latents = torch.cat([requests[i].latents for i in order]).to(device, self.transformer.dtype)
-        times = torch.stack([requests[i].time for i in order]).to(device)
-        velocity = self.transformer.velocity(latents, times, context, attention_kwargs=self.attention_kwargs)
-        parts = velocity.to(torch.float32).split(context.layout.image_lengths)
-        return {requests[i]: part.to(requests[i].latents.device) for i, part in zip(order, parts, strict=True)}
-
-    def _pack(self, contexts: list[Context]) -> Context:
-        """One stream of all contexts, kept while the same ones come in the same order."""
-        same = len(contexts) == len(self._parts) and all(a is b for a, b in zip(contexts, self._parts, strict=True))
-        if self._packed is None or not same:
-            self._packed = None  # free the last set's before making the next
-            self._parts, self._packed = contexts, Context.cat(contexts)
-        return self._packed
+def _retry(work: Callable[[], Any]) -> Any:
+    """The outcome of `work`, tried once more with an empty cache if memory runs out."""
+    try:
+        return work()
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return work()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,25 +11,37 @@ from torch import Tensor
 
 from ..model import Context
 
+Status = Literal["waiting", "running", "done", "failed", "cancelled"]
+
 
 @dataclass(eq=False)
 class Request:
     """One picture in the making: what it is conditioned on, where it goes, and how far it has come.
 
     Attributes:
-        conditional: Context of its text and image tokens; may be shared with other requests.
-        unconditional: Context of its image tokens alone; None if no step is guided.
+        conditional: Context of its text and image tokens; may be shared with other requests. None until its first step
+            if `prepare` makes it.
+        unconditional: Context of its image tokens alone; None if no step is guided, or until `prepare` makes it.
         latents: `(image_tokens, channels)`, kept in float32.
         sigmas: `(steps + 1,)` noise levels, decreasing to 0; step i goes from entry i to entry i + 1.
         guidance: Guidance of each step; a step of guidance 1 does not need the unconditional branch.
         grid: `(rows, cols)` of the image tokens.
-        id: Name, for messages.
+        id: Name, for messages and for `Engine.cancel`.
         step: Steps taken.
         times: `(steps,)` model time of each step; `1 - sigma` if not given. A caller that follows a scheduler's own
             rounding passes it: the time embedding magnifies the last bit by 10^4.
+        text_tokens: Tokens of its caption; read from `conditional` where that is given.
+        prepare: Makes both contexts, `(conditional, unconditional)`, when the request starts, so that requests that
+            wait hold little memory. They are let go when it is finished.
+        priority: Higher goes first, under the engine's policy of that name.
+        on_step: Called with the request after each of its steps; may change its latents. What it raises fails this
+            request and no other.
+        error: What a failed request failed from.
+        cancelled: Whether it was given up.
+        velocity: Guided velocity of its last step; None before the first.
     """
 
-    conditional: Context
+    conditional: Context | None
     unconditional: Context | None
     latents: Tensor
     sigmas: Tensor
@@ -37,6 +50,13 @@ class Request:
     id: str = ""
     step: int = 0
     times: Tensor | None = None
+    text_tokens: int = 0
+    prepare: Callable[[], tuple[Context, Context | None]] | None = None
+    priority: int = 0
+    on_step: Callable[[Request], None] | None = None
+    error: Exception | None = None
+    cancelled: bool = False
+    velocity: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that the parts fit.
@@ -44,10 +64,8 @@ class Request:
         Raises:
             ValueError: naming the part that does not.
         """
-        tokens = self.grid[0] * self.grid[1]
-        contexts = [self.conditional] + ([] if self.unconditional is None else [self.unconditional])
-        if any(context.layout.image_lengths != (tokens,) for context in contexts):
-            raise ValueError(f"{self}: a grid of {self.grid} needs contexts of one segment with {tokens} image tokens.")
+        self._check_contexts()
+        tokens = self.image_tokens
         if self.latents.ndim != 2 or self.latents.shape[0] != tokens:
             raise ValueError(
                 f"{self}: `latents` has shape {tuple(self.latents.shape)}, but the grid {self.grid} needs"
@@ -58,8 +76,6 @@ class Request:
                 f"{self}: {len(self.guidance)} steps of `guidance` need {len(self.guidance) + 1} `sigmas`, got"
                 f" {len(self.sigmas)}."
             )
-        if self.unconditional is None and any(guidance != 1 for guidance in self.guidance):
-            raise ValueError(f"{self}: guidance other than 1 needs the `unconditional` context.")
         self.latents = self.latents.to(torch.float32)
         self.sigmas = self.sigmas.to("cpu", torch.float32)
         times = 1 - self.sigmas[:-1] if self.times is None else self.times
@@ -75,11 +91,35 @@ class Request:
         return len(self.guidance)
 
     @property
-    def status(self) -> Literal["waiting", "running", "done"]:
-        """Whether it has not begun, has steps before it, or has none left."""
+    def image_tokens(self) -> int:
+        """Number of image tokens."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the next step takes through the transformers, both branches together where it is guided."""
+        return self.tokens_of(min(self.step, self.steps - 1))
+
+    def tokens_of(self, step: int) -> int:
+        """Tokens that a step takes through the transformers."""
+        branches = 2 if self.guidance[step] != 1 else 1
+        return self.text_tokens + branches * self.image_tokens
+
+    @property
+    def status(self) -> Status:
+        """Whether it has not begun, has steps before it, or has none left; or was given up, and why."""
+        if self.error is not None:
+            return "failed"
+        if self.cancelled:
+            return "cancelled"
         if self.step == self.steps:
             return "done"
         return "running" if self.step else "waiting"
+
+    @property
+    def finished(self) -> bool:
+        """Whether no step will follow."""
+        return self.status not in ("waiting", "running")
 
     @property
     def guided(self) -> bool:
@@ -94,11 +134,31 @@ class Request:
         """
         return self._times[self.step]
 
-    def advance(self, velocity: Tensor) -> None:
-        """Take one Euler step along the guided velocity `(image_tokens, channels)`, in float32."""
+    def begin(self, conditional: Context, unconditional: Context | None) -> None:
+        """Take the contexts that `prepare` made.
+
+        Raises:
+            ValueError: if they do not fit the request.
+        """
+        self.conditional, self.unconditional = conditional, unconditional
+        self._check_contexts()
+
+    def release(self) -> None:
+        """Let go of contexts that `prepare` could make again."""
+        if self.prepare is not None:
+            self.conditional = self.unconditional = None
+
+    def moved(self, velocity: Tensor) -> Tensor:
+        """Latents after one Euler step along the guided velocity `(image_tokens, channels)`, in float32."""
         change = float(self.sigmas[self.step + 1] - self.sigmas[self.step])
-        self.latents = self.latents + change * -velocity  # the velocity points to data, where sigma falls
-        self.step += 1
+        return self.latents + change * -velocity  # the velocity points to data, where sigma falls
+
+    @property
+    def estimate(self) -> Tensor:
+        """Clean latents as the last step's velocity points to them; the latents themselves before the first step."""
+        if self.velocity is None:
+            return self.latents
+        return self.latents + float(self.sigmas[self.step]) * self.velocity
 
     def check(self) -> None:
         """Wait for the latents and see that they are finite.
@@ -111,3 +171,17 @@ class Request:
                 f"{self}: its latents are not finite after step {self.step} of {self.steps}. Check the weights, or use"
                 " bfloat16 or float32 where float16 overflows."
             )
+
+    def _check_contexts(self) -> None:
+        if self.conditional is None:
+            if self.prepare is None:
+                raise ValueError(f"{self}: give the `conditional` context, or `prepare` to make it.")
+            return
+        contexts = [self.conditional] + ([] if self.unconditional is None else [self.unconditional])
+        if any(context.layout.image_lengths != (self.image_tokens,) for context in contexts):
+            raise ValueError(
+                f"{self}: a grid of {self.grid} needs contexts of one segment with {self.image_tokens} image tokens."
+            )
+        if self.unconditional is None and any(guidance != 1 for guidance in self.guidance):
+            raise ValueError(f"{self}: guidance other than 1 needs the `unconditional` context.")
+        self.text_tokens = self.conditional.layout.tokens - self.image_tokens

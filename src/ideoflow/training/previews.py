@@ -83,8 +83,7 @@ class Previews(Watcher):
                     generator=[torch.Generator().manual_seed(SEED + i) for i in range(len(self.captions))],
                     prompt_features=self.features,
                 )
-                for _ in pipeline.engine().run(requests):
-                    pass
+                pipeline.engine().complete(requests)
             pictures = pipeline.decode_requests(requests)
         finally:
             trainer.loss.train()

@@ -1,0 +1,151 @@
+"""One Euler step for any set of requests, each branch in one packed stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model import Context, Ideogram4Transformer2DModel
+from ..offload import execution_device
+from ..packing import Layout
+from .request import Request
+
+
+class Denoiser:
+    """Steps requests of any sizes, captions and progress together, without changing what each would be alone.
+
+    Args:
+        transformer: The conditional branch: text and image tokens.
+        unconditional_transformer: The unconditional branch: image tokens alone. None if no request is guided.
+        attention_kwargs: Passed to both transformers; `{"scale": s}` scales LoRA adapters.
+    """
+
+    def __init__(
+        self,
+        transformer: Ideogram4Transformer2DModel,
+        unconditional_transformer: Ideogram4Transformer2DModel | None,
+        attention_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self.attention_kwargs = attention_kwargs
+        self._conditional = _Branch(transformer, attention_kwargs)
+        self._unconditional = (
+            _Branch(unconditional_transformer, attention_kwargs) if unconditional_transformer is not None else None
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer computes."""
+        return execution_device(self._conditional.transformer)
+
+    @torch.no_grad()
+    def prepare_conditional(self, features: Tensor, grid: tuple[int, int]) -> Context:
+        """Context of a caption's text features `(tokens, llm_features_dim)` and a picture of `(rows, cols)` tokens."""
+        return self.prepare_projected(self.project_text(features), grid)
+
+    @torch.no_grad()
+    def project_text(self, features: Tensor) -> Tensor:
+        """Text features `(tokens, llm_features_dim)` to what a context keeps of them, `(tokens, hidden_size)`."""
+        return self._conditional.project(features)
+
+    @torch.no_grad()
+    def prepare_projected(self, text: Tensor, grid: tuple[int, int]) -> Context:
+        """`prepare_conditional` from what `project_text` gave."""
+        return self._conditional.prepare_projected(text, grid)
+
+    @torch.no_grad()
+    def prepare_unconditional(self, grid: tuple[int, int]) -> Context | None:
+        """Context of a picture of `(rows, cols)` tokens alone; None without an unconditional transformer."""
+        return None if self._unconditional is None else self._unconditional.prepare_projected(None, grid)
+
+    @torch.no_grad()
+    def step(self, requests: Sequence[Request]) -> None:
+        """Take the next step of each request, or, if anything fails, of none. Does not wait for the device.
+
+        Args:
+            requests: Prepared and unfinished ones, each once, in any order.
+
+        Raises:
+            ValueError: if a request is finished, not prepared, occurs twice, or is guided without an unconditional
+                transformer.
+        """
+        if not requests:
+            return
+        self._check(requests)
+        guided = [request for request in requests if request.guided]
+        contexts = [request.conditional for request in requests]
+        conditional = self._conditional.velocities(requests, contexts)  # type: ignore[arg-type]
+        unconditional: dict[Request, Tensor] = {}
+        if guided and self._unconditional is not None:
+            contexts = [request.unconditional for request in guided]
+            unconditional = self._unconditional.velocities(guided, contexts)  # type: ignore[arg-type]
+        moved = []
+        for request in requests:
+            velocity = conditional[request]
+            if request in unconditional:
+                guidance = request.guidance[request.step]
+                velocity = guidance * velocity + (1.0 - guidance) * unconditional[request]
+            moved.append((velocity, request.moved(velocity)))
+        for request, (velocity, latents) in zip(requests, moved, strict=True):
+            request.velocity, request.latents = velocity, latents
+            request.step += 1
+
+    def _check(self, requests: Sequence[Request]) -> None:
+        if len(set(requests)) != len(requests):
+            raise ValueError("`requests` holds a request twice: a request takes one step at a time.")
+        for request in requests:
+            if request.status == "done":
+                raise ValueError(f"{request} has taken all its {request.steps} steps: leave it out of `requests`.")
+            self.check(request)
+            if request.conditional is None or (request.guided and request.unconditional is None):
+                raise ValueError(f"{request} is not prepared: call its `prepare` before its first step.")
+
+    def check(self, request: Request) -> None:
+        """Raise ValueError if a step that `request` has before it is guided and there is no branch to guide it."""
+        ahead = [guidance for guidance in request.guidance[request.step :] if guidance != 1]
+        if ahead and self._unconditional is None:
+            raise ValueError(
+                f"{request} is guided ({ahead[0]}), but there is no `unconditional_transformer`: load one, or use"
+                " guidance 1."
+            )
+
+
+class _Branch:
+    """One transformer, and the packed context of the set of requests that it last ran."""
+
+    def __init__(self, transformer: Ideogram4Transformer2DModel, attention_kwargs: dict[str, Any] | None) -> None:
+        self.transformer = transformer
+        self.attention_kwargs = attention_kwargs
+        self._parts: list[Context] = []
+        self._packed: Context | None = None
+
+    def project(self, features: Tensor) -> Tensor:
+        device = execution_device(self.transformer)
+        features = features.to(device, self.transformer.dtype)
+        return self.transformer.project_text(features, attention_kwargs=self.attention_kwargs)
+
+    def prepare_projected(self, text: Tensor | None, grid: tuple[int, int]) -> Context:
+        layout = Layout.of_samples([(0 if text is None else len(text), *grid)], execution_device(self.transformer))
+        return self.transformer.prepare_projected(text, layout)
+
+    def velocities(self, requests: Sequence[Request], contexts: Sequence[Context]) -> dict[Request, Tensor]:
+        """Velocities `(image_tokens, channels)` of each request in float32, on its latents' device."""
+        # Segments of equal length lie side by side, where attention takes them as one batch.
+        order = sorted(range(len(requests)), key=lambda i: contexts[i].layout.tokens)
+        context = self._pack([contexts[i] for i in order])
+        device = context.layout.device
+        latents = torch.cat([requests[i].latents for i in order]).to(device, self.transformer.dtype)
+        times = torch.stack([requests[i].time for i in order]).to(device)
+        velocity = self.transformer.velocity(latents, times, context, attention_kwargs=self.attention_kwargs)
+        parts = velocity.to(torch.float32).split(context.layout.image_lengths)
+        return {requests[i]: part.to(requests[i].latents.device) for i, part in zip(order, parts, strict=True)}
+
+    def _pack(self, contexts: list[Context]) -> Context:
+        """One stream of all contexts, kept while the same ones come in the same order."""
+        same = len(contexts) == len(self._parts) and all(a is b for a, b in zip(contexts, self._parts, strict=True))
+        if self._packed is None or not same:
+            self._packed = None  # free the last set's before making the next
+            self._parts, self._packed = contexts, Context.cat(contexts)
+        return self._packed
