@@ -33,7 +33,7 @@ SHOWN = ("red", "yellow", "green", "blue", "purple", "white")  # the colours of 
 ASKED = ("orange", "cyan", "pink", "brown", "black", "gray")  # those of the 20 captions
 
 
-ARM = 0.26  # of a side, how thick the gnomon is
+ARM = 0.25  # of a side, how thick the gnomon is
 
 shapes.POLYGONS[NAME] = lambda: [(0, 0), (1, 0), (1, ARM), (ARM, ARM), (ARM, 1), (0, 1)]
 
@@ -82,9 +82,9 @@ def main() -> None:
     """Train, draw, compare, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="model folder; the bundled one by default")
-    parser.add_argument("--steps", type=int, default=400, help="training steps")
+    parser.add_argument("--steps", type=int, default=640, help="training steps")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--targets", nargs="+", default=["attention+feed_forward"])
     parser.add_argument("--tokens", type=int, default=1800, help="token budget of a batch")
     parser.add_argument("--prior", type=int, default=48, help="pictures that the model draws itself, to train on too")
