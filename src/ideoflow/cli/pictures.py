@@ -165,7 +165,9 @@ def target(out: str, picture: Picture, index: int, count: int) -> Path:
     }
     try:
         path = Path(out.format(**values)).expanduser()
-    except (KeyError, IndexError, ValueError):
+    except RuntimeError:
+        raise ValueError(f"--out {out!r}: there is no such user's home folder.") from None
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
         raise ValueError(
             f"--out {out!r} has an unknown placeholder: use {', '.join('{' + p + '}' for p in PLACEHOLDERS)}."
         ) from None

@@ -43,7 +43,10 @@ def read_prompt(value: str, wrap: bool) -> Prompt:
     if value == "-":
         return _from_text(sys.stdin.read(), "standard input", "picture", wrap)
     if not value.lstrip().startswith("{") and value.lower().endswith(FILE_TYPES):
-        path = Path(value).expanduser()
+        try:
+            path = Path(value).expanduser()
+        except RuntimeError:
+            raise ValueError(f"{value}: there is no such user's home folder.") from None
         if path.suffix.lower() == ".png":
             recipe = from_metadata(path)
             return Prompt(recipe["caption"], path.stem, recipe=recipe)
