@@ -298,3 +298,18 @@ def test_an_unreachable_hub_is_said_in_one_line_with_code_1(generate, monkeypatc
     monkeypatch.setattr(Ideogram4Pipeline, "from_pretrained", unreachable)
     error = generate(LINE, "--model", "owner/model", fails=1).stderr
     assert "cannot reach the model hub (no such name)" in error and "stacktrace" not in error
+
+
+def test_overwrite_does_not_replace_a_picture_of_the_same_command(generate):
+    result = generate("a red dot", "a blue dot", "--out", "{seed}.png", "--overwrite")
+    assert result.stdout.split() == ["5.png", "5-1.png"]
+    assert "red" in settings("5.png")["caption"] and "blue" in settings("5-1.png")["caption"]
+
+
+def test_all_pictures_are_saved_though_standard_output_fails(generate, monkeypatch: pytest.MonkeyPatch):
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("ideoflow.cli.console.out.print", closed)
+    generate(LINE, "-n", "2", "--out", "{seed}.png", fails=2)
+    assert sorted(path.name for path in Path().glob("*.png")) == ["5.png", "6.png"]

@@ -178,6 +178,7 @@ def generate(
             job for prompt, wanted in zip(read, sizes, strict=True) for job in _jobs(prompt, wanted, seed, n, options)
         ]
         targets = [target(output, job.picture, index, len(jobs)) for index, job in enumerate(jobs)]
+        written: set[Path] = set()
         groups: dict[Settings, list[int]] = {}
         for index, job in enumerate(jobs):
             groups.setdefault(job.settings, []).append(index)
@@ -186,9 +187,14 @@ def generate(
             for index in members:
                 _report_differences(jobs[index], len(pictures))
             images = _draw(settings, pictures)
+            paths = []
             for index, picture, image in zip(members, pictures, images, strict=True):
                 text = to_metadata(picture, settings, len(pictures)) if metadata else None
-                out.print(str(save(image, targets[index], text, overwrite)), markup=False)
+                # What this command has written, it does not replace.
+                paths.append(save(image, targets[index], text, overwrite and targets[index] not in written))
+                written.add(targets[index])
+            for path in paths:  # once all are safe: standard output may be closed, or know no such characters
+                out.print(str(path), markup=False)
 
 
 def _report(prompts: Sequence[Prompt], strict: bool) -> None:
