@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import warnings
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 SKETCH = "sketch"
 PRESET_NAMES = {"quality": "V4_QUALITY_48", "default": "V4_DEFAULT_20", "turbo": "V4_TURBO_12"}
 SKETCH_SIZE = (128, 128)
+SEEDS = 2**64  # how many a torch generator takes
 DEFAULT_SIZE = (1024, 1024)
 
 
@@ -245,6 +247,12 @@ def _jobs(prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int
     width, height = size or (SKETCH_SIZE if values["model"] == SKETCH else DEFAULT_SIZE)
     if seed is None:
         seed = int(recipe["seed"]) if recipe else random.SystemRandom().randrange(2**31)
+    if seed < 0 or seed + n > SEEDS:
+        raise ValueError(
+            f"the seeds {seed} to {seed + n - 1} of {prompt.name}: a seed is below 2**64, and not negative."
+        )
+    if values.get("guidance") is not None and not math.isfinite(values["guidance"]):
+        raise ValueError(f"--guidance {values['guidance']}: give a finite number.")
     settings = Settings(**values)
     return [Job(Picture(prompt.text, width, height, seed + i, prompt.name), settings, recipe) for i in range(n)]
 
