@@ -772,3 +772,21 @@ def test_a_lora_of_the_text_projection_acts_and_scales(pipeline):
     assert relative(latents_of(pipeline, generator=seeded(), **call), bare) > 1e-2
     off = latents_of(pipeline, generator=seeded(), attention_kwargs={"scale": 0.0}, **call)
     assert relative(off, bare) <= 1e-6
+
+
+@pytest.mark.parametrize("stop_at", [0, 1])
+def test_latents_that_a_callback_breaks_are_reported_even_if_it_stops_the_call(pipeline, stop_at):
+    def spoil(pipe, step, time, tensors):
+        pipe._interrupt = step == stop_at
+        return {"latents": tensors["latents"] * torch.nan} if step == stop_at else tensors
+
+    with pytest.raises(FloatingPointError, match="not finite"):
+        latents_of(
+            pipeline,
+            "a dot",
+            size=(64, 64),
+            num_inference_steps=2,
+            guidance_scale=2,
+            guidance_schedule=None,
+            callback_on_step_end=spoil,
+        )
