@@ -33,7 +33,7 @@ CONFIG = dict(
     num_layers=4,
     attention_head_dim=256,
     num_attention_heads=4,
-    intermediate_size=2731,  # as wide beside 1024 as the full model's 12288 beside 4608
+    intermediate_size=2736,  # as wide beside 1024 as 12288 beside 4608, and like it a multiple of 16
     adaln_dim=512,
     llm_features_dim=13 * 1024,
 )

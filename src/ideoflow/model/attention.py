@@ -12,6 +12,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from torch import Tensor, nn
 
 from ..packing import Bounds
+from .linear import Linear
 from .rope import rotate
 
 
@@ -109,12 +110,12 @@ class Ideogram4Attention(nn.Module, AttentionModuleMixin):
         self.head_dim = hidden_size // num_heads
         self.use_bias = False  # read by `fuse_projections`
 
-        self.to_q = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.to_k = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.to_v = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.to_q = Linear(hidden_size, hidden_size, bias=False)
+        self.to_k = Linear(hidden_size, hidden_size, bias=False)
+        self.to_v = Linear(hidden_size, hidden_size, bias=False)
         self.norm_q = RMSNorm(self.head_dim, eps=eps)
         self.norm_k = RMSNorm(self.head_dim, eps=eps)
-        self.to_out = nn.ModuleList([nn.Linear(hidden_size, hidden_size, bias=False)])
+        self.to_out = nn.ModuleList([Linear(hidden_size, hidden_size, bias=False)])
         self.processor = Ideogram4AttnProcessor()
 
     def forward(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..packing import Bounds
 from .attention import Ideogram4Attention, RMSNorm
+from .linear import Linear
 
 TIME_SCALE = 1e4  # model times in [0, 1] are stretched to [0, 1e4] before the sinusoid
 LONGEST_PERIOD = 1e4
@@ -36,8 +37,8 @@ class TimeEmbedding(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.mlp_in = nn.Linear(dim, dim)
-        self.mlp_out = nn.Linear(dim, dim)
+        self.mlp_in = Linear(dim, dim)
+        self.mlp_out = Linear(dim, dim)
 
     def forward(self, times: Tensor, dtype: torch.dtype) -> Tensor:
         """Times (times,) in [0, 1] to (times, dim); `dtype` is the type to compute the perceptron in."""
@@ -49,9 +50,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
-        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
-        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w1 = Linear(dim, hidden_dim, bias=False)
+        self.w2 = Linear(hidden_dim, dim, bias=False)
+        self.w3 = Linear(dim, hidden_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
@@ -70,7 +71,7 @@ class Ideogram4TransformerBlock(nn.Module):
         self.ffn_norm1 = RMSNorm(hidden_size, eps=norm_eps)
         self.attention_norm2 = RMSNorm(hidden_size, eps=norm_eps)
         self.ffn_norm2 = RMSNorm(hidden_size, eps=norm_eps)
-        self.adaln_modulation = nn.Linear(adaln_dim, 4 * hidden_size)
+        self.adaln_modulation = Linear(adaln_dim, 4 * hidden_size)
 
     def forward(
         self,
@@ -109,8 +110,8 @@ class FinalLayer(nn.Module):
     def __init__(self, hidden_size: int, out_channels: int, adaln_dim: int) -> None:
         super().__init__()
         self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
-        self.linear = nn.Linear(hidden_size, out_channels)
-        self.adaln_modulation = nn.Linear(adaln_dim, hidden_size)
+        self.linear = Linear(hidden_size, out_channels)
+        self.adaln_modulation = Linear(adaln_dim, hidden_size)
 
     def forward(self, hidden_states: Tensor, conditioning: Tensor, time_of_token: Tensor | None) -> Tensor:
         """(tokens, channels) to (tokens, out_channels); the conditioning, already a silu, goes through a second one."""

@@ -21,6 +21,7 @@ from ..packing import Layout, rows_to_layout
 from .blocks import FinalLayer, Ideogram4TransformerBlock, TimeEmbedding
 from .checks import check_float, check_integer, check_times
 from .hooks import fires_hooks
+from .linear import Linear
 from .rope import check_sections, rotary_tables
 
 
@@ -129,12 +130,12 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         self.hidden_size = hidden_size
         self.gradient_checkpointing = False
 
-        self.input_proj = nn.Linear(in_channels, hidden_size)
+        self.input_proj = Linear(in_channels, hidden_size)
         # Unlike torch's, diffusers' norm takes float32 features in a half-precision model and rounds after the norm.
         self.llm_cond_norm = RMSNorm(llm_features_dim, eps=1e-6)
-        self.llm_cond_proj = nn.Linear(llm_features_dim, hidden_size)
+        self.llm_cond_proj = Linear(llm_features_dim, hidden_size)
         self.t_embedding = TimeEmbedding(hidden_size)
-        self.adaln_proj = nn.Linear(hidden_size, adaln_dim)
+        self.adaln_proj = Linear(hidden_size, adaln_dim)
         self.embed_image_indicator = nn.Embedding(2, hidden_size)  # row 1: image token, row 0: any other
         self.layers = nn.ModuleList(
             Ideogram4TransformerBlock(hidden_size, intermediate_size, num_attention_heads, norm_eps, adaln_dim)
