@@ -1,15 +1,22 @@
-"""One guided step of a scaled-down model: ours, the peer's as its pipeline takes it, and the peer's with less padding.
+"""One guided step of a scaled-down model: ours and the peer's, as they come, with less padding, and compiled.
 
-Run as `python -m benchmarks.step`. The sides alternate in one process; every side's velocities are compared first.
+Run as `python -m benchmarks.step`. The sides alternate in one process; every side's velocities are compared first. The
+memory of each is measured in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import ctypes
+import gc
 import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +34,7 @@ from ideoflow.packing import (
     SEQUENCE_PADDING_INDICATOR,
 )
 
+SIDES = ("ideoflow", "diffusers", "diffusers, max_sequence_length=caption")
 GUIDANCE = 7.0
 TIME = 0.375  # the same number in every type
 CONFIG = dict(
@@ -126,8 +134,42 @@ def _cpu_info() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def inputs(dtype: torch.dtype, pixels: int, text: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Random text features and latents, and the grid."""
+    grid = (pixels // 16, pixels // 16)
+    features = torch.randn(text, CONFIG["llm_features_dim"]).to(dtype)  # type: ignore[call-overload]
+    return features, torch.randn(grid[0] * grid[1], 128).to(dtype), grid
+
+
 @torch.no_grad()
-def measure(dtype: torch.dtype, pixels: int, text: int, rounds: int) -> dict[str, object]:
+def memory(side: str, dtype: torch.dtype, pixels: int, text: int) -> int:
+    """Bytes that a step of one side takes beyond the weights and inputs: growth of the peak resident memory."""
+    torch.manual_seed(0)
+    kind = Ideogram4Transformer2DModel if side == "ideoflow" else diffusers.Ideogram4Transformer2DModel
+    branches = [kind(**CONFIG).eval().to(dtype) for _ in range(2)]
+    features, latents, grid = inputs(dtype, pixels, text)
+    if side != "ideoflow":
+        step: Callable[[Tensor], Tensor] = PeerStep(branches, features, grid, 2048 if side == "diffusers" else text)
+    else:
+        step = OurStep(branches, features, grid)  # type: ignore[arg-type]
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what making the models took and let go would hide what the step takes
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    step(latents)
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) * 1024 - resident
+
+
+def memory_apart(side: str, options: argparse.Namespace, dtype: str) -> int:
+    """`memory` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.step", "--memory-of", side, "--dtype", dtype]
+    command += ["--pixels", str(options.pixels), "--text", str(options.text)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+@torch.no_grad()
+def measure(dtype: torch.dtype, pixels: int, text: int, rounds: int, compiled: bool) -> dict[str, object]:
     """Medians of one guided step of each side, their ratios to ours, and how far the velocities are apart."""
     torch.manual_seed(0)
     ours = [Ideogram4Transformer2DModel(**CONFIG).eval() for _ in range(2)]
@@ -135,14 +177,21 @@ def measure(dtype: torch.dtype, pixels: int, text: int, rounds: int) -> dict[str
     for mine, theirs in zip(ours, peers, strict=True):
         theirs.load_state_dict(mine.state_dict())
         mine.to(dtype), theirs.to(dtype)
-    grid = (pixels // 16, pixels // 16)
-    features = torch.randn(text, CONFIG["llm_features_dim"]).to(dtype)  # type: ignore[call-overload]
-    latents = torch.randn(grid[0] * grid[1], 128).to(dtype)
+    features, latents, grid = inputs(dtype, pixels, text)
     steps: dict[str, Callable[[Tensor], Tensor]] = {
         "ideoflow": OurStep(ours, features, grid),
         "diffusers": PeerStep(peers, features, grid, max_text=2048),
         "diffusers, max_sequence_length=caption": PeerStep(peers, features, grid, max_text=text),
     }
+    if compiled:
+        ours_compiled, peers_compiled = copy.deepcopy(ours), copy.deepcopy(peers)
+        for mine, theirs in zip(ours_compiled, peers_compiled, strict=True):
+            mine.compile_blocks()
+            theirs.compile_repeated_blocks()
+        steps["ideoflow, compiled"] = OurStep(ours_compiled, features, grid)
+        steps["diffusers, max_sequence_length=caption, compile_repeated_blocks"] = PeerStep(
+            peers_compiled, features, grid, max_text=text
+        )
     velocities = {name: step(latents) for name, step in steps.items()}
     largest = velocities["diffusers"].abs().max()
     seconds = alternate({name: lambda s=step: s(latents) for name, step in steps.items()}, rounds)  # type: ignore[misc]
@@ -167,14 +216,27 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=512, help="side of the picture")
     parser.add_argument("--text", type=int, default=200, help="tokens of the caption")
     parser.add_argument("--rounds", type=int, default=7, help="counted calls of each side")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step-cpu.json"))
+    parser.add_argument("--no-compile", action="store_true", help="leave the compiled sides out")
+    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    results = [measure(getattr(torch, d), options.pixels, options.text, options.rounds) for d in options.dtype]
+    if options.memory_of:
+        print(memory(options.memory_of, getattr(torch, options.dtype[0]), options.pixels, options.text))
+        return
+    results = []
+    for dtype in options.dtype:
+        figures = measure(
+            getattr(torch, dtype), options.pixels, options.text, options.rounds, compiled=not options.no_compile
+        )
+        if Path("/proc/self/clear_refs").exists():
+            figures["bytes_beyond_weights"] = {side: memory_apart(side, options, dtype) for side in SIDES}
+        results.append(figures)
     report = {"benchmark": "step", "config": CONFIG, "machine": machine(), "results": results}
     text = json.dumps(report, indent=1)
     print(text)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text + "\n")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

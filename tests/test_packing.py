@@ -55,8 +55,23 @@ def test_cat_is_what_of_samples_makes_of_all_of_them():
 
 def test_adjacent_equal_lengths_form_runs():
     bounds = Layout.of_samples([(1, 1, 2), (0, 1, 3), (0, 1, 2), (2, 1, 1)]).bounds
-    assert bounds.runs == (Run(0, 2, 3), Run(6, 1, 2), Run(8, 1, 3))
+    assert bounds.runs == (Run(2, 3, 3), Run(1, 2, 2), Run(1, 3, 3))
     assert bounds.segments == 4 and bounds.longest == 3
+
+
+def test_bounds_of_images_want_their_tokens_alone():
+    layout = Layout.of_samples([(2, 1, 2), (2, 1, 2), (1, 1, 3), (0, 1, 4), (3, 0, 0)])
+    bounds = layout.image_bounds
+
+    assert bounds.runs == (Run(2, 4, 2), Run(1, 4, 3), Run(1, 4, 4), Run(1, 3, 0))
+    assert torch.equal(bounds.wanted, layout.image) and bounds.most_queries == 4
+    assert bounds.cu_queries.tolist() == [0, 2, 4, 7, 11, 11] and bounds.cu_queries.dtype == torch.int32
+
+
+def test_a_stream_of_images_alone_wants_all_its_tokens():
+    layout = Layout.of_samples([(0, 1, 2), (0, 2, 2)])
+
+    assert layout.image_bounds is layout.bounds and layout.bounds.wanted is None
 
 
 def test_order_undoes_the_split_into_image_tokens_and_others():
@@ -114,7 +129,7 @@ def test_interleaved_segments_are_gathered_in_order():
 def test_equal_ids_of_different_rows_are_different_segments():
     layout, _ = rows_to_layout(*rows([(0, IMAGE)] * 3, [(0, IMAGE)] * 3))
     assert layout.lengths == (3, 3)
-    assert layout.bounds.runs == (Run(0, 2, 3),)
+    assert layout.bounds.runs == (Run(2, 3, 3),)
 
 
 def test_rows_of_padding_alone_make_an_empty_stream():

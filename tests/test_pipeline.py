@@ -177,17 +177,19 @@ def test_text_is_projected_once_for_each_caption_and_never_in_the_unconditional_
 
 
 def test_no_padding_enters_a_product(pipeline):
-    """Every linear layer of the blocks sees the caption's and the picture's tokens, no others."""
-    seen = {"transformer": set(), "unconditional_transformer": set()}
-    for name, rows in seen.items():
+    """Linear layers see the tokens of captions and pictures, and in the last block those of pictures alone."""
+    seen = {"transformer": [], "unconditional_transformer": []}
+    for name, branch in seen.items():
         for block in getattr(pipeline, name).layers:
+            branch.append(rows := set())
             for linear in (block.attention.to_q, block.attention.to_out[0], block.feed_forward.w1):
                 linear.register_forward_pre_hook(lambda _, args, rows=rows: rows.add(args[0].shape[0]))
     text_tokens = sum(len(features) for features in pipeline.encode_prompt(PROMPTS))
 
     pipeline(PROMPTS, size=[(64, 48), (32, 80)], output_type="latent", **QUICK)
 
-    assert seen == {"transformer": {text_tokens + 12 + 10}, "unconditional_transformer": {12 + 10}}
+    assert seen["transformer"] == [{text_tokens + 22}] * (len(seen["transformer"]) - 1) + [{22}]
+    assert seen["unconditional_transformer"] == [{22}] * len(seen["unconditional_transformer"])
 
 
 def test_the_text_encoder_runs_once_for_each_caption(pipeline):

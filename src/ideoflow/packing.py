@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -23,45 +23,61 @@ class Run:
     """Adjacent segments of equal length, which attention can treat as one batch.
 
     Attributes:
-        start: stream index of the first token.
         segments: number of segments.
         length: tokens of each segment.
+        queries: tokens of each segment whose attention is wanted: all, or those of its image.
     """
 
-    start: int
     segments: int
     length: int
+    queries: int
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where segments begin and end: all that attention needs to know of a layout.
+    """Where segments begin and end, and which tokens are wanted: all that attention needs to know of a layout.
 
     Attributes:
-        segments: number of segments.
-        longest: tokens of the longest segment, 0 if there is none.
         runs: the segments as runs of equal lengths, in stream order.
         cu_seqlens: (segments + 1,) int32 stream index where each segment begins, and the end of the last.
+        wanted: (queries,) stream index of each token whose attention is wanted, ascending; None if all are.
+        cu_queries: (segments + 1,) int32, where the queries of each segment begin among all; `cu_seqlens` if all are.
     """
 
-    segments: int
-    longest: int
     runs: tuple[Run, ...]
     cu_seqlens: Tensor
+    wanted: Tensor | None
+    cu_queries: Tensor
 
     @classmethod
     def of(cls, lengths: tuple[int, ...], cu_seqlens: Tensor) -> Bounds:
-        """The bounds of segments of these lengths, one after another."""
-        runs, start = [], 0
-        for length, equal in groupby(lengths):
-            segments = len(list(equal))
-            runs.append(Run(start, segments, length))
-            start += segments * length
-        return cls(len(lengths), max(lengths, default=0), tuple(runs), cu_seqlens)
+        """The bounds of segments of these lengths, one after another; all tokens are wanted."""
+        runs = tuple(Run(len(list(equal)), length, length) for length, equal in groupby(lengths))
+        return cls(runs, cu_seqlens, None, cu_seqlens)
+
+    @property
+    def segments(self) -> int:
+        """Number of segments."""
+        return sum(run.segments for run in self.runs)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest segment, 0 if there is none."""
+        return max((run.length for run in self.runs), default=0)
+
+    @property
+    def most_queries(self) -> int:
+        """The most queries that a segment has."""
+        return max((run.queries for run in self.runs), default=0)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Bounds:
-        """The same bounds with their tensor on `device`."""
-        return replace(self, cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking))
+        """The same bounds with their tensors on `device`."""
+        tensors = {
+            field.name: value.to(device, non_blocking=non_blocking)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -173,6 +189,16 @@ class Layout:
     def bounds(self) -> Bounds:
         """Where the segments begin and end."""
         return Bounds.of(self.lengths, self.cu_seqlens)
+
+    @cached_property
+    def image_bounds(self) -> Bounds:
+        """The same, where the attention of image tokens alone is wanted; `bounds` if there are no others."""
+        if len(self.image) == self.tokens:
+            return self.bounds
+        sizes = zip(self.lengths, self.image_lengths, strict=True)
+        runs = tuple(Run(len(list(equal)), *size) for size, equal in groupby(sizes))
+        begins = torch.tensor((0, *accumulate(self.image_lengths)), dtype=torch.int32)
+        return Bounds(runs, self.cu_seqlens, self.image, begins.to(self.device, non_blocking=True))
 
     @cached_property
     def order(self) -> Tensor:

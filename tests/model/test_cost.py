@@ -31,9 +31,15 @@ def rows_entering(model: nn.Module) -> Iterator[dict[str, int]]:
 
 
 def expected_rows(model: nn.Module, tokens: int, text: int, image: int, times: int, final: int) -> dict[str, int]:
+    """Rows of each linear layer; the last block computes for `final` tokens what does not serve as key or value."""
     rows = {}
+    last = f"layers.{len(model.layers) - 1}."
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
+            part = name.removeprefix(last)
+            if part != name and part.startswith(("attention.to_q", "attention.to_out", "feed_forward")):
+                rows[name] = final
+                continue
             if name.startswith(("t_embedding", "adaln_proj")) or name.endswith("adaln_modulation"):
                 rows[name] = times
             else:
@@ -113,3 +119,16 @@ def test_finding_the_segments_of_rows_costs_no_more_than_the_rows():
     with Largest() as largest:
         rows_to_layout(torch.zeros(2, length, 3, dtype=torch.long), segment_ids, torch.full_like(segment_ids, 2))
     assert largest.elements <= 3 * 2 * length
+
+
+def test_the_last_block_computes_wanted_tokens_as_if_it_computed_all(ours):
+    """Text alone, image alone, equal and unequal segments: the velocities are those of the whole stream."""
+    layout = Layout.of_samples([(5, 2, 3), (5, 2, 3), (2, 3, 3), (0, 3, 3), (4, 0, 0)])
+    features, latents, times = torch.randn(16, 20), torch.randn(30, 8), torch.rand(5)
+    context = ours.prepare(features, layout)
+    wanted = ours.velocity(latents, times, context)
+    layout.__dict__["image_bounds"] = layout.bounds  # all tokens, which the last block then computes
+    states, conditioning = ours._run(latents, times, layout.segment, context, None, layout.bounds)
+    whole = ours.final_layer(states, conditioning, layout.segment).index_select(0, layout.image)
+
+    torch.testing.assert_close(wanted, whole, atol=1e-5, rtol=1e-5)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from ideoflow.model import linear
 from ideoflow.packing import LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR, Layout, rows_to_layout
 
 TOLERANCE = 2e-5
@@ -98,7 +99,28 @@ def test_outputs_and_all_gradients_are_the_peers(make_pair, make_rows, real, con
         exact, _ = run(make_pair(seed, **config)[0], torch.float64)
         for name in apart:
             error = (gradients[name] - exact[name]).abs().max()
-            assert error <= 2 * (expected[name] - exact[name]).abs().max() <= 1e-3 * largest, name
+            assert error <= 3 * (expected[name] - exact[name]).abs().max() <= 1e-3 * largest, name
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
+def test_wide_layers_are_the_peers_on_the_path_of_large_products(make_pair, make_rows, real, monkeypatch):
+    """Widths at which float32 products may take oneDNN, whether or not this processor gains by it."""
+    monkeypatch.setattr(linear, "ONEDNN_IS_FASTER", True)
+    config = dict(attention_head_dim=64, num_attention_heads=3, intermediate_size=512, num_layers=2)
+    peer, ours = make_pair(11, mrope_section=(12, 10, 10), **config)
+    rows = [[(i // 40, TEXT if i % 40 < 10 else IMAGE) for i in range(200)]] * 2
+    inputs = make_rows(rows, 3, True)
+    outputs, gradients = [], []
+    for model in (peer, ours):
+        output = model(**inputs).sample
+        (output * real(inputs)[..., None]).square().sum().backward()
+        outputs.append(output.detach())
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+
+    assert close(outputs[1], outputs[0])
+    largest = max(gradient.abs().max().item() for gradient in gradients[0].values())
+    for name, expected in gradients[0].items():
+        assert close(gradients[1][name], expected, floor=1e-2 * largest), name
 
 
 def test_padding_comes_out_zero(ours, inputs, real):

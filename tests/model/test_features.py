@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from diffusers.models.attention_dispatch import attention_backend
 from diffusers.training_utils import EMAModel
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from ideoflow.model.attention import Ideogram4AttnProcessor
 from ideoflow.packing import Layout
@@ -204,12 +207,37 @@ def test_compiled_blocks_compute_the_same_without_a_graph_for_each_length(make_p
     compiled, model = make_pair()[1], make_pair()[1]
     compiled.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
     torch._dynamo.reset()
-    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2):
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=8):
         for samples in ([(5, 2, 3)], [(7, 2, 3)], [(2, 4, 5)], [(0, 3, 3)]):
             layout = Layout.of_samples(samples)
             features, latents = torch.randn(len(layout.text), 20), torch.randn(len(layout.image), 8)
             stream = (features, layout, latents, torch.rand(len(samples)))
             assert torch.allclose(step(compiled, stream), step(model, stream), atol=1e-5)
+
+
+def test_blocks_compiled_for_all_layouts_compile_a_fixed_number_of_graphs(make_pair):
+    """With and without text, one time or several, all tokens or those of images: then never again."""
+    compiled, model = make_pair()[1], make_pair()[1]
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled.compile_blocks(backend=counter)
+    draw = random.Random(0)
+
+    def mixed():
+        segments = draw.randint(2, 5)
+        return [(draw.randint(1, 9), draw.randint(2, 6), draw.randint(2, 6)) for _ in range(segments)]
+
+    first = [[(5, 2, 3)], [(0, 3, 2)], mixed(), [(0, 3, 2), (0, 4, 4)]]
+    with torch.no_grad():
+        for number, samples in enumerate(first + [mixed() for _ in range(20)] + [[(3, 5, 4)], [(0, 5, 5)]]):
+            if number == len(first):
+                graphs = counter.frame_count
+            layout = Layout.of_samples(samples)
+            features, latents = torch.randn(len(layout.text), 20), torch.randn(len(layout.image), 8)
+            stream = (features if len(layout.text) else None, layout, latents, torch.rand(len(samples)))
+            assert torch.allclose(step(compiled, stream), step(model, stream), atol=1e-5)
+
+    assert counter.frame_count == graphs
 
 
 def test_compiled_blocks_take_several_segments(make_pair, inputs):

@@ -19,6 +19,7 @@ needs_onednn = pytest.mark.skipif(
 def path(request, monkeypatch):
     """Both paths, whichever is faster here."""
     monkeypatch.setattr(module, "ONEDNN_IS_FASTER", request.param)
+    monkeypatch.setattr(module, "SMALLEST", 1)
     return request.param
 
 
@@ -44,12 +45,11 @@ def test_values_and_gradients_are_those_of_float64(shape):
 
     expected = F.linear(*exact)
     expected.backward(upstream.double())
-    was, module.ONEDNN_IS_FASTER = module.ONEDNN_IS_FASTER, True
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ONEDNN_IS_FASTER", True)
+        patch.setattr(module, "SMALLEST", 1)
         got = linear(*ours)
         got.backward(upstream)
-    finally:
-        module.ONEDNN_IS_FASTER = was
 
     assert type(got.grad_fn).__name__ == "_OneDnnProductBackward"
     assert relative(got, expected) <= 2e-5
@@ -114,6 +114,7 @@ def test_other_types_are_torchs(path, dtype):
 @needs_onednn
 def test_it_compiles_in_one_graph(monkeypatch):
     monkeypatch.setattr(module, "ONEDNN_IS_FASTER", True)
+    monkeypatch.setattr(module, "SMALLEST", 1)
     layer, x = Linear(16, 8), torch.randn(4, 16)
     compiled = torch.compile(lambda x: layer(x) * 2, fullgraph=True, backend="aot_eager")
 

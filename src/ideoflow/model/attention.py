@@ -12,6 +12,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from torch import Tensor, nn
 
 from ..packing import Bounds
+from . import cpu_attention
 from .linear import Linear
 from .rope import rotate
 
@@ -34,6 +35,7 @@ class Ideogram4AttnProcessor:
 
     _attention_backend = None
     _parallel_config = None
+    breaks_graphs = False  # set while the blocks are compiled for all layouts
 
     def __call__(
         self,
@@ -43,36 +45,59 @@ class Ideogram4AttnProcessor:
         bounds: Bounds,
         **kwargs: Any,
     ) -> Tensor:
+        cos, sin = rotary
+        wanted = hidden_states if bounds.wanted is None else hidden_states.index_select(0, bounds.wanted)
         # Adapters sit on the separate projections; the fused one does not have them.
-        if attn.fused_projections and isinstance(attn.to_q, nn.Linear):
+        if attn.fused_projections and isinstance(attn.to_q, nn.Linear) and bounds.wanted is None:
             projected = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
-            projected = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+            projected = attn.to_q(wanted), attn.to_k(hidden_states), attn.to_v(hidden_states)
         # (tokens, heads, head_dim)
         query, key, value = (x.unflatten(-1, (attn.num_heads, attn.head_dim)) for x in projected)
 
         # Autocast leaves the normalised ones in float32; the kernels want one type.
-        query = rotate(attn.norm_q(query), *rotary).to(value.dtype)
-        key = rotate(attn.norm_k(key), *rotary).to(value.dtype)
+        key = rotate(attn.norm_k(key), cos, sin).to(value.dtype)
+        if bounds.wanted is not None:
+            cos, sin = cos.index_select(0, bounds.wanted), sin.index_select(0, bounds.wanted)
+        query = rotate(attn.norm_q(query), cos, sin).to(value.dtype)
 
-        attended = self._attend(query, key, value, bounds)
+        attend = _attend_outside_graphs if self.breaks_graphs else Ideogram4AttnProcessor._attend
+        attended = attend(self, query, key, value, bounds)
         return attn.to_out[0](attended.flatten(1))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bounds: Bounds) -> Tensor:
-        """Attend within each segment: (tokens, heads, head_dim) to the same."""
+        """Attend within each segment: (queries, heads, head_dim) and twice (tokens, heads, head_dim) to the first."""
         backend = self._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
-        if varlen_attn and bounds.segments > 1 and backend == AttentionBackendName.NATIVE and _varlen_takes(query):
-            begins, longest = bounds.cu_seqlens, bounds.longest
-            return varlen_attn(query, key, value, begins, begins, longest, longest)
+        native = backend == AttentionBackendName.NATIVE
+        if varlen_attn and bounds.segments > 1 and native and _varlen_takes(query):
+            return varlen_attn(
+                query, key, value, bounds.cu_queries, bounds.cu_seqlens, bounds.most_queries, bounds.longest
+            )
 
         attended = []
-        for run in bounds.runs:
-            tokens = slice(run.start, run.start + run.segments * run.length)
+        queries = query.split([run.segments * run.queries for run in bounds.runs])
+        tokens = [run.segments * run.length for run in bounds.runs]
+        for run, *parts in zip(bounds.runs, queries, key.split(tokens), value.split(tokens), strict=True):
+            if run.queries == 0:
+                continue
             # (segments, length, heads, head_dim): views, nothing is copied or padded
-            batch = [x[tokens].unflatten(0, (run.segments, run.length)) for x in (query, key, value)]
-            out = dispatch_attention_fn(*batch, backend=self._attention_backend, parallel_config=self._parallel_config)
+            batch = [x.unflatten(0, (run.segments, -1)) for x in parts]
+            if native and cpu_attention.is_faster(*batch[:2]):
+                out = cpu_attention.attend(*batch)
+            else:
+                out = dispatch_attention_fn(
+                    *batch, backend=self._attention_backend, parallel_config=self._parallel_config
+                )
             attended.append(out.flatten(0, 1))
         return attended[0] if len(attended) == 1 else torch.cat([value[:0], *attended])
+
+
+@torch.compiler.disable
+def _attend_outside_graphs(
+    processor: Ideogram4AttnProcessor, query: Tensor, key: Tensor, value: Tensor, bounds: Bounds
+) -> Tensor:
+    """Attention between compiled graphs: one with the lengths of segments inside would hold for one layout alone."""
+    return processor._attend(query, key, value, bounds)
 
 
 def _varlen_takes(query: Tensor) -> bool:
@@ -121,5 +146,5 @@ class Ideogram4Attention(nn.Module, AttentionModuleMixin):
     def forward(
         self, hidden_states: Tensor, rotary: tuple[Tensor, Tensor], bounds: Bounds, **attention_kwargs: Any
     ) -> Tensor:
-        """(tokens, channels) to (tokens, channels); `attention_kwargs` go to the processor."""
+        """(tokens, channels) to (wanted tokens, channels); `attention_kwargs` go to the processor."""
         return self.processor(self, hidden_states, rotary, bounds, **attention_kwargs)

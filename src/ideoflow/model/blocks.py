@@ -84,6 +84,9 @@ class Ideogram4TransformerBlock(nn.Module):
     ) -> Tensor:
         """One layer over the stream.
 
+        Returns:
+            (tokens, channels), or of the tokens alone that `bounds` wants.
+
         Args:
             hidden_states: (tokens, channels).
             conditioning: (times, adaln_dim), one row for each distinct time.
@@ -93,15 +96,14 @@ class Ideogram4TransformerBlock(nn.Module):
             attention_kwargs: passed to the attention processor.
         """
         scale1, gate1, scale2, gate2 = self.adaln_modulation(conditioning).chunk(4, dim=-1)
-        scale1, scale2 = at_tokens(1 + scale1, time_of_token), at_tokens(1 + scale2, time_of_token)
-        gate1, gate2 = at_tokens(gate1.tanh(), time_of_token), at_tokens(gate2.tanh(), time_of_token)
-
-        attended = self.attention(
-            self.attention_norm1(hidden_states) * scale1, rotary, bounds, **(attention_kwargs or {})
-        )
-        hidden_states = hidden_states + gate1 * self.attention_norm2(attended)
-        fed = self.feed_forward(self.ffn_norm1(hidden_states) * scale2)
-        return hidden_states + gate2 * self.ffn_norm2(fed)
+        scaled = self.attention_norm1(hidden_states) * at_tokens(1 + scale1, time_of_token)
+        attended = self.attention(scaled, rotary, bounds, **(attention_kwargs or {}))
+        if bounds.wanted is not None:
+            hidden_states = hidden_states.index_select(0, bounds.wanted)
+            time_of_token = None if time_of_token is None else time_of_token.index_select(0, bounds.wanted)
+        hidden_states = hidden_states + at_tokens(gate1.tanh(), time_of_token) * self.attention_norm2(attended)
+        fed = self.feed_forward(self.ffn_norm1(hidden_states) * at_tokens(1 + scale2, time_of_token))
+        return hidden_states + at_tokens(gate2.tanh(), time_of_token) * self.ffn_norm2(fed)
 
 
 class FinalLayer(nn.Module):

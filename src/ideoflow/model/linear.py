@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+SMALLEST = 2**14  # entries of a weight; below, nothing is to be gained, and the other path rounds less
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x @ weight.T + bias`, differentiable, rounded as float32 products are on either path.
+    """`x @ weight.T + bias`, differentiable.
 
     Args:
         x: (..., in_features).
@@ -21,8 +23,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _prefers_onednn(x, weight, bias):
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
-        return _OneDnnProduct.apply(x, weight, bias)
     return _product(x, weight, bias)
 
 
@@ -66,7 +66,7 @@ def _prefers_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and type(x) in (Tensor, nn.Parameter)
         and x.ndim > 1
         and x.numel() > 0
-        and weight.numel() > 0
+        and weight.numel() >= SMALLEST
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0  # the product below has no rule for either
@@ -74,7 +74,34 @@ def _prefers_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
+        return _OneDnnProduct.apply(x, weight, bias)
+    return _run(x, weight, bias)
+
+
+def _run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _opaque_product(x, weight, bias) if torch.compiler.is_compiling() else _call_onednn(x, weight, bias)
+
+
+def _call_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
+
+
+@torch.library.custom_op("ideoflow::onednn_linear", mutates_args=())
+def _opaque_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product for compiled graphs, whose own rule for oneDNN's takes constant weights alone."""
+    return _call_onednn(x, weight, bias)
+
+
+@_opaque_product.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """The matrix without gaps between its rows or columns, over which oneDNN is slow by orders of magnitude."""
+    dense = matrix.is_contiguous() or (matrix.ndim == 2 and matrix.t().is_contiguous())
+    return matrix if dense else matrix.contiguous()
 
 
 class _OneDnnProduct(torch.autograd.Function):
@@ -83,7 +110,7 @@ class _OneDnnProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return _run(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -91,7 +118,7 @@ class _OneDnnProduct(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         flat = gradient.flatten(0, -2)
         return (
-            linear(gradient, weight.t()) if needs_x else None,
-            linear(flat.t(), x.flatten(0, -2).t()) if needs_weight else None,
+            _product(gradient, weight.t()) if needs_x else None,
+            _product(flat.t(), x.flatten(0, -2).t()) if needs_weight else None,
             flat.sum(0) if needs_bias else None,
         )

@@ -17,7 +17,7 @@ from diffusers.models.normalization import RMSNorm
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
-from ..packing import Layout, rows_to_layout
+from ..packing import Bounds, Layout, rows_to_layout
 from .blocks import FinalLayer, Ideogram4TransformerBlock, TimeEmbedding
 from .checks import check_float, check_integer, check_times
 from .hooks import fires_hooks
@@ -143,6 +143,18 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         )
         self.final_layer = FinalLayer(hidden_size, in_channels, adaln_dim)
 
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile the blocks once for streams of any length and layout; attention runs between the compiled graphs.
+
+        What `compile_repeated_blocks` of diffusers does, which compiles anew for each layout of segments.
+
+        Args:
+            options: of `torch.compile`, all but `dynamic` and `fullgraph`.
+        """
+        for processor in self.attn_processors.values():
+            processor.breaks_graphs = True
+        self.compile_repeated_blocks(dynamic=True, **options)
+
     @apply_lora_scale("attention_kwargs")
     @fires_hooks(runs_all_layers=False)
     def prepare(
@@ -260,12 +272,13 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
             check_times("times", times)
         times = times.to(latents.device)
         time_of_token = None if len(layout.lengths) == 1 else layout.segment
-        hidden_states, conditioning = self._run(latents, times, time_of_token, context, attention_kwargs)
-
-        if len(layout.image) < layout.tokens:
+        # No token asks the last block for more than its image tokens.
+        hidden_states, conditioning = self._run(
+            latents, times, time_of_token, context, attention_kwargs, layout.image_bounds
+        )
+        if time_of_token is not None and len(layout.image) < layout.tokens:
             image = layout.image.to(hidden_states.device)
-            hidden_states = hidden_states.index_select(0, image)
-            time_of_token = None if time_of_token is None else time_of_token.to(image.device).index_select(0, image)
+            time_of_token = time_of_token.to(image.device).index_select(0, image)
         return self.final_layer(hidden_states, conditioning, time_of_token)
 
     def _run(
@@ -275,11 +288,13 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         time_of_token: Tensor | None,
         context: Context,
         attention_kwargs: dict[str, Any] | None,
+        last_bounds: Bounds,
     ) -> tuple[Tensor, Tensor]:
         """Embed the stream and take it through the blocks.
 
         Returns:
-            Hidden states (tokens, channels) and conditioning (times, adaln_dim).
+            Hidden states (tokens, channels) of the tokens that `last_bounds` wants of the last block, and conditioning
+            (times, adaln_dim).
         """
         layout = context.layout
         image_row = self.embed_image_indicator(torch.ones(1, dtype=torch.long, device=latents.device))
@@ -290,7 +305,8 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
 
         rotary = (context.cos, context.sin)
         for block in self.layers:
-            inputs = (hidden_states, conditioning, time_of_token, rotary, layout.bounds, attention_kwargs)
+            bounds = last_bounds if block is self.layers[-1] else layout.bounds
+            inputs = (hidden_states, conditioning, time_of_token, rotary, bounds, attention_kwargs)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(block, *inputs)
             else:
@@ -349,7 +365,7 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         times, time_of_token = _distinct_times(timestep, index, rows["length"])
 
         context = self._prepare(features, layout)
-        stream, conditioning = self._run(latents, times, time_of_token, context, attention_kwargs)
+        stream, conditioning = self._run(latents, times, time_of_token, context, attention_kwargs, layout.bounds)
         velocity = self.final_layer(stream, conditioning, time_of_token)
 
         padded = velocity.new_zeros(hidden_states.shape).flatten(0, 1)
