@@ -144,6 +144,20 @@ def generate(
             "sends the text as it is."
         ),
     ] = True,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the transformers: worth minutes of waiting for many steps. Needs a C++ compiler."
+        ),
+    ] = False,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of one pass: fewer need less memory, and several passes take the place of one.",
+            show_default="all in one pass",
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse captions that break the schema; without it they draw a warning.")
     ] = False,
@@ -188,7 +202,7 @@ def generate(
             pictures = [jobs[index].picture for index in members]
             for index in members:
                 _report_differences(jobs[index], len(pictures))
-            images = _draw(settings, pictures)
+            images = _draw(settings, pictures, compile, max_tokens)
             paths = []
             for index, picture, image in zip(members, pictures, images, strict=True):
                 text = to_metadata(picture, settings, len(pictures)) if metadata else None
@@ -257,7 +271,7 @@ def _jobs(prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int
     return [Job(Picture(prompt.text, width, height, seed + i, prompt.name), settings, recipe) for i in range(n)]
 
 
-def _draw(settings: Settings, pictures: Sequence[Picture]) -> list[Image]:
+def _draw(settings: Settings, pictures: Sequence[Picture], compiled: bool, max_tokens: int | None) -> list[Image]:
     """All pictures of one setting in one call."""
     import torch
 
@@ -268,6 +282,8 @@ def _draw(settings: Settings, pictures: Sequence[Picture]) -> list[Image]:
     with plain_warnings(), err.status(f"loading {settings.model} on {settings.device}"):
         pipe = _load(settings)
     pipe.set_progress_bar_config(disable=True)
+    if compiled:
+        pipe.compile()
     noun = "picture" if len(pictures) == 1 else "pictures"
     with (
         plain_warnings(),
@@ -301,6 +317,7 @@ def _draw(settings: Settings, pictures: Sequence[Picture]) -> list[Image]:
             generator=[torch.Generator("cpu").manual_seed(picture.seed) for picture in pictures],
             callback_on_step_end=on_step,
             callback_on_step_end_tensor_inputs=[],
+            max_tokens=max_tokens,
         )
     return result.images
 

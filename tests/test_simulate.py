@@ -1,0 +1,123 @@
+"""The simulator: against arithmetic that can be done by hand, queueing theory, and the scheduler's promises."""
+
+import math
+import random
+
+import pytest
+
+from ideoflow.simulate import Cost, Job, fit, poisson, rate_of_load, simulate, simulate_batches
+
+SMALL = Job(20, 30, (7.0,) * 4, kind="small")
+LARGE = Job(50, 400, (7.0,) * 12, kind="large")
+COST = Cost(a=0.01, b=1e-4, c=1e-7)
+
+
+def test_a_job_alone_takes_the_sum_of_its_steps():
+    job = Job(20, 30, (7.0, 7.0, 1.0), arrival=5.0)
+    cost = Cost(a=1.0, b=0.1, c=0.01, start=2.0, finish=0.5)
+    guided = 1 + 0.1 * (50 + 30) + 0.01 * (50**2 + 30**2)
+    plain = 1 + 0.1 * 50 + 0.01 * 50**2
+
+    report = simulate([job], cost)
+
+    assert report.jobs[0].latency == pytest.approx(2 + 2 * guided + plain + 0.5 * 30)
+    assert report.busy == pytest.approx(1.0) and job.step == 0  # the traffic is left as it was
+
+
+def test_jobs_that_fit_share_their_steps():
+    together = simulate([SMALL, SMALL], COST)
+    alone = simulate([SMALL, SMALL], COST, max_requests=1)
+
+    segments = SMALL.segments * 2
+    assert together.seconds == pytest.approx(4 * COST.step(segments))
+    assert alone.seconds == pytest.approx(8 * COST.step(SMALL.segments))
+
+
+def test_first_in_first_out_with_one_job_at_a_time_waits_as_queueing_theory_says():
+    """Mean wait of an M/D/1 queue: load * service / (2 * (1 - load))."""
+    kinds = [(1.0, SMALL)]
+    rate = rate_of_load(kinds, COST, 0.8)
+    service = 0.8 / rate
+    report = simulate(poisson(kinds, rate, 40_000, seed=3), COST, policy="fifo", max_requests=1)
+    wait = sum(job.latency for job in report.jobs) / len(report.jobs) - service
+
+    assert report.busy == pytest.approx(0.8, rel=0.03)
+    assert wait == pytest.approx(0.8 * service / (2 * 0.2), rel=0.1)
+
+
+def test_fair_spares_small_jobs_the_wait_for_large_ones():
+    kinds = [(4.0, SMALL), (1.0, LARGE)]
+    traffic = poisson(kinds, rate_of_load(kinds, COST, 0.8), 3000, seed=1)
+    fair, fifo = (simulate(traffic, COST, policy=policy, max_tokens=900) for policy in ("fair", "fifo"))
+
+    assert fair.percentile(0.95, "small") <= 0.3 * fifo.percentile(0.95, "small")
+    assert fair.throughput >= 0.97 * fifo.throughput
+
+
+def test_more_devices_share_the_work():
+    kinds = [(1.0, SMALL), (1.0, LARGE)]
+    traffic = poisson(kinds, 1000.0, 400, seed=2)  # all at once
+    one, four = (simulate(traffic, COST, devices=devices, max_requests=1) for devices in (1, 4))
+
+    assert four.seconds == pytest.approx(one.seconds / 4, rel=0.1)
+
+
+def test_batches_of_equal_size_pad_captions_and_wait_for_each_other():
+    short, long = Job(10, 30, (7.0,) * 4), Job(40, 30, (7.0,) * 4)
+    report = simulate_batches([short, long, LARGE], COST, batch=4)
+
+    first = 4 * COST.step((70, 30) * 2)
+    assert report.jobs[0].latency == pytest.approx(first)
+    assert report.jobs[1].latency == pytest.approx(first)
+    assert report.jobs[2].latency == pytest.approx(first + 12 * COST.step(LARGE.segments))
+    padded, real = 4 * 200 + 12 * LARGE.tokens, 4 * 170 + 12 * LARGE.tokens
+    assert report.waste == pytest.approx(1 - real / padded)
+
+
+def test_batches_take_no_job_before_it_has_come():
+    early, late = Job(10, 30, (7.0,)), Job(10, 30, (7.0,), arrival=100.0)
+    report = simulate_batches([late, early], COST, batch=2)
+
+    assert [job.latency for job in report.jobs] == pytest.approx([COST.step((40, 30))] * 2)
+
+
+def test_fit_finds_the_cost_that_made_the_steps():
+    draw = random.Random(0)
+    true = Cost(a=0.004, b=3e-5, c=2e-8)
+    steps = []
+    for _ in range(40):
+        segments = [draw.randint(20, 2000) for _ in range(draw.randint(1, 8))]
+        steps.append((segments, true.step(segments) * draw.uniform(0.99, 1.01)))
+    found = fit(steps)
+
+    assert found.a == pytest.approx(true.a, rel=0.05)
+    assert found.b == pytest.approx(true.b, rel=0.05)
+    assert found.c == pytest.approx(true.c, rel=0.1)
+
+
+def test_fit_gives_no_negative_cost():
+    found = fit([([n], 1.0 - 1e-4 * n) for n in range(100, 1000, 100)])
+
+    assert min(found.a, found.b, found.c) >= 0
+    with pytest.raises(ValueError, match="`steps` holds 2"):
+        fit([([1], 1.0), ([2], 2.0)])
+
+
+def test_traffic_is_poisson_and_reproducible():
+    kinds = [(3.0, SMALL), (1.0, LARGE)]
+    traffic = poisson(kinds, 10.0, 20_000, seed=4)
+
+    assert [job.arrival for job in traffic[:9]] == [job.arrival for job in poisson(kinds, 10.0, 9, seed=4)]
+    assert traffic[-1].arrival == pytest.approx(2000, rel=0.05)
+    assert sum(job.kind == "small" for job in traffic) == pytest.approx(15_000, rel=0.05)
+
+
+def test_percentiles_and_the_report():
+    report = simulate([Job(1, 1, (1.0,), arrival=i) for i in range(100)], Cost(0.1, 0.0))
+
+    assert report.percentile(0.5) == pytest.approx(0.1) and not math.isnan(report.percentile(0.99))
+    assert "pictures/s" in str(report) and "p95" in str(report)
+    with pytest.raises(ValueError, match="no job of the kind 'x'"):
+        report.percentile(0.5, "x")
+    with pytest.raises(ValueError, match="`jobs` is empty"):
+        simulate([], COST)
