@@ -43,7 +43,10 @@ class Implementation:
         if self.module is plain:  # rounds between operations
             allowed = 3 * numbers.eps * terms + 64 * numbers.smallest_normal * numbers.eps
         else:  # rounds once, after some operations in float32
-            allowed = 0.5 * numbers.eps * expected.abs() + 2**-20 * terms + numbers.smallest_normal * numbers.eps
+            last_place = numbers.eps * expected.abs() + numbers.smallest_normal * numbers.eps
+            # The interpreter cuts bfloat16 off where a GPU rounds to the nearest.
+            cut_off = INTERPRETED and result.dtype == torch.bfloat16
+            allowed = last_place * (1 if cut_off else 0.5) + 2**-20 * terms
         assert result.shape == expected.shape
         assert (error <= allowed).all(), (error / allowed).max()
 
@@ -178,10 +181,12 @@ def test_the_full_models_shapes(implementation):
     implementation.assert_close(module.swiglu(x1, x3), fed, fed.abs())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_triton_is_nearer_to_float64_than_plain(implementation, dtype):
     if implementation.module is plain:
         pytest.skip("compares the other implementation with this one")
+    if INTERPRETED and dtype == torch.bfloat16:
+        pytest.skip("the interpreter cuts bfloat16 off where a GPU rounds to the nearest")
     draw = implementation.draw(0, dtype)
     h, y, weight, gate = draw(8, 512), draw(8, 512), draw(512), draw(1, 512)
     expected = wide(h)[0] + wide(gate)[0] * norm(y, weight)
