@@ -1,0 +1,226 @@
+"""The element-wise parts of a block, each one pass over memory in Triton where that can run, else in plain torch.
+
+Triton runs on CUDA tensors of one type (float32, bfloat16 or float16) while no gradient is needed; with
+TRITON_INTERPRET=1 in the environment its interpreter also takes CPU tensors, for tests. Each kernel is compared with
+plain torch before its first result for a type and width is used. One that is wrong, or does not compile, is not used
+again in the process, and a warning says so.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from . import plain
+
+__all__ = ["available", "gate_norm_add", "norm_rotate", "norm_scale", "swiglu", "swiglu_halves"]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_WIDTH = 16384  # channels that one program holds in registers
+
+_checked: set[tuple[object, ...]] = set()  # (kernel, type, width, device) that agreed with plain torch
+_broken: set[str] = set()  # kernels that are not used again
+
+
+class WrongResult(Exception):
+    """A kernel does not agree with plain torch."""
+
+
+def available(tensor: Tensor) -> bool:
+    """Whether Triton can run here on tensors of this device and type."""
+    if tensor.dtype not in DTYPES:
+        return False
+    if tensor.is_cuda:
+        return _triton_kernels() is not None
+    if tensor.device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
+        return False  # most CPU processes go this way, and never import triton
+    kernels = _triton_kernels()
+    return kernels is not None and kernels.INTERPRETED
+
+
+def norm_scale(x: Tensor, weight: Tensor, eps: float, scale: Tensor, row: Tensor | None = None) -> Tensor:
+    """RMSNorm(x) * weight * scale[row].
+
+    Args:
+        x: (tokens, channels).
+        weight: (channels,).
+        eps: added to the mean square.
+        scale: (times, channels).
+        row: (tokens,) integers, the row of `scale` of each token, each in [0, times); None if times is 1.
+
+    Returns:
+        (tokens, channels).
+    """
+    fits = x.ndim == 2 and _normalises(x, weight) and _modulates(scale, row, x)
+    if fits and _takes(x, weight, scale, row=row):
+        return _fused("norm_scale", x, weight, eps, scale, row)
+    return plain.norm_scale(x, weight, eps, scale, row)
+
+
+def gate_norm_add(h: Tensor, y: Tensor, weight: Tensor, eps: float, gate: Tensor, row: Tensor | None = None) -> Tensor:
+    """h + gate[row] * RMSNorm(y) * weight.
+
+    Args:
+        h: (tokens, channels), what is added to.
+        y: (tokens, channels), what is normalised.
+        weight: (channels,).
+        eps: added to the mean square.
+        gate: (times, channels).
+        row: (tokens,) integers, the row of `gate` of each token, each in [0, times); None if times is 1.
+
+    Returns:
+        (tokens, channels).
+    """
+    fits = y.ndim == 2 and h.shape == y.shape and _normalises(y, weight) and _modulates(gate, row, y)
+    if fits and _takes(y, h, weight, gate, row=row):
+        return _fused("gate_norm_add", h, y, weight, eps, gate, row)
+    return plain.gate_norm_add(h, y, weight, eps, gate, row)
+
+
+def norm_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """RMSNorm(x) * weight over each head, then rotated as `ideoflow.model.rope.rotate` does.
+
+    Args:
+        x: (tokens, heads, head_dim), head_dim even.
+        weight: (head_dim,).
+        eps: added to the mean square.
+        cos: (tokens, head_dim) from `rotary_tables`.
+        sin: (tokens, head_dim) from `rotary_tables`, negated in the first half.
+
+    Returns:
+        (tokens, heads, head_dim).
+    """
+    fits = x.ndim == 3 and x.shape[2] % 2 == 0 and _normalises(x, weight)
+    if fits and cos.shape == sin.shape == (x.shape[0], x.shape[2]) and _takes(x, weight, cos, sin):
+        return _fused("norm_rotate", x, weight, eps, cos, sin)
+    return plain.norm_rotate(x, weight, eps, cos, sin)
+
+
+def swiglu(x1: Tensor, x3: Tensor) -> Tensor:
+    """silu(x1) * x3, both (tokens, channels)."""
+    if x1.ndim == 2 and x1.shape == x3.shape and _takes(x1, x3):
+        return _fused("swiglu", x1, x3)
+    return plain.swiglu(x1, x3)
+
+
+def swiglu_halves(x13: Tensor) -> Tensor:
+    """silu(first half) * second half of one product (tokens, 2 * channels): (tokens, channels)."""
+    return swiglu(*x13.chunk(2, dim=-1))
+
+
+@cache
+def _triton_kernels() -> ModuleType | None:
+    try:
+        from . import triton_kernels
+    except ImportError as error:
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "triton"):
+            warnings.warn(f"Triton cannot be imported ({error}); plain torch is used.", RuntimeWarning, stacklevel=2)
+        return None
+    return triton_kernels
+
+
+def _normalises(x: Tensor, weight: Tensor) -> bool:
+    """Whether `weight` is that of a norm over the last dimension of x, and the kernels can hold that."""
+    return weight.shape == x.shape[-1:] and x.shape[-1] <= MAX_WIDTH
+
+
+def _modulates(modulation: Tensor, row: Tensor | None, x: Tensor) -> bool:
+    """Whether `modulation` has a row for each token of x (tokens, channels)."""
+    if modulation.ndim != 2 or modulation.shape[1] != x.shape[1]:
+        return False
+    if row is None:
+        return modulation.shape[0] == 1
+    return row.shape == x.shape[:1] and row.dtype in (torch.int32, torch.int64)
+
+
+def _takes(x: Tensor, *others: Tensor, row: Tensor | None = None) -> bool:
+    """Whether the kernels can compute on these now; what they cannot is left to plain torch, errors included."""
+    if torch.compiler.is_compiling() or not available(x):
+        return False
+    tensors = (x, *others)
+    indexed = tensors if row is None else (*tensors, row)
+    return (
+        x.numel() > 0
+        and all(t.dtype == x.dtype for t in tensors)
+        # A subclass may be sharded, quantized or without memory; a kernel sees none of this.
+        and all(type(t) in (Tensor, nn.Parameter) and t.device == x.device and t.stride(-1) == 1 for t in indexed)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        and forward_ad._current_level < 0  # no forward-mode gradient either
+        and not torch.is_autocast_enabled(x.device.type)  # plain torch knows which types come out of it
+    )
+
+
+def _fused(name: str, *arguments: Any) -> Tensor:
+    """The kernel's result, unless it is wrong or does not compile: then that of plain torch."""
+    x: Tensor = arguments[0]
+    key = (name, x.dtype, x.shape[1:], x.device)
+    # The check waits for its result, which a graph that is being captured does not allow.
+    checkable = key in _checked or not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    if checkable and name not in _broken:
+        kernels = _triton_kernels()
+        assert kernels is not None
+        try:
+            with torch.cuda.device_of(x):  # Triton launches on the current device
+                if key not in _checked:
+                    _check(name, x)
+                    _checked.add(key)
+                return getattr(kernels, name)(*arguments)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # no fault of the kernel's
+        except (WrongResult, *kernels.FAILURES) as error:
+            _broken.add(name)
+            warnings.warn(
+                f"The Triton kernel `{name}` is not used, plain torch takes its place: {type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+    return getattr(plain, name)(*arguments)
+
+
+def _check(name: str, like: Tensor) -> None:
+    """Raise WrongResult if the kernel is off by more than rounding on random tokens of the width and type of `like`."""
+    for arguments in _samples(name, like):
+        wide = (a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments)
+        expected = getattr(plain, name)(*wide)
+        error = (getattr(_triton_kernels(), name)(*arguments).float() - expected).abs()
+        numbers = torch.finfo(like.dtype)
+        size = expected.abs()
+        largest = size.flatten(1).amax(1).view(-1, *(1 for _ in size.shape[1:]))  # of each token
+        # One rounding, half a unit in the last place, and what sums and exponentials in float32 lose.
+        allowed = numbers.eps * size.clamp(min=numbers.smallest_normal) + 2**-18 * largest
+        if not bool((error <= allowed).all()):
+            raise WrongResult(f"off by up to {(error / allowed).max():.3g} times what rounding explains")
+
+
+def _samples(name: str, like: Tensor) -> list[tuple[Any, ...]]:
+    """Arguments for the check: tokens of very different size, so that `eps` counts too."""
+    generator = torch.Generator("cpu").manual_seed(0)  # the caller's random numbers stay as they are
+    sizes = torch.tensor([1.0, 1e-3, 10.0], device="cpu")
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+    def tokens() -> Tensor:
+        x = draw(len(sizes), *like.shape[1:])
+        return (x.transpose(0, -1) * sizes).transpose(0, -1).contiguous().to(like)
+
+    channels, eps = like.shape[-1], 1e-5
+    if name == "swiglu":
+        return [(tokens(), tokens())]
+    weight = (1 + 0.1 * draw(channels)).to(like)
+    if name == "norm_rotate":
+        return [(tokens(), weight, eps, *(draw(len(sizes), channels).to(like) for _ in "cs"))]
+    first = (
+        (tokens(), weight, eps)
+        if name == "norm_scale"
+        else (draw(len(sizes), channels).to(like), tokens(), weight, eps)
+    )
+    modulation, row = draw(2, channels).to(like), torch.tensor([1, 0, 1], device=like.device)
+    return [(*first, modulation, row), (*first, modulation[:1], None)]

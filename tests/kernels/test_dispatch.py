@@ -1,0 +1,268 @@
+"""When the Triton kernels are used and when plain torch is; stand-ins take the kernels' place, so no GPU is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from ideoflow import kernels
+from ideoflow.kernels import plain
+
+EPS = 1e-5
+NAMES = ("norm_scale", "gate_norm_add", "norm_rotate", "swiglu")
+X, WEIGHT, SCALE, ROW = torch.randn(5, 48), torch.randn(48), torch.randn(3, 48), torch.tensor([0, 2, 1, 1, 0])
+ARGUMENTS = {
+    "norm_scale": (X, WEIGHT, EPS, SCALE, ROW),
+    "gate_norm_add": (X, X, WEIGHT, EPS, SCALE, ROW),
+    "norm_rotate": (X.unflatten(1, (4, 12)), WEIGHT[:12], EPS, X[:, :12], X[:, 12:24]),
+    "swiglu": (X, X),
+}
+
+
+class StandIn(SimpleNamespace):
+    """Kernels that round once, as Triton's do, and note for which they were called on how many tokens."""
+
+    INTERPRETED = True
+    FAILURES = (RuntimeError,)
+
+    def __init__(self) -> None:
+        super().__init__(calls=[], **{name: self.kernel(name) for name in NAMES})
+
+    def kernel(self, name: str) -> Callable[..., Tensor]:
+        def run(*arguments):
+            self.calls.append((name, len(arguments[0])))
+            floats = (a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments)
+            return getattr(plain, name)(*floats).to(arguments[0].dtype)
+
+        return run
+
+    def uses(self, name: str, tokens: int = 5) -> int:
+        return self.calls.count((name, tokens))
+
+
+@pytest.fixture
+def triton(monkeypatch) -> StandIn:
+    """Takes the place of the Triton kernels, of which nothing is known yet."""
+    stand_in = StandIn()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(kernels, "_triton_kernels", lambda: stand_in)
+    monkeypatch.setattr(kernels, "_checked", set())
+    monkeypatch.setattr(kernels, "_broken", set())
+    return stand_in
+
+
+def call(name: str, arguments: tuple | None = None) -> Tensor:
+    return getattr(kernels, name)(*(arguments or ARGUMENTS[name]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_right_kernel_is_checked_once_for_each_type_and_width_and_then_used(name, triton):
+    for _ in range(3):
+        assert torch.equal(call(name), getattr(plain, name)(*ARGUMENTS[name]))
+    assert triton.uses(name) == 3
+    checks = len(triton.calls) - 3
+    assert checks in (1, 2)  # with and without rows
+    halves = tuple(a.bfloat16() if isinstance(a, Tensor) and a.is_floating_point() else a for a in ARGUMENTS[name])
+    call(name, halves)
+    assert len(triton.calls) == 3 + checks + 1 + checks
+    assert len(kernels._checked) == 2
+
+
+def test_two_halves_of_one_product(triton):
+    assert torch.equal(kernels.swiglu_halves(X), plain.swiglu(X[:, :24], X[:, 24:]))
+    assert triton.uses("swiglu") == 1
+
+
+def test_the_check_leaves_random_numbers_as_they_are(triton):
+    before = torch.get_rng_state()
+    call("norm_scale")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+WRONG = {
+    "eps is left out": ("norm_scale", lambda f, x, w, eps, s, r: f(x, w, 0.0, s, r)),
+    "rows are left out": ("norm_scale", lambda f, x, w, eps, s, r: f(x, w, eps, s[:1], None)),
+    "the weight is left out": ("norm_scale", lambda f, x, w, eps, s, r: f(x, torch.ones_like(w), eps, s, r)),
+    "the last channel is left out": ("norm_scale", lambda f, x, *a: f(x, *a) * (torch.arange(48) < 47)),
+    "a hundredth too much": ("norm_scale", lambda f, *a: f(*a) * 1.01),
+    "not a number": ("norm_scale", lambda f, *a: f(*a) * torch.nan),
+    "nothing is added": ("gate_norm_add", lambda f, h, *a: f(torch.zeros_like(h), *a)),
+    "gates of other rows": (
+        "gate_norm_add",
+        lambda f, h, y, w, e, g, r: f(h, y, w, e, g, None if r is None else 1 - r),
+    ),
+    "turned the other way": ("norm_rotate", lambda f, x, w, e, c, s: f(x, w, e, c, -s)),
+    "heads in another order": ("norm_rotate", lambda f, x, *a: f(x.flip(1), *a)),
+    "the wrong half": ("swiglu", lambda f, x1, x3: f(x3, x1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("name, wrong", WRONG.values(), ids=list(WRONG))
+def test_a_wrong_kernel_gives_way_to_plain_for_good_and_warns_once(name, wrong, dtype, triton):
+    right = getattr(triton, name)
+    setattr(triton, name, lambda *arguments: wrong(right, *arguments))
+    arguments = tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in ARGUMENTS[name])
+    with pytest.warns(RuntimeWarning, match=f"`{name}` is not used.*WrongResult: off by"):
+        result = call(name, arguments)
+    assert torch.equal(result, getattr(plain, name)(*arguments))
+    made = len(triton.calls)
+    with warnings.catch_warnings(action="error"):
+        call(name, arguments)
+        call(name)
+    assert len(triton.calls) == made
+
+
+def test_the_other_kernels_stay_in_use(triton):
+    triton.swiglu = lambda x1, x3: x1
+    with pytest.warns(RuntimeWarning):
+        call("swiglu")
+    call("norm_scale")
+    assert triton.uses("norm_scale") == 1
+
+
+def fail(error: Exception) -> Callable[..., Tensor]:
+    def raise_it(*arguments):
+        raise error
+
+    return raise_it
+
+
+def test_a_kernel_that_does_not_compile_gives_way_to_plain(triton):
+    triton.swiglu = fail(RuntimeError("Failed to find C compiler"))
+    with pytest.warns(RuntimeWarning, match="RuntimeError: Failed to find C compiler"):
+        assert torch.equal(call("swiglu"), plain.swiglu(X, X))
+
+
+def test_a_kernel_may_fail_to_compile_for_later_arguments(triton):
+    call("swiglu")
+    triton.swiglu = fail(RuntimeError("ptxas"))
+    with pytest.warns(RuntimeWarning, match="ptxas"):
+        assert torch.equal(call("swiglu"), plain.swiglu(X, X))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), TypeError("a mistake in the code")])
+def test_other_errors_are_not_hidden(error, triton):
+    triton.swiglu = fail(error)
+    with pytest.raises(type(error)):
+        call("swiglu")
+    assert not kernels._broken
+
+
+def uses_plain(triton: StandIn, function: Callable[..., Tensor], *arguments) -> Tensor:
+    result = function(*arguments)
+    assert not triton.calls
+    return result
+
+
+def test_gradients_go_through_plain(triton):
+    weight = nn.Parameter(WEIGHT.clone())
+    uses_plain(triton, kernels.norm_scale, X, weight, EPS, SCALE, ROW).sum().backward()
+    assert weight.grad is not None
+    with torch.no_grad():
+        kernels.norm_scale(X, weight, EPS, SCALE, ROW)
+    assert triton.uses("norm_scale") == 1
+
+
+def test_forward_gradients_go_through_plain(triton):
+    with forward_ad.dual_level():
+        x = forward_ad.make_dual(X, torch.ones_like(X))
+        assert forward_ad.unpack_dual(uses_plain(triton, kernels.swiglu, x, X)).tangent is not None
+
+
+def test_autocast_goes_through_plain(triton):
+    with torch.autocast("cpu", torch.bfloat16):
+        uses_plain(triton, kernels.norm_scale, X, WEIGHT, EPS, SCALE, ROW)
+
+
+def test_torch_compile_sees_plain(triton):
+    with torch.no_grad():
+        compiled = torch.compile(kernels.swiglu, backend="eager", fullgraph=True)
+        uses_plain(triton, compiled, X, X)
+
+
+def test_mixed_types_go_through_plain(triton):
+    assert uses_plain(triton, kernels.norm_scale, X.bfloat16(), WEIGHT, EPS, SCALE, ROW).dtype == torch.float32
+
+
+def test_other_types_and_devices_go_through_plain(triton):
+    uses_plain(triton, kernels.swiglu, X.double(), X.double())
+    uses_plain(triton, kernels.swiglu, X.to("meta"), X.to("meta"))
+
+
+def test_subclasses_go_through_plain(triton):
+    class Sharded(Tensor):
+        pass
+
+    uses_plain(triton, kernels.norm_scale, X, WEIGHT.as_subclass(Sharded), EPS, SCALE, ROW)
+
+
+def test_what_the_kernels_cannot_read_goes_through_plain(triton):
+    assert uses_plain(triton, kernels.swiglu, X[:0], X[:0]).shape == (0, 48)
+    uses_plain(triton, kernels.swiglu, X[None], X[None])
+    uses_plain(triton, kernels.swiglu, X.mT, X.mT)
+    uses_plain(triton, kernels.norm_scale, X, WEIGHT, EPS, X, None)  # a row for each token
+    uses_plain(triton, kernels.norm_rotate, X[:, None, :9], WEIGHT[:9], EPS, X[:, :9], X[:, :9])
+    wide = torch.randn(2, kernels.MAX_WIDTH + 1)
+    uses_plain(triton, kernels.norm_scale, wide, wide[0], EPS, wide[:1])
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("norm_scale", (X, WEIGHT[1:], EPS, SCALE, ROW)),
+        ("norm_scale", (X, WEIGHT, EPS, SCALE[:, 1:], ROW)),
+        ("norm_scale", (X, WEIGHT, EPS, SCALE, ROW[1:])),
+        ("norm_scale", (X, WEIGHT, EPS, SCALE, None)),
+        ("gate_norm_add", (X[:3], X, WEIGHT, EPS, SCALE, ROW)),
+        ("norm_rotate", (X.unflatten(1, (4, 12)), WEIGHT[:12], EPS, X[1:, :12], X[1:, :12])),
+        ("swiglu", (X, X[:, 1:])),
+    ],
+)
+def test_arguments_that_do_not_fit_raise_torchs_error_and_no_memory_is_read(name, arguments, triton):
+    with pytest.raises(RuntimeError):
+        call(name, arguments)
+    assert not triton.calls
+
+
+def test_cpu_tensors_do_not_ask_for_triton(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(kernels, "_triton_kernels", lambda: pytest.fail("triton was asked for"))
+    assert not kernels.available(X)
+
+
+WITHOUT_TRITON = """
+import sys, types, warnings
+import torch
+from ideoflow import kernels
+sys.modules["triton"] = {triton}
+sys.modules["triton.language"] = None
+warnings.simplefilter("error", RuntimeWarning)
+x = torch.randn(3, 8)
+try:
+    assert not kernels.available(x)
+except RuntimeWarning as warning:
+    print(warning)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "triton, printed",
+    [("None", ""), ("types.ModuleType('triton')", "Triton cannot be imported (import of triton.language")],
+    ids=["not installed", "broken"],
+)
+def test_triton_may_be_absent(triton, printed, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    command = [sys.executable, "-c", WITHOUT_TRITON.format(triton=triton)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(printed) and bool(run.stdout) == bool(printed)

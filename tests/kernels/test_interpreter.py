@@ -1,0 +1,84 @@
+"""The Triton kernels without a GPU: what they compute, in Triton's interpreter, and that they compile as launched."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+interpreting = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets in this process")
+
+
+@interpreting
+@pytest.mark.slow
+def test_the_kernels_are_right_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton"]
+    run = subprocess.run(
+        [*command, str(Path(__file__).with_name("test_kernels.py"))],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+class Gpu:
+    """Stands for Triton's driver, so that the host's code runs up to the launch."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return self.capability  # Triton keeps what it compiled for each device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+
+@interpreting
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
+def test_the_kernels_compile_for_the_full_model_and_move_16_bytes_at_a_time(capability, dtype, monkeypatch, tmp_path):
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    from ideoflow.kernels import triton_kernels
+
+    made = []
+    launch = JITFunction.run
+
+    def compile_only(self, *arguments, grid, warmup, **options):
+        made.append(launch(self, *arguments, grid=grid, warmup=True, **options))
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(driver, "_active", Gpu(capability))
+    x, y, _ = torch.empty(4, 3 * 4608, dtype=dtype).chunk(3, dim=-1)
+    weight, scale = torch.empty(4608, dtype=dtype), torch.empty(2, 4608, dtype=dtype)
+    row = torch.zeros(4, dtype=torch.long)
+    triton_kernels.norm_scale(x, weight, 1e-5, scale[:1])
+    triton_kernels.norm_scale(x, weight, 1e-5, scale, row)
+    triton_kernels.gate_norm_add(x, y, weight, 1e-5, scale, row)
+    table = torch.empty(4, 256, dtype=dtype)
+    triton_kernels.norm_rotate(x.unflatten(-1, (18, 256)), weight[:256], 1e-5, table, table)
+    triton_kernels.swiglu(*torch.empty(4, 2 * 12288, dtype=dtype).chunk(2, dim=-1))
+    assert len(made) == 5
+    for kernel in made:
+        assert kernel.asm["cubin"]
+        assert "ld.global.v4.b32" in kernel.asm["ptx"] and "st.global.v4.b32" in kernel.asm["ptx"]
+        if dtype == torch.bfloat16:
+            assert "cvt.rn.bf16" in kernel.asm["ptx"]  # rounds to the nearest, which the interpreter does not show
