@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.step import machine
-from ideoflow import kernels
-from ideoflow.kernels import plain
+from ideoflow.model import kernels
+from ideoflow.model.kernels import plain
 
 CHANNELS, HEADS, HEAD_DIM, HIDDEN = 4608, 18, 256, 12288
 EPS = 1e-5

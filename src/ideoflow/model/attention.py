@@ -12,7 +12,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from torch import Tensor, nn
 
 from ..packing import Bounds
-from . import cpu_attention
+from . import cpu_attention, kernels
 from .linear import Linear
 from .rope import rotate
 
@@ -56,10 +56,10 @@ class Ideogram4AttnProcessor:
         query, key, value = (x.unflatten(-1, (attn.num_heads, attn.head_dim)) for x in projected)
 
         # Autocast leaves the normalised ones in float32; the kernels want one type.
-        key = rotate(attn.norm_k(key), cos, sin).to(value.dtype)
+        key = norm_rotate(attn.norm_k, key, cos, sin).to(value.dtype)
         if bounds.wanted is not None:
             cos, sin = cos.index_select(0, bounds.wanted), sin.index_select(0, bounds.wanted)
-        query = rotate(attn.norm_q(query), cos, sin).to(value.dtype)
+        query = norm_rotate(attn.norm_q, query, cos, sin).to(value.dtype)
 
         attend = _attend_outside_graphs if self.breaks_graphs else Ideogram4AttnProcessor._attend
         attended = attend(self, query, key, value, bounds)
@@ -114,8 +114,26 @@ def _varlen_takes(query: Tensor) -> bool:
 class RMSNorm(nn.RMSNorm):
     """Torch's norm, computed in the type of its weight: what autocast hands it is narrower."""
 
+    @property
+    def bare(self) -> bool:
+        """Whether nothing (an offload hook, say) has to see it called, so that a kernel may take its weight."""
+        return not (self._forward_hooks or self._forward_pre_hooks or "forward" in self.__dict__)
+
+    @property
+    def epsilon(self) -> float:
+        """What is added to the mean square."""
+        assert self.eps is not None
+        return self.eps
+
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype))
+
+
+def norm_rotate(norm: RMSNorm, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Normalise and rotate each head of x (tokens, heads, head_dim), in one pass where a kernel can."""
+    if norm.bare:
+        return kernels.norm_rotate(x, norm.weight, norm.epsilon, cos, sin)
+    return rotate(norm(x), cos, sin)
 
 
 class Ideogram4Attention(nn.Module, AttentionModuleMixin):

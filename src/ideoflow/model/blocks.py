@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..packing import Bounds
+from . import kernels
 from .attention import Ideogram4Attention, RMSNorm
 from .linear import Linear
 
@@ -29,6 +30,20 @@ def sinusoid(t: Tensor, dim: int) -> Tensor:
 def at_tokens(x: Tensor, time_of_token: Tensor | None) -> Tensor:
     """Give each token the row of its time: (times, n) to (tokens, n), or (1, n), which broadcasts, if all share one."""
     return x if time_of_token is None else x.index_select(0, time_of_token)
+
+
+def norm_scale(norm: RMSNorm, x: Tensor, scale: Tensor, time_of_token: Tensor | None) -> Tensor:
+    """Normalise x (tokens, channels) and scale each token by the row of its time, in one pass if possible."""
+    if norm.bare:
+        return kernels.norm_scale(x, norm.weight, norm.epsilon, scale, time_of_token)
+    return norm(x) * at_tokens(scale, time_of_token)
+
+
+def gate_norm_add(norm: RMSNorm, h: Tensor, y: Tensor, gate: Tensor, time_of_token: Tensor | None) -> Tensor:
+    """Add the normalised y to h, both (tokens, channels), gated by the rows of their times, in one pass if possible."""
+    if norm.bare:
+        return kernels.gate_norm_add(h, y, norm.weight, norm.epsilon, gate, time_of_token)
+    return h + at_tokens(gate, time_of_token) * norm(y)
 
 
 class TimeEmbedding(nn.Module):
@@ -55,7 +70,7 @@ class FeedForward(nn.Module):
         self.w3 = Linear(dim, hidden_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(kernels.swiglu(self.w1(x), self.w3(x)))
 
 
 class Ideogram4TransformerBlock(nn.Module):
@@ -96,14 +111,14 @@ class Ideogram4TransformerBlock(nn.Module):
             attention_kwargs: passed to the attention processor.
         """
         scale1, gate1, scale2, gate2 = self.adaln_modulation(conditioning).chunk(4, dim=-1)
-        scaled = self.attention_norm1(hidden_states) * at_tokens(1 + scale1, time_of_token)
+        scaled = norm_scale(self.attention_norm1, hidden_states, 1 + scale1, time_of_token)
         attended = self.attention(scaled, rotary, bounds, **(attention_kwargs or {}))
         if bounds.wanted is not None:
             hidden_states = hidden_states.index_select(0, bounds.wanted)
             time_of_token = None if time_of_token is None else time_of_token.index_select(0, bounds.wanted)
-        hidden_states = hidden_states + at_tokens(gate1.tanh(), time_of_token) * self.attention_norm2(attended)
-        fed = self.feed_forward(self.ffn_norm1(hidden_states) * at_tokens(1 + scale2, time_of_token))
-        return hidden_states + at_tokens(gate2.tanh(), time_of_token) * self.ffn_norm2(fed)
+        hidden_states = gate_norm_add(self.attention_norm2, hidden_states, attended, gate1.tanh(), time_of_token)
+        fed = self.feed_forward(norm_scale(self.ffn_norm1, hidden_states, 1 + scale2, time_of_token))
+        return gate_norm_add(self.ffn_norm2, hidden_states, fed, gate2.tanh(), time_of_token)
 
 
 class FinalLayer(nn.Module):

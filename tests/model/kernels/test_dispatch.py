@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from ideoflow import kernels
-from ideoflow.kernels import plain
+from ideoflow.model import kernels
+from ideoflow.model.kernels import plain
 
 EPS = 1e-5
 NAMES = ("norm_scale", "gate_norm_add", "norm_rotate", "swiglu")
@@ -242,7 +242,7 @@ def test_cpu_tensors_do_not_ask_for_triton(monkeypatch):
 WITHOUT_TRITON = """
 import sys, types, warnings
 import torch
-from ideoflow import kernels
+from ideoflow.model import kernels
 sys.modules["triton"] = {triton}
 sys.modules["triton.language"] = None
 warnings.simplefilter("error", RuntimeWarning)

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ideoflow import kernels
-from ideoflow.kernels import plain
+from ideoflow.model import kernels
+from ideoflow.model.kernels import plain
 from ideoflow.model.rope import rotate
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -86,7 +86,7 @@ def implementation(request: pytest.FixtureRequest) -> Implementation:
         pytest.skip("triton is not installed")
     if not (INTERPRETED or torch.cuda.is_available()):
         pytest.skip("no CUDA device; test_interpreter.py runs this under Triton's interpreter")
-    from ideoflow.kernels import triton_kernels
+    from ideoflow.model.kernels import triton_kernels
 
     return Implementation(triton_kernels, "cpu" if INTERPRETED else "cuda")
 
