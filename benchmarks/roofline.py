@@ -480,8 +480,9 @@ def _count_ours(counter: Counter, samples: Sequence[Sample], implementation: Imp
         works |= {name: before[name] + last[name] for name in before}
         parts += [Part(name, call, STEP, work) for name, work in works.items()]
         for i, (s, text) in enumerate(branch):
-            call_once = f"{call}, request {i}"
-            once = {TEXT: counter.text_projection(text), TABLES: counter.our_tables(s.image + text)}
+            call_once, embedded = f"{call}, request {i}", text * counter.config.hidden
+            row_added = counter.passes(embedded, embedded, embedded)
+            once = {TEXT: counter.text_projection(text) + row_added, TABLES: counter.our_tables(s.image + text)}
             parts += [Part(name, call_once, REQUEST, work) for name, work in once.items()]
     return parts
 

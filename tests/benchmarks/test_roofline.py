@@ -37,6 +37,7 @@ from benchmarks.roofline import (
     Config,
     Implementation,
     Machine,
+    Part,
     Sample,
     count,
     seconds,
@@ -233,66 +234,103 @@ def attend(attention, query, key, value, context, image) -> Tensor:
 
 
 class Traffic(TorchDispatchMode):
-    """Adds up the bytes of tensors in and out of each operation that is no view, no product and no attention."""
+    """Adds up the bytes of tensors in and out of each operation that is no view, weights and all."""
 
-    OTHER = ("mm", "addmm", "bmm", "where", "scalar_tensor", "_scaled_dot_product_flash_attention_for_cpu")
-
-    def __init__(self) -> None:
+    def __init__(self, besides: tuple[str, ...] = ()) -> None:
         super().__init__()
+        self.besides = ("_unsafe_view", *besides)
         self.read = self.written = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **kwargs or {})
-        if func.overloadpacket.__name__ not in self.OTHER and not is_view(func):
+        if func.overloadpacket.__name__ not in self.besides and not func.is_view:
             self.read += sum(x.nbytes for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
             self.written += sum(x.nbytes for x in tree_leaves(out) if isinstance(x, Tensor))
         return out
 
 
-def is_view(func) -> bool:
-    return func.is_view or func.overloadpacket.__name__ == "_unsafe_view"
+PRODUCTS = ("mm", "addmm", "where", "_scaled_dot_product_flash_attention_for_cpu")  # `where` makes the peer's mask
+LARGER = NARROW | dict(attention_head_dim=32, num_attention_heads=4, intermediate_size=300, llm_features_dim=500)
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+MOVING = pytest.mark.parametrize("samples", [[Sample(100, 20, 20)], [Sample(100, 20, 20)] * 2], ids=["one", "two"])
 
 
-LARGER = NARROW | dict(attention_head_dim=32, num_attention_heads=4, intermediate_size=300, num_layers=1)
+def bytes_moved(parts: list[Part]) -> tuple[int, int]:
+    """Bytes read, weights among them, and written in conditional calls, as counted."""
+    table = work_of([part for part in parts if part.call.startswith("conditional")], when=None).bytes_by_type()
+    return sum(table["weights"].values()) + sum(table["read"].values()), sum(table["written"].values())
 
 
-def elementwise_bytes(implementation: Implementation, samples: list[Sample], dtype: str) -> tuple[int, int]:
-    """Bytes read and written of the blocks' element-wise work, as counted, of the conditional calls."""
-    parts = count(Config.of(LARGER), samples, implementation, dtype, device="cpu")
-    work = work_of([part for part in parts if part.call.startswith("conditional")], ELEMENTWISE)
-    table = work.bytes_by_type()
-    return sum(table["read"].values()), sum(table["written"].values())
+def of_type(model: type[nn.Module], dtype: str) -> nn.Module:
+    return model(**LARGER).eval().to(getattr(torch, dtype))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("samples", [[Sample(100, 20, 20)], [Sample(100, 20, 20)] * 2], ids=["one", "two"])
+@DTYPES
+@MOVING
 def test_our_blocks_move_the_counted_bytes(dtype, samples):
     """But for gains of norms and roots, one for each row of a norm: within 2%."""
-    block = Ideogram4Transformer2DModel(**LARGER).eval().to(getattr(torch, dtype)).layers[0]
+    block = of_type(Ideogram4Transformer2DModel, dtype).layers[0]
     layout = Layout.of_samples([(s.text, s.rows, s.cols) for s in samples])
     hidden, conditioning, table = (
         torch.randn(rows, width, dtype=getattr(torch, dtype))
         for rows, width in ((layout.tokens, 128), (len(samples), 12), (layout.tokens, 32))
     )
     time_of_token = layout.segment if len(samples) > 1 else None
-    with torch.no_grad(), Traffic() as traffic:
+    with torch.no_grad(), Traffic(besides=PRODUCTS) as traffic:
         block(hidden, conditioning, time_of_token, (table, table), layout.bounds)
-    read, written = elementwise_bytes(OURS, samples, dtype)
-    assert (traffic.read, traffic.written) == pytest.approx((read, written), rel=0.02)
+    parts = count(Config.of(LARGER | dict(num_layers=1)), samples, OURS, dtype, device="cpu")
+    counted = bytes_moved([part for part in parts if part.name == ELEMENTWISE])
+    assert (traffic.read, traffic.written) == pytest.approx(counted, rel=0.02)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_peers_blocks_move_the_counted_bytes(dtype):
-    block = diffusers.Ideogram4Transformer2DModel(**LARGER).eval().to(getattr(torch, dtype)).layers[0]
-    samples = [Sample(100, 20, 20)] * 2
+@DTYPES
+@MOVING
+def test_the_peers_blocks_move_the_counted_bytes(dtype, samples):
+    """Likewise."""
+    block = of_type(diffusers.Ideogram4Transformer2DModel, dtype).layers[0]
+    rows, length = len(samples), samples[0].text + samples[0].image
     hidden, conditioning, table = (
-        torch.randn(2, rows, width, dtype=getattr(torch, dtype)) for rows, width in ((500, 128), (1, 12), (500, 32))
+        torch.randn(rows, n, width, dtype=getattr(torch, dtype)) for n, width in ((length, 128), (1, 12), (length, 32))
     )
-    mask = torch.ones(2, 1, 500, 500, dtype=torch.bool)
-    with torch.no_grad(), Traffic() as traffic:
+    mask = torch.ones(rows, 1, length, length, dtype=torch.bool)
+    with torch.no_grad(), Traffic(besides=PRODUCTS) as traffic:
         block(hidden, mask, (table, table), conditioning)
-    read, written = elementwise_bytes(TRIMMED, samples, dtype)
-    assert (traffic.read, traffic.written) == pytest.approx((read, written), rel=0.02)
+    parts = count(Config.of(LARGER | dict(num_layers=1)), samples, TRIMMED, dtype, device="cpu")
+    counted = bytes_moved([part for part in parts if part.name == ELEMENTWISE])
+    assert (traffic.read, traffic.written) == pytest.approx(counted, rel=0.02)
+
+
+@DTYPES
+@MOVING
+def test_our_calls_move_the_counted_bytes(dtype, samples):
+    """Within 2%: a kernel of attention also notes a number for each row."""
+    model = of_type(Ideogram4Transformer2DModel, dtype)
+    layouts = [Layout.of_samples([(s.text, s.rows, s.cols)]) for s in samples]
+    features = torch.randn(samples[0].text, 500, dtype=model.dtype)
+    with torch.no_grad(), Traffic() as once:
+        contexts = [model.prepare(features, layout) for layout in layouts]
+    context = Context.cat(contexts)
+    context.layout.order  # noqa: B018 (made at the first step, and kept)
+    latents, times = torch.randn(len(context.layout.image), 8, dtype=model.dtype), torch.rand(len(samples))
+    with torch.no_grad(), Traffic() as step:
+        model.velocity(latents, times, context)
+    parts = count(Config.of(LARGER), samples, OURS, dtype, device="cpu")
+    for traffic, when in ((once, REQUEST), (step, STEP)):
+        counted = bytes_moved([part for part in parts if part.when == when])
+        assert (traffic.read, traffic.written) == pytest.approx(counted, rel=0.02)
+
+
+@DTYPES
+@MOVING
+def test_the_peers_calls_move_the_counted_bytes(dtype, samples):
+    """Likewise."""
+    model = of_type(diffusers.Ideogram4Transformer2DModel, dtype)
+    inputs = peer_inputs(samples, Config.of(LARGER), samples[0].text)
+    inputs = {name: x.to(model.dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+    with torch.no_grad(), Traffic() as traffic:
+        model(**inputs)
+    counted = bytes_moved(count(Config.of(LARGER), samples, TRIMMED, dtype, device="cpu"))
+    assert (traffic.read, traffic.written) == pytest.approx(counted, rel=0.02)
 
 
 def test_weights_are_read_once_a_call():
