@@ -52,10 +52,9 @@ class WholeLastBlock(OurStep):
         for branch in branches:
             plain = branch.final_layer.forward
 
-            def forward(states: Tensor, conditioning: Tensor, times: Tensor | None, plain=plain) -> Tensor:
+            def forward(states: Tensor, *rest: object, plain=plain) -> Tensor:
                 image = self.conditional.layout.image
-                states = states if len(states) == len(image) else states.index_select(0, image)
-                return plain(states, conditioning, times)
+                return plain(states if len(states) == len(image) else states.index_select(0, image), *rest)
 
             branch.final_layer.forward = forward
 

@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=["attention+feed_forward"])
     parser.add_argument("--tokens", type=int, default=1800, help="token budget of a batch")
     parser.add_argument("--prior", type=int, default=48, help="pictures that the model draws itself, to train on too")
+    parser.add_argument("--asked", type=int, default=20, help="captions that ask for the new shape")
     parser.add_argument("--old", type=int, default=100, help="held-out pictures of the old world to draw")
     parser.add_argument("--folder", type=Path, default=Path("outputs/lora"))
     parser.add_argument("--threads", type=int, default=2)
@@ -102,7 +103,7 @@ def main() -> None:
         shown.image.save(data / f"{index:02}.png")
         (data / f"{index:02}.json").write_text(json.dumps(shown.caption))
 
-    asked, old = [picture(1000 + i, ASKED) for i in range(20)], held_out(options.old)
+    asked, old = [picture(1000 + i, ASKED) for i in range(options.asked)], held_out(options.old)
     pipeline = Ideogram4Pipeline.from_pretrained(options.model or sketch.path(), dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     begun = time.perf_counter()

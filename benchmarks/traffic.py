@@ -42,30 +42,28 @@ def job_of(request: Request, kind: str) -> Job:
     return Job(request.text_tokens, request.image_tokens, request.guidance, kind=kind)
 
 
-def measure(pipe: Ideogram4Pipeline, max_tokens: int, sets: int, seed: int = 0) -> Cost:
-    """The cost model of this machine, from steps of random sets of requests that fit in the budget."""
-    draw = random.Random(seed)
-    engine = pipe.engine()
+def measure(pipe: Ideogram4Pipeline, max_tokens: int, count: int) -> Cost:
+    """The cost model of this machine, from the engine's own steps of `count` requests under each policy."""
+    draw = random.Random(0)
+    weights = [weight for _, _, weight in KINDS.values()]
     steps: list[tuple[Sequence[int], float]] = []
     decoding: list[float] = []
-    for number in range(sets):
-        requests: list[Request] = []
-        while True:
-            request = make(pipe, draw.choice(list(KINDS)), draw.randrange(40))
-            if requests and sum(r.tokens for r in requests) + request.tokens > max_tokens:
-                break
-            requests.append(request)
-        segments = [length for request in requests for length in job_of(request, "").segments]
-        for repeat in range(4):
+    for policy in POLICIES:
+        engine = pipe.engine(policy=policy, max_tokens=max_tokens)  # type: ignore[arg-type]
+        requests = [make(pipe, kind, i) for i, kind in enumerate(draw.choices(list(KINDS), weights, k=count))]
+        for request in requests:
+            engine.add(request)
+        while not engine.idle:
             begun = time.perf_counter()
-            engine.advance(requests)
-            if number and repeat:  # the first ones warm up, and pack the set
-                steps.append((segments, time.perf_counter() - begun))
+            events = engine.step()
+            seconds = time.perf_counter() - begun
+            stepped = [event.request for event in events if event.kind == "step"]
+            steps.append(([length for request in stepped for length in job_of(request, "").segments], seconds))
         for request in requests:
             begun = time.perf_counter()
             pipe.decode_requests([request])
             decoding.append((time.perf_counter() - begun) / request.image_tokens)
-    cost = fit(steps)
+    cost = fit(steps[5:])  # the first ones warm up
     return Cost(cost.a, cost.b, cost.c, finish=statistics.median(decoding))
 
 
@@ -113,14 +111,14 @@ def main() -> None:
         "--max-tokens", type=int, default=450, help="budget of a step: one large request, or several small"
     )
     parser.add_argument("--repeats", type=int, default=2, help="runs of each policy, with traffic of its own")
-    parser.add_argument("--sets", type=int, default=30, help="sets of requests to fit the cost model from")
+    parser.add_argument("--measured", type=int, default=24, help="requests to fit the cost model from, of each policy")
     parser.add_argument("--threads", type=int, help="of torch; all cores by default")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     pipe = sketch.load()
-    cost = measure(pipe, options.max_tokens, options.sets)
+    cost = measure(pipe, options.max_tokens, options.measured)
     kinds = [(weight, job_of(make(pipe, kind, 0), kind)) for kind, (_, _, weight) in KINDS.items()]
     rate = rate_of_load(kinds, cost, options.load)
     print(f"a step takes {cost.a * 1e3:.2f} ms + {cost.b * 1e6:.2f} us a token + {cost.c * 1e9:.2f} ns a pair;"

@@ -1,4 +1,4 @@
-"""Where a model computes that rests elsewhere between calls."""
+"""Where a model computes that rests elsewhere between calls, and whether one does."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def execution_device(module: nn.Module) -> torch.device:
         if device is not None:
             return torch.device(device)
     return next(module.parameters()).device
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether hooks bring `module`, or parts of it, to the device when they are called."""
+    return any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in module.modules())

@@ -44,14 +44,15 @@ from benchmarks.roofline import (
     work_of,
 )
 from ideoflow import Ideogram4Transformer2DModel
-from ideoflow.engine import Engine, Request
+from ideoflow.engine import Denoiser, Request
+from ideoflow.engine import denoiser as denoiser_module
 from ideoflow.model import Context
 from ideoflow.model.rope import rotate
 from ideoflow.packing import IMAGE_POSITION_OFFSET, LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR, Layout
 
 BY_NAME = {implementation.name: implementation for implementation in IMPLEMENTATIONS}
 OURS, PEER, TRIMMED = BY_NAME[BASE], BY_NAME["diffusers"], BY_NAME["~ trimmed"]
-LAST_BLOCK = Implementation("last block", last_block_image_only=True)
+WHOLE = Implementation("whole last block")
 FULL = [Sample(400, 64, 64)]
 
 NARROW = dict(
@@ -85,12 +86,12 @@ def flops_counted() -> Iterator[FlopCounterMode]:
         yield counter
 
 
-def engine_request(engine: Engine, sample: Sample, config: Config) -> Request:
+def denoiser_request(denoiser: Denoiser, sample: Sample, config: Config) -> Request:
     return Request(
-        conditional=engine.prepare_conditional(
+        conditional=denoiser.prepare_conditional(
             torch.randn(sample.text, config.llm_features_dim), (sample.rows, sample.cols)
         ),
-        unconditional=engine.prepare_unconditional((sample.rows, sample.cols)),
+        unconditional=denoiser.prepare_unconditional((sample.rows, sample.cols)),
         latents=torch.randn(sample.image, config.in_channels),
         sigmas=torch.tensor([1.0, 0.5, 0.0]),
         guidance=(7.0 if sample.guided else 1.0,) * 2,
@@ -141,16 +142,17 @@ def test_prepare_and_velocity_do_the_counted_flops(sizes, samples):
 
 
 @TRAFFICS
-def test_the_engine_does_the_counted_flops(samples):
+def test_the_engine_does_the_counted_flops(samples, monkeypatch):
+    monkeypatch.setattr(denoiser_module, "SCHEDULES", 0)  # the modulations of a step at the step, as they are counted
     config = Config.of(WIDE)
-    engine = Engine(*(Ideogram4Transformer2DModel(**WIDE).eval() for _ in range(2)))
+    denoiser = Denoiser(*(Ideogram4Transformer2DModel(**WIDE).eval() for _ in range(2)))
     parts = count(config, samples, OURS, "float32")
     with flops_counted() as once:
-        requests = [engine_request(engine, sample, config) for sample in samples]
+        requests = [denoiser_request(denoiser, sample, config) for sample in samples]
     assert work_of(parts, when=REQUEST).matrix_flops == once.get_total_flops()
     for _ in range(2):
         with flops_counted() as step:
-            engine.step(requests)
+            denoiser.step(requests)
         assert work_of(parts).matrix_flops == step.get_total_flops()
 
 
@@ -221,7 +223,7 @@ def test_a_last_block_at_image_tokens_does_the_counted_flops():
         hidden = hidden + gate2.tanh() * block.ffn_norm2(fed(block.ffn_norm1(hidden) * (1 + scale2)))
         velocity = model.final_layer(hidden, conditioning, None)
     torch.testing.assert_close(velocity, expected)
-    parts = [p for p in count(config, [sample], LAST_BLOCK, "float32") if p.call == "conditional"]
+    parts = [p for p in count(config, [sample], OURS, "float32") if p.call == "conditional"]
     assert work_of(parts).matrix_flops == counter.get_total_flops()
 
 
@@ -249,7 +251,8 @@ class Traffic(TorchDispatchMode):
         return out
 
 
-PRODUCTS = ("mm", "addmm", "where", "_scaled_dot_product_flash_attention_for_cpu")  # `where` makes the peer's mask
+# `where` makes the peer's mask
+PRODUCTS = ("mm", "addmm", "_linear_pointwise", "where", "_scaled_dot_product_flash_attention_for_cpu")
 LARGER = NARROW | dict(attention_head_dim=32, num_attention_heads=4, intermediate_size=300, llm_features_dim=500)
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 MOVING = pytest.mark.parametrize("samples", [[Sample(100, 20, 20)], [Sample(100, 20, 20)] * 2], ids=["one", "two"])
@@ -278,7 +281,7 @@ def test_our_blocks_move_the_counted_bytes(dtype, samples):
     time_of_token = layout.segment if len(samples) > 1 else None
     with torch.no_grad(), Traffic(besides=PRODUCTS) as traffic:
         block(hidden, conditioning, time_of_token, (table, table), layout.bounds)
-    parts = count(Config.of(LARGER | dict(num_layers=1)), samples, OURS, dtype, device="cpu")
+    parts = count(Config.of(LARGER | dict(num_layers=1)), samples, WHOLE, dtype, device="cpu")
     counted = bytes_moved([part for part in parts if part.name == ELEMENTWISE])
     assert (traffic.read, traffic.written) == pytest.approx(counted, rel=0.02)
 
@@ -380,7 +383,7 @@ def test_more_tokens_never_take_less(implementation, more):
 
 
 @pytest.mark.parametrize("name", list(asdict(Config())))
-@pytest.mark.parametrize("implementation", [OURS, PEER, LAST_BLOCK], ids=lambda i: i.name)
+@pytest.mark.parametrize("implementation", [OURS, PEER, WHOLE], ids=lambda i: i.name)
 def test_a_larger_model_takes_more(name, implementation):
     config = Config()
     larger = replace(config, **{name: getattr(config, name) * 2})
@@ -391,7 +394,8 @@ def test_a_larger_model_takes_more(name, implementation):
 
 def test_each_implementation_takes_less_than_the_one_it_improves():
     work = {i.name: work_of(count(Config(), FULL, i, "bfloat16")) for i in IMPLEMENTATIONS}
-    flops = [work[name].matrix_flops for name in ("diffusers", "~ trimmed", BASE, "~ last block")]
+    work["whole"] = work_of(count(Config(), FULL, WHOLE, "bfloat16"))
+    flops = [work[name].matrix_flops for name in ("diffusers", "~ trimmed", "whole", BASE)]
     assert flops == sorted(flops, reverse=True) and len(set(flops)) == 4
     assert work["~ fused"].matrix_flops == work[BASE].matrix_flops
     assert work["~ fused"].vector_flops == work[BASE].vector_flops
@@ -401,7 +405,7 @@ def test_each_implementation_takes_less_than_the_one_it_improves():
 
 def test_without_text_there_is_nothing_to_leave_out_of_the_last_block():
     samples = [Sample(0, 8, 8)]
-    assert count(Config(), samples, LAST_BLOCK, "bfloat16") == count(Config(), samples, OURS, "bfloat16")
+    assert count(Config(), samples, WHOLE, "bfloat16") == count(Config(), samples, OURS, "bfloat16")
 
 
 def test_float32_moves_twice_the_bytes_of_bfloat16_where_types_are_all_one():

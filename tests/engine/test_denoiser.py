@@ -51,7 +51,7 @@ def test_a_step_is_guided_euler_in_float32(denoiser, make_request, transformers)
 
     velocity = 7.0 * conditional - 6.0 * unconditional
     expected = before + (request.sigmas[0] - request.sigmas[1]) * velocity
-    torch.testing.assert_close(request.latents, expected, atol=1e-6, rtol=1e-6)
+    assert relative(request.latents, expected) <= 1e-5
     assert request.latents.dtype == torch.float32
     assert (request.step, request.status) == (1, "running")
 
@@ -210,3 +210,64 @@ def test_projected_text_makes_the_same_context(denoiser):
     parts = denoiser.prepare_projected(denoiser.project_text(features), (2, 3))
 
     assert torch.equal(whole.text, parts.text) and torch.equal(whole.cos, parts.cos)
+
+
+def times_run(transformers):
+    """Calls of the time embedding of each branch, a list that grows."""
+    calls = []
+    for number, transformer in enumerate(transformers):
+        transformer.t_embedding.register_forward_hook(lambda *_, n=number: calls.append(n))
+    return calls
+
+
+@pytest.fixture
+def own(transformers):
+    """Copies of the transformers, to hook and change."""
+    from copy import deepcopy
+
+    return deepcopy(transformers)
+
+
+def test_times_are_embedded_once_for_a_schedule(own, make_request):
+    denoiser, calls = Denoiser(*own), times_run(own)
+    finish(denoiser, [make_request(1), make_request(2)])  # of equal size, and so of one schedule
+
+    assert calls == [0, 1]
+
+
+def test_schedules_that_are_too_many_to_keep_go_step_by_step(own, make_request, alone, denoiser):
+    from ideoflow.engine.denoiser import SCHEDULES
+
+    lean, calls = Denoiser(*own), times_run(own)
+    requests = [make_request(i, steps=2 + i) for i in range(SCHEDULES + 1)]
+    lean.step(requests)
+    lean.step(requests)
+    assert calls == [0, 1] * 2
+
+    several = [make_request(i, steps=2 + i) for i in range(SCHEDULES + 1)]
+    expected = [finish(denoiser, [make_request(i, steps=2 + i)])[0] for i in range(SCHEDULES + 1)]
+    for latents, wanted in zip(finish(lean, several), expected, strict=True):
+        assert relative(latents, wanted) <= 1e-5
+
+
+def test_schedules_follow_the_weights(own, make_request):
+    denoiser, calls = Denoiser(*own), times_run(own)
+    denoiser.step([make_request(1)])
+    with torch.no_grad():
+        own[0].layers[0].adaln_modulation.weight.mul_(1.5)
+    changed, fresh = make_request(1), make_request(1)
+    denoiser.step([changed])
+    Denoiser(*own).step([fresh])
+
+    assert calls[:3] == [0, 1, 0] and torch.equal(changed.latents, fresh.latents)
+
+
+def test_offloaded_blocks_are_not_called_beside_their_hooks(own, make_request):
+    """A hook on a block stands for one that brings its weights when the block is called."""
+    denoiser, calls = Denoiser(*own), times_run(own)
+    own[0].layers[1]._hf_hook = object()
+    request = make_request(1)
+    denoiser.step([request])
+    denoiser.step([request])
+
+    assert calls == [0, 1, 0]  # the conditional branch at each step, the other once

@@ -31,7 +31,7 @@ def test_times_of_the_callers_own_rounding_are_taken(make_request):
 
 def test_latents_are_kept_in_float32(make_request):
     parts = vars(make_request(1)).copy()
-    parts.pop("_times")
+    parts.pop("_times"), parts.pop("_schedule")
 
     assert Request(**{**parts, "latents": parts["latents"].bfloat16()}).latents.dtype == torch.float32
 
@@ -47,6 +47,6 @@ def test_latents_are_kept_in_float32(make_request):
 )
 def test_parts_that_do_not_fit_are_named(make_request, changes, message):
     parts = vars(make_request(1, id="seven")).copy()
-    parts.pop("_times")
+    parts.pop("_times"), parts.pop("_schedule")
     with pytest.raises(ValueError, match=f"Request seven: .*{message}"):
         Request(**{**parts, **changes})

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..model import Context, Ideogram4Transformer2DModel
-from ..offload import execution_device
+from ..model import Context, Ideogram4Transformer2DModel, Modulation
+from ..offload import execution_device, is_offloaded
 from ..packing import Layout
+from ..text_cache import weights_key
 from .request import Request
+
+SCHEDULES = 4  # kept for each branch: at full size one of 48 steps takes 60 MB
 
 
 class Denoiser:
@@ -120,6 +124,7 @@ class _Branch:
         self.attention_kwargs = attention_kwargs
         self._parts: list[Context] = []
         self._packed: Context | None = None
+        self._schedules: OrderedDict[Hashable, Modulation] = OrderedDict()  # the latest last
 
     def project(self, features: Tensor) -> Tensor:
         device = execution_device(self.transformer)
@@ -138,7 +143,13 @@ class _Branch:
         device = context.layout.device
         latents = torch.cat([requests[i].latents for i in order]).to(device, self.transformer.dtype)
         times = torch.stack([requests[i].time for i in order]).to(device)
-        velocity = self.transformer.velocity(latents, times, context, attention_kwargs=self.attention_kwargs)
+        velocity = self.transformer.velocity(
+            latents,
+            times,
+            context,
+            attention_kwargs=self.attention_kwargs,
+            modulation=self._modulation([requests[i] for i in order]),
+        )
         parts = velocity.to(torch.float32).split(context.layout.image_lengths)
         return {requests[i]: part.to(requests[i].latents.device) for i, part in zip(order, parts, strict=True)}
 
@@ -149,3 +160,21 @@ class _Branch:
             self._packed = None  # free the last set's before making the next
             self._parts, self._packed = contexts, Context.cat(contexts)
         return self._packed
+
+    def _modulation(self, requests: Sequence[Request]) -> Modulation | None:
+        """Rows of whole schedules, computed once for each; None where steps are better computed one by one."""
+        weights = None if is_offloaded(self.transformer) else weights_key(*self.transformer.time_layers)
+        if weights is None or len({request.schedule for request in requests}) > SCHEDULES:
+            return None
+        rows = []
+        for request in requests:
+            key = (weights, request.schedule)
+            if key not in self._schedules:
+                times = torch.tensor(request.schedule, device=self.transformer.device)
+                made = self.transformer.modulate(times, attention_kwargs=self.attention_kwargs)
+                self._schedules[key] = made
+            self._schedules.move_to_end(key)
+            rows.append((self._schedules[key], request.step))
+        while len(self._schedules) > SCHEDULES:
+            self._schedules.popitem(last=False)
+        return Modulation.of_steps(rows)

@@ -81,6 +81,7 @@ class Request:
         times = 1 - self.sigmas[:-1] if self.times is None else self.times
         # On the device beforehand, so that no step has to wait for a copy.
         self._times = times.to(self.latents.device, torch.float32)
+        self._schedule = tuple(times.to("cpu", torch.float32).tolist())
 
     def __repr__(self) -> str:
         return f"Request {self.id or hex(id(self))}"
@@ -133,6 +134,11 @@ class Request:
         The reference pipeline rounds it to the transformer's dtype; in bfloat16 that moves the time by up to 0.002.
         """
         return self._times[self.step]
+
+    @property
+    def schedule(self) -> tuple[float, ...]:
+        """Model times of all steps, on the host."""
+        return self._schedule
 
     def begin(self, conditional: Context, unconditional: Context | None) -> None:
         """Take the contexts that `prepare` made.

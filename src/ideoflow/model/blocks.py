@@ -88,14 +88,20 @@ class Ideogram4TransformerBlock(nn.Module):
         self.ffn_norm2 = RMSNorm(hidden_size, eps=norm_eps)
         self.adaln_modulation = Linear(adaln_dim, 4 * hidden_size)
 
+    def modulation(self, conditioning: Tensor) -> Tensor:
+        """(times, adaln_dim) to (times, 4 * channels): scale, gate, scale and gate as they multiply."""
+        scale1, gate1, scale2, gate2 = self.adaln_modulation(conditioning).chunk(4, dim=-1)
+        return torch.cat((1 + scale1, gate1.tanh(), 1 + scale2, gate2.tanh()), dim=-1)
+
     def forward(
         self,
         hidden_states: Tensor,
-        conditioning: Tensor,
+        conditioning: Tensor | None,
         time_of_token: Tensor | None,
         rotary: tuple[Tensor, Tensor],
         bounds: Bounds,
         attention_kwargs: dict[str, Any] | None = None,
+        modulation: Tensor | None = None,
     ) -> Tensor:
         """One layer over the stream.
 
@@ -104,21 +110,25 @@ class Ideogram4TransformerBlock(nn.Module):
 
         Args:
             hidden_states: (tokens, channels).
-            conditioning: (times, adaln_dim), one row for each distinct time.
+            conditioning: (times, adaln_dim), one row for each distinct time; None where `modulation` is given.
             time_of_token: (tokens,) row of `conditioning` of each token, or None if all tokens share one time.
             rotary: cos and sin, each (tokens, head_dim).
             bounds: the segments of the stream.
             attention_kwargs: passed to the attention processor.
+            modulation: (times, 4 * channels) from `modulation`, where it is known already.
         """
-        scale1, gate1, scale2, gate2 = self.adaln_modulation(conditioning).chunk(4, dim=-1)
-        scaled = norm_scale(self.attention_norm1, hidden_states, 1 + scale1, time_of_token)
+        if modulation is None:
+            assert conditioning is not None
+            modulation = self.modulation(conditioning)
+        scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)
+        scaled = norm_scale(self.attention_norm1, hidden_states, scale1, time_of_token)
         attended = self.attention(scaled, rotary, bounds, **(attention_kwargs or {}))
         if bounds.wanted is not None:
             hidden_states = hidden_states.index_select(0, bounds.wanted)
             time_of_token = None if time_of_token is None else time_of_token.index_select(0, bounds.wanted)
-        hidden_states = gate_norm_add(self.attention_norm2, hidden_states, attended, gate1.tanh(), time_of_token)
-        fed = self.feed_forward(norm_scale(self.ffn_norm1, hidden_states, 1 + scale2, time_of_token))
-        return gate_norm_add(self.ffn_norm2, hidden_states, fed, gate2.tanh(), time_of_token)
+        hidden_states = gate_norm_add(self.attention_norm2, hidden_states, attended, gate1, time_of_token)
+        fed = self.feed_forward(norm_scale(self.ffn_norm1, hidden_states, scale2, time_of_token))
+        return gate_norm_add(self.ffn_norm2, hidden_states, fed, gate2, time_of_token)
 
 
 class FinalLayer(nn.Module):
@@ -130,7 +140,19 @@ class FinalLayer(nn.Module):
         self.linear = Linear(hidden_size, out_channels)
         self.adaln_modulation = Linear(adaln_dim, hidden_size)
 
-    def forward(self, hidden_states: Tensor, conditioning: Tensor, time_of_token: Tensor | None) -> Tensor:
-        """(tokens, channels) to (tokens, out_channels); the conditioning, already a silu, goes through a second one."""
-        scale = at_tokens(1 + self.adaln_modulation(F.silu(conditioning)), time_of_token)
-        return self.linear(self.norm_final(hidden_states) * scale)
+    def modulation(self, conditioning: Tensor) -> Tensor:
+        """(times, adaln_dim) to the scale (times, channels); the conditioning, a silu, goes through a second one."""
+        return 1 + self.adaln_modulation(F.silu(conditioning))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        conditioning: Tensor | None,
+        time_of_token: Tensor | None,
+        modulation: Tensor | None = None,
+    ) -> Tensor:
+        """(tokens, channels) to (tokens, out_channels), from conditioning or, where it is known, from `modulation`."""
+        if modulation is None:
+            assert conditioning is not None
+            modulation = self.modulation(conditioning)
+        return self.linear(self.norm_final(hidden_states) * at_tokens(modulation, time_of_token))

@@ -63,6 +63,27 @@ class Context:
         )
 
 
+@dataclass(frozen=True)
+class Modulation:
+    """What the blocks and the final layer take from times, which are known before the first step.
+
+    Attributes:
+        blocks: (layers, times, 4 * channels).
+        final: (times, channels).
+    """
+
+    blocks: Tensor
+    final: Tensor
+
+    @classmethod
+    def of_steps(cls, steps: Sequence[tuple[Modulation, int]]) -> Modulation:
+        """One row of each of several schedules."""
+        return cls(
+            blocks=torch.stack([schedule.blocks[:, step] for schedule, step in steps], dim=1),
+            final=torch.stack([schedule.final[step] for schedule, step in steps]),
+        )
+
+
 class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, FromOriginalModelMixin):
     """The flow-matching transformer of Ideogram 4, over a ragged stream of text and image tokens.
 
@@ -245,9 +266,43 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         return Context(layout, text, cos, sin)
 
     @apply_lora_scale("attention_kwargs")
+    @fires_hooks(runs_all_layers=False)
+    def modulate(self, times: Tensor, attention_kwargs: dict[str, Any] | None = None) -> Modulation:
+        """Compute what the times of a whole schedule ask of the layers: one product a layer for all steps.
+
+        Not for models whose blocks are brought to the device one by one.
+
+        Args:
+            times: (times,) in [0, 1].
+            attention_kwargs: `{"scale": s}` scales LoRA adapters.
+
+        Returns:
+            The modulation for `velocity`, a row for each time, valid until the weights change.
+        """
+        conditioning = self._conditioning(times, self.dtype)
+        return Modulation(
+            blocks=torch.stack([block.modulation(conditioning) for block in self.layers]),  # type: ignore[operator]
+            final=self.final_layer.modulation(conditioning),
+        )
+
+    @property
+    def time_layers(self) -> list[nn.Module]:
+        """The layers that see nothing but times."""
+        blocks = [block.adaln_modulation for block in self.layers]
+        return [self.t_embedding, self.adaln_proj, *blocks, self.final_layer.adaln_modulation]  # type: ignore[list-item]
+
+    def _conditioning(self, times: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.silu(self.adaln_proj(self.t_embedding(times, dtype)))
+
+    @apply_lora_scale("attention_kwargs")
     @fires_hooks(runs_all_layers=True)
     def velocity(
-        self, latents: Tensor, times: Tensor, context: Context, attention_kwargs: dict[str, Any] | None = None
+        self,
+        latents: Tensor,
+        times: Tensor,
+        context: Context,
+        attention_kwargs: dict[str, Any] | None = None,
+        modulation: Modulation | None = None,
     ) -> Tensor:
         """Predict the velocity of each image token of the stream; never waits for the device.
 
@@ -256,6 +311,7 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
             times: (segments,) time of each segment in [0, 1]: 0 is pure noise, 1 is clean data.
             context: from `prepare`.
             attention_kwargs: passed to the attention processor; `{"scale": s}` scales LoRA adapters.
+            modulation: of these times, from `modulate`, one row for each segment; computed here if not given.
 
         Returns:
             (image_tokens, in_channels) velocities, data minus noise.
@@ -274,12 +330,13 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         time_of_token = None if len(layout.lengths) == 1 else layout.segment
         # No token asks the last block for more than its image tokens.
         hidden_states, conditioning = self._run(
-            latents, times, time_of_token, context, attention_kwargs, layout.image_bounds
+            latents, times, time_of_token, context, attention_kwargs, layout.image_bounds, modulation
         )
         if time_of_token is not None and len(layout.image) < layout.tokens:
             image = layout.image.to(hidden_states.device)
             time_of_token = time_of_token.to(image.device).index_select(0, image)
-        return self.final_layer(hidden_states, conditioning, time_of_token)
+        final = None if modulation is None else modulation.final
+        return self.final_layer(hidden_states, conditioning, time_of_token, final)
 
     def _run(
         self,
@@ -289,24 +346,26 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         context: Context,
         attention_kwargs: dict[str, Any] | None,
         last_bounds: Bounds,
-    ) -> tuple[Tensor, Tensor]:
+        modulation: Modulation | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Embed the stream and take it through the blocks.
 
         Returns:
             Hidden states (tokens, channels) of the tokens that `last_bounds` wants of the last block, and conditioning
-            (times, adaln_dim).
+            (times, adaln_dim), None where the modulation is given.
         """
         layout = context.layout
         image_row = self.embed_image_indicator(torch.ones(1, dtype=torch.long, device=latents.device))
         image = self.input_proj(latents) + image_row
         hidden_states = torch.cat((context.text, image)).index_select(0, layout.order)
 
-        conditioning = F.silu(self.adaln_proj(self.t_embedding(times, latents.dtype)))
+        conditioning = self._conditioning(times, latents.dtype) if modulation is None else None
 
         rotary = (context.cos, context.sin)
-        for block in self.layers:
+        for number, block in enumerate(self.layers):
             bounds = last_bounds if block is self.layers[-1] else layout.bounds
-            inputs = (hidden_states, conditioning, time_of_token, rotary, bounds, attention_kwargs)
+            rows = None if modulation is None else modulation.blocks[number]
+            inputs = (hidden_states, conditioning, time_of_token, rotary, bounds, attention_kwargs, rows)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(block, *inputs)
             else:

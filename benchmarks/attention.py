@@ -1,0 +1,71 @@
+"""Attention on this processor, at several lengths and widths of heads: torch's fused kernel against plain products.
+
+Run as `python -m benchmarks.attention`. Both are compared with float64 first. Where the plain products win decides the
+limits in `ideoflow.model.cpu_attention`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.step import alternate, machine
+from ideoflow.model import cpu_attention
+
+HEADS = ((4, 256), (4, 128), (4, 64))
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    parts = (x.transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(*parts).transpose(1, 2)
+
+
+@torch.no_grad()
+def measure(dtype: torch.dtype, heads: int, head_dim: int, length: int, rounds: int) -> dict[str, object]:
+    """Milliseconds of both sides and their largest errors."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, length, heads, head_dim).to(dtype) for _ in range(3))
+    sides = {"fused": fused, "products": cpu_attention.attend}
+    exact = fused(query.double(), key.double(), value.double())
+    errors = {name: float((side(query, key, value) - exact).abs().max()) for name, side in sides.items()}
+    calls = {name: lambda s=side: s(query, key, value) for name, side in sides.items()}  # type: ignore[misc]
+    seconds = alternate(calls, rounds)
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "heads": heads,
+        "head_dim": head_dim,
+        "length": length,
+        "milliseconds": {name: statistics.median(values) * 1e3 for name, values in seconds.items()},
+        "error": errors,
+    }
+
+
+def main() -> None:
+    """Measure, print, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", nargs="+", type=int, default=[256, 512, 1024, 2048], help="tokens of the segment")
+    parser.add_argument("--rounds", type=int, default=9, help="counted calls of each side")
+    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    options = parser.parse_args()
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for heads, head_dim in HEADS:
+            for length in options.lengths:
+                figures = measure(dtype, heads, head_dim, length, options.rounds)
+                results.append(figures)
+                times = "  ".join(f"{name} {value:8.2f} ms" for name, value in figures["milliseconds"].items())  # type: ignore[attr-defined]
+                print(f"{figures['dtype']:8} {heads} x {head_dim:3} {length:5} tokens  {times}", flush=True)
+    report = {"benchmark": "attention", "machine": machine(), "results": results}
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

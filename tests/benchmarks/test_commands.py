@@ -1,0 +1,30 @@
+"""The benchmarks run from the command line, at sizes too small to mean anything, and write what they print."""
+
+import json
+import runpy
+import sys
+
+import pytest
+
+TINY = {
+    "step": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--no-compile"],
+    "ablation": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1"],
+    "products": ["--rounds", "1"],
+    "attention": ["--rounds", "1", "--lengths", "8", "16"],
+    "many": ["--count", "4", "--steps", "1", "--rounds", "1"],
+    "traffic": ["--count", "20", "--repeats", "1", "--measured", "2", "--load", "9"],
+    "training": ["--samples", "3", "--sizes", "2", "--repeats", "1", "--tokens", "1500"],
+    "lora": ["--steps", "2", "--prior", "1", "--old", "2", "--asked", "2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_a_benchmark_writes_figures(name, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "figures.json"
+    folder = ["--folder", str(tmp_path / "run")] if name == "lora" else []
+    monkeypatch.setattr(sys, "argv", [f"benchmarks.{name}", *TINY[name], *folder, "--out", str(out)])
+
+    runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+
+    assert json.loads(out.read_text()) and capsys.readouterr().out
