@@ -137,7 +137,7 @@ def check_int8(x: Tensor, linear: nn.Linear) -> None:
 
 
 @some
-@given(tokens=st.integers(1, 40), widths=st.tuples(st.integers(1, 70), st.integers(1, 70)), seed=seeds)
+@given(tokens=st.integers(2, 40), widths=st.tuples(st.integers(2, 70), st.integers(2, 70)), seed=seeds)
 def test_the_int8_product_is_within_its_steps(tokens, widths, seed):
     check_int8(tokens_of(tokens, widths[0], seed), ordinary(*widths, seed, bias=False))
 
@@ -213,12 +213,23 @@ def test_it_takes_any_leading_shape_and_gives_the_type_of_its_input(kind, dtype,
         assert torch.allclose(out.double(), oracle(layer, x), atol=0.03)
 
 
-@pytest.mark.skipif(not Int8Linear(8, 8).multiplies(torch.ones(1, 8)), reason="needs a processor with VNNI")
-@pytest.mark.parametrize("tokens", [1, 16, 17])
+@pytest.mark.skipif(not Int8Linear(8, 8).multiplies(torch.ones(2, 8)), reason="needs a processor with VNNI")
+@pytest.mark.parametrize("tokens", [2, 16, 17])
 def test_a_processor_with_vnni_multiplies_in_int8(tokens):
     layer = Int8Linear.from_linear(ordinary(13, 7, bias=False))
     x = tokens_of(tokens, 13)
     assert torch.equal(layer(x), int8_product(x, layer.weight, layer.weight_scale))
+
+
+@pytest.mark.parametrize("shape", [(1, 13, 7), (5, 1, 7), (5, 13, 1)])
+def test_sizes_of_one_whose_strides_mislead_the_processors_kernel_are_expanded(shape):
+    tokens, wide, high = shape
+    layer = Int8Linear.from_linear(ordinary(wide, high))
+    x = tokens_of(tokens, wide)
+    assert not layer.multiplies(x)
+    if tokens == 1:
+        x = x.as_strided((1, wide), (0, 1))
+    assert torch.allclose(layer(x).double(), oracle(layer, x), atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

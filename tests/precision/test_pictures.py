@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ideoflow import sketch
-from ideoflow.precision import KINDS, quantize_
+from ideoflow.precision import KINDS, Float8Linear, quantize_
 from ideoflow.sketch.score import held_out
 from ideoflow.sketch.text import line
 
@@ -39,7 +39,16 @@ def in_float32() -> list[np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_pictures_stay_close_to_those_in_float32(kind, in_float32):
-    drawn = draw(kind)
+    check(kind, draw(kind), in_float32)
+
+
+@pytest.mark.slow
+def test_pictures_stay_close_where_float8_is_multiplied_too(in_float32, monkeypatch):
+    monkeypatch.setattr(Float8Linear, "multiplies", lambda self, tokens: True)  # as on CUDA; slow here
+    check("fp8 products", draw("fp8"), in_float32)
+
+
+def check(kind: str, drawn: list[np.ndarray], in_float32: list[np.ndarray]) -> None:
     difference = [np.abs(a - b).mean() for a, b in zip(drawn, in_float32, strict=True)]
     psnr = [10 * np.log10(255**2 / ((a - b) ** 2).mean()) for a, b in zip(drawn, in_float32, strict=True)]
     print(

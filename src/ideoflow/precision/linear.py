@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}  # magnitudes that a row's largest is scaled to
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # of a row of zeros, which it leaves zeros
+# Without it torch multiplies int8 in a plain loop. Asked once and here: `forward` could not be compiled with the question.
+HAS_VNNI = bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -49,7 +51,10 @@ def float8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """`x @ w.T` in float32 of `x` (tokens, in) and the weight (out, in), multiplied in int8 and summed in int32."""
+    """`x @ w.T` in float32 of `x` (tokens, in) and the weight (out, in), multiplied in int8 and summed in int32.
+
+    On the CPU no size may be one.
+    """
     tokens, token_scale = quantize_rows(x, torch.int8)
     return torch._int_mm(tokens, weight.t()).to(torch.float32).mul_(token_scale[:, None]).mul_(scale)
 
@@ -214,7 +219,8 @@ class Int8Linear(QuantizedLinear):
     def multiplies(self, tokens: Tensor) -> bool:
         """On CUDA of capability 8.0 or later, for widths and token counts that its kernel takes; on a CPU with VNNI."""
         if tokens.device.type == "cpu":
-            return len(tokens) > 0 and _has_vnni()
+            # Of a dimension of one, whose stride means nothing, torch's kernel makes rubbish (pytorch issue 195066).
+            return min(len(tokens), self.in_features, self.out_features) > 1 and HAS_VNNI
         return (
             _capability(tokens) >= (8, 0)
             and len(tokens) > 16
@@ -231,8 +237,3 @@ def _capability(x: Tensor) -> tuple[int, int]:
     if not x.is_cuda or torch.version.hip:
         return (0, 0)
     return torch.cuda.get_device_capability(x.device)
-
-
-def _has_vnni() -> bool:
-    """Whether the processor multiplies int8 in one instruction; without that the product in float32 is faster."""
-    return bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())

@@ -16,7 +16,7 @@ KINDS: dict[str, type[QuantizedLinear]] = {"fp8": Float8Linear, "int8": Int8Line
 # What holds nearly all weights and takes nearly all time. The rest stays: the layers at both ends, the time embedding
 # and the modulation are small, and their errors reach every token.
 _LAYER = re.compile(
-    r"(layers\.\d+\.(?:attention\.(?:to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123]))(?:\.base_layer)?"  # an adapter's
+    r"layers\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123])(\.base_layer)?"  # under an adapter
 )
 
 
@@ -59,7 +59,10 @@ def quantize_(module: nn.Module, kind: str, skip: str | Sequence[str] = ()) -> l
             f"`module` has hooks on its layers (the first on layers.{hooked[0]}): quantize it before offloading or"
             " layerwise casting is enabled."
         )
-    names = _without([name for name, _ in module.named_modules() if _LAYER.fullmatch(name)], skip)
+    names = _without(
+        [name for name, part in module.named_modules() if _LAYER.fullmatch(name) and not hasattr(part, "base_layer")],
+        skip,
+    )
     for name in names:
         _check(name, module.get_submodule(name))
 
