@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}  # magnitudes that a row's largest is scaled to
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # of a row of zeros, which it leaves zeros
-# Without it torch multiplies int8 in a plain loop. Asked once and here: `forward` could not be compiled with the question.
+# Without it torch multiplies int8 in a plain loop. Asked here once: `forward` could not be compiled with the question.
 HAS_VNNI = bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
 
 
@@ -30,8 +30,8 @@ def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         The rows (rows, columns) in `dtype` and their scales (rows,) float32; `rows * scales[:, None]` is about `x`. A
         row that is not finite has a scale that is not finite.
     """
-    low, high = torch.aminmax(x, dim=1)
-    scale = (torch.maximum(-low, high).to(torch.float32) / LARGEST[dtype]).clamp_min(SMALLEST_SCALE)
+    # On the CPU many times faster than aminmax, or a norm, over rows.
+    scale = (x.abs().amax(1).to(torch.float32) / LARGEST[dtype]).clamp_min(SMALLEST_SCALE)
     scaled = x / scale[:, None]
     return (scaled.round_() if dtype == torch.int8 else scaled).to(dtype), scale
 
