@@ -1,0 +1,130 @@
+"""Change the linear layers of a transformer's blocks in place: to quantized ones, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..model import Ideogram4Transformer2DModel
+from .linear import Float8Linear, Int8Linear, QuantizedLinear
+
+KINDS: dict[str, type[QuantizedLinear]] = {"fp8": Float8Linear, "int8": Int8Linear}
+
+# What holds nearly all weights and takes nearly all time. The rest stays: the layers at both ends, the time embedding
+# and the modulation are small, and their errors reach every token.
+_LAYER = re.compile(
+    r"layers\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123])(\.base_layer)?"  # under an adapter
+)
+
+
+@torch.no_grad()
+def quantize_(module: nn.Module, kind: str, skip: str | Sequence[str] = ()) -> list[str]:
+    """Quantize the linear layers of the blocks: attention and feed-forward, one at a time.
+
+    Done in place; nothing is changed where an error is raised. Adapters may be loaded before or after. Call it before
+    offloading, layerwise casting and compilation are set up. Queries, keys and values stay separate afterwards:
+    `fuse_qkv_projections` does nothing until `dequantize_`.
+
+    Args:
+        module: An `Ideogram4Transformer2DModel`.
+        kind: "fp8" or "int8".
+        skip: Layers to leave alone: regular expressions that whole names match, such as `layers\\.0\\..*` or
+            `.*\\.feed_forward\\.w2`.
+
+    Returns:
+        Names of the layers that were quantized.
+
+    Raises:
+        TypeError: a module that is no such model, or whose layers are quantized already.
+        ValueError: an unknown kind, a pattern that matches nothing, fused projections, hooks on the layers, or weights
+            that are not finite.
+    """
+    if not isinstance(module, Ideogram4Transformer2DModel):
+        raise TypeError(f"`module` is a {type(module).__name__}: give an Ideogram4Transformer2DModel.")
+    if kind not in KINDS:
+        raise ValueError(f"`kind` is {kind!r}: choose one of {', '.join(KINDS)}.")
+    attentions = [block.attention for block in module.layers]
+    if any(attention.fused_projections for attention in attentions):
+        raise ValueError("`module` has fused projections: call its `unfuse_qkv_projections()` first.")
+    hooked = [
+        name
+        for name, part in module.layers.named_modules()
+        if hasattr(part, "_hf_hook") or getattr(getattr(part, "_diffusers_hook", None), "hooks", None)
+    ]
+    if hooked:
+        raise ValueError(
+            f"`module` has hooks on its layers (the first on layers.{hooked[0]}): quantize it before offloading or"
+            " layerwise casting is enabled."
+        )
+    names = _without(
+        [name for name, part in module.named_modules() if _LAYER.fullmatch(name) and not hasattr(part, "base_layer")],
+        skip,
+    )
+    for name in names:
+        _check(name, module.get_submodule(name))
+
+    for name in names:
+        module.set_submodule(name, KINDS[kind].from_linear(module.get_submodule(name)))
+    for attention in attentions:
+        if any(isinstance(part, QuantizedLinear) for part in attention.modules()):
+            # diffusers would fuse the stored weights without their scales.
+            attention._supports_qkv_fusion = False
+    return [name.removesuffix(".base_layer") for name in names]
+
+
+def dequantize_(module: nn.Module, dtype: torch.dtype | None = None) -> list[str]:
+    """Put ordinary linear layers in the place of quantized ones, in place, one at a time.
+
+    Args:
+        module: Any module with quantized layers in it.
+        dtype: Of the expanded weights; None for that of the weights that were quantized.
+
+    Returns:
+        Names of the layers that were expanded. Their weights take no gradient until `requires_grad_` is called.
+
+    Raises:
+        ValueError: a type that is not floating point.
+    """
+    if dtype is not None and (not dtype.is_floating_point or dtype.itemsize < 2):
+        raise ValueError(f"`dtype` is {dtype}: give a floating-point type of 16 bits or more.")
+    names = [name for name, part in module.named_modules() if isinstance(part, QuantizedLinear)]
+    for name in names:
+        module.set_submodule(name, module.get_submodule(name).to_linear(dtype))  # type: ignore[operator]
+    for part in module.modules():
+        part.__dict__.pop("_supports_qkv_fusion", None)
+    return [name.removesuffix(".base_layer") for name in names]
+
+
+def _without(names: list[str], skip: str | Sequence[str]) -> list[str]:
+    """The names that no pattern of `skip` matches."""
+    plain = {name: name.removesuffix(".base_layer") for name in names}
+    left = dict(plain)
+    for pattern in [skip] if isinstance(skip, str) else skip:
+        try:
+            matched = {name for name in names if re.fullmatch(pattern, plain[name])}
+        except re.error as error:
+            raise ValueError(f"`skip` holds {pattern!r}, which is no regular expression: {error}.") from None
+        if not matched:
+            raise ValueError(
+                f"`skip` holds {pattern!r}, which matches no layer that would be quantized: use patterns for names such"
+                f" as {', '.join(list(plain.values())[:7])}."
+            )
+        left = {name: short for name, short in left.items() if name not in matched}
+    return list(left)
+
+
+def _check(name: str, layer: nn.Module) -> None:
+    """Raise unless this is an ordinary linear layer with finite weights."""
+    if type(layer) is not nn.Linear or layer.weight.dtype.itemsize < 2:
+        raise TypeError(
+            f"`module` has a {type(layer).__name__} in {layer.weight.dtype} as {name}, but only an nn.Linear in 16 bits"
+            " or more can be quantized: call `dequantize_` first, or load the weights unquantized."
+        )
+    if layer.weight.is_meta:
+        return
+    low, high = torch.aminmax(layer.weight)
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise ValueError(f"`module` has weights in {name} that are not finite.")
