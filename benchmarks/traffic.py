@@ -1,7 +1,7 @@
 """Mixed traffic on the bundled model: large requests of 48 steps among small ones of 12, fair against fifo.
 
 Run as `python -m benchmarks.traffic`. Arrivals are random (Poisson) at a load of 80%; the engine serves them in real
-time. The same traffic goes through the simulator, with a cost model fitted from steps that are measured first.
+time. The same traffic then goes through the simulator, with a cost model fitted from the steps that the engine took.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -42,34 +43,28 @@ def job_of(request: Request, kind: str) -> Job:
     return Job(request.text_tokens, request.image_tokens, request.guidance, kind=kind)
 
 
-def measure(pipe: Ideogram4Pipeline, max_tokens: int, count: int) -> Cost:
-    """The cost model of this machine, from the engine's own steps of `count` requests under each policy."""
-    draw = random.Random(0)
-    weights = [weight for _, _, weight in KINDS.values()]
-    steps: list[tuple[Sequence[int], float]] = []
-    decoding: list[float] = []
-    for policy in POLICIES:
-        engine = pipe.engine(policy=policy, max_tokens=max_tokens)  # type: ignore[arg-type]
-        requests = [make(pipe, kind, i) for i, kind in enumerate(draw.choices(list(KINDS), weights, k=count))]
-        for request in requests:
-            engine.add(request)
-        while not engine.idle:
-            begun = time.perf_counter()
-            events = engine.step()
-            seconds = time.perf_counter() - begun
-            stepped = [event.request for event in events if event.kind == "step"]
-            steps.append(([length for request in stepped for length in job_of(request, "").segments], seconds))
-        for request in requests:
-            begun = time.perf_counter()
-            pipe.decode_requests([request])
-            decoding.append((time.perf_counter() - begun) / request.image_tokens)
-    cost = fit(steps[5:])  # the first ones warm up
-    return Cost(cost.a, cost.b, cost.c, finish=statistics.median(decoding))
+@dataclass
+class Measured:
+    """What steps and pictures took, of all runs together.
+
+    Attributes:
+        steps: `(lengths of all segments, seconds)` of each step.
+        decoding: Seconds of each picture by image token.
+    """
+
+    steps: list[tuple[Sequence[int], float]] = field(default_factory=list)
+    decoding: list[float] = field(default_factory=list)
+
+    @property
+    def cost(self) -> Cost:
+        return replace(fit(self.steps), finish=statistics.fmean(self.decoding))
 
 
-def serve(pipe: Ideogram4Pipeline, traffic: Sequence[Job], requests: list[Request], policy: str, budget: int) -> Report:
+def serve(
+    pipe: Ideogram4Pipeline, traffic: Sequence[Job], requests: list[Request], policy: str, budget: int, seen: Measured
+) -> Report:
     """Let the engine serve requests that come when the traffic says, in real time."""
-    engine = pipe.engine(policy=policy, max_tokens=budget, output_type="pil")  # type: ignore[arg-type]
+    engine = pipe.engine(policy=policy, max_tokens=budget)  # type: ignore[arg-type]
     jobs = dict(zip(requests, traffic, strict=True))
     waiting = list(zip(traffic, requests, strict=True))[::-1]
     begun, busy = time.perf_counter(), 0.0
@@ -80,14 +75,29 @@ def serve(pipe: Ideogram4Pipeline, traffic: Sequence[Job], requests: list[Reques
         if engine.idle:
             time.sleep(max(0.0, waiting[-1][0].arrival - now))
             continue
-        for event in engine.step():
-            if event.error is not None:
-                raise event.error
-            if event.kind == "finished":
-                jobs[event.request].finished = time.perf_counter() - begun
+        events = engine.step()
+        stepped = [event.request for event in events if event.kind == "step"]
+        lengths = [length for request in stepped for length in job_of(request, "").segments]
+        seen.steps.append((lengths, time.perf_counter() - begun - now))
+        for request in (event.request for event in events if event.kind == "finished"):
+            decoded = time.perf_counter()
+            pipe.decode_requests([request])
+            seen.decoding.append((time.perf_counter() - decoded) / request.image_tokens)
+            jobs[request].finished = time.perf_counter() - begun
         busy += time.perf_counter() - begun - now
     seconds = time.perf_counter() - begun - traffic[0].arrival
     return Report(list(traffic), seconds, busy / seconds, waste=0.0)
+
+
+def warm_up(pipe: Ideogram4Pipeline, count: int, budget: int) -> Measured:
+    """Steps of `count` requests of all kinds that come at once, to set the rate of arrivals by."""
+    draw = random.Random(0)
+    kinds = [*KINDS, *draw.choices(list(KINDS), [weight for _, _, weight in KINDS.values()], k=count)]
+    requests = [make(pipe, kind, i) for i, kind in enumerate(kinds)]
+    serve(pipe, traffic := [job_of(r, k) for r, k in zip(requests, kinds, strict=True)], requests, "fair", budget,
+          seen := Measured())  # fmt: skip
+    assert all(job.finished for job in traffic)
+    return replace(seen, steps=seen.steps[5:])
 
 
 def figures(report: Report) -> dict[str, float]:
@@ -103,7 +113,7 @@ def figures(report: Report) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure steps, serve the traffic under each policy in turn, simulate it, print and write."""
+    """Serve the traffic under each policy in turn, simulate it, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=240, help="requests")
     parser.add_argument("--load", type=float, default=0.8, help="share of the time that the traffic would fill alone")
@@ -111,30 +121,35 @@ def main() -> None:
         "--max-tokens", type=int, default=450, help="budget of a step: one large request, or several small"
     )
     parser.add_argument("--repeats", type=int, default=2, help="runs of each policy, with traffic of its own")
-    parser.add_argument("--measured", type=int, default=24, help="requests to fit the cost model from, of each policy")
+    parser.add_argument("--measured", type=int, default=24, help="requests served first, to set the rate by")
     parser.add_argument("--threads", type=int, help="of torch; all cores by default")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     pipe = sketch.load()
-    cost = measure(pipe, options.max_tokens, options.measured)
     kinds = [(weight, job_of(make(pipe, kind, 0), kind)) for kind, (_, _, weight) in KINDS.items()]
-    rate = rate_of_load(kinds, cost, options.load)
-    print(f"a step takes {cost.a * 1e3:.2f} ms + {cost.b * 1e6:.2f} us a token + {cost.c * 1e9:.2f} ns a pair;"
-          f" decoding {cost.finish * 1e6:.1f} us an image token; {rate:.2f} requests a second", flush=True)  # fmt: skip
-    runs: dict[str, list[dict[str, dict[str, float]]]] = {policy: [] for policy in POLICIES}
+    rate = rate_of_load(kinds, warm_up(pipe, options.measured, options.max_tokens).cost, options.load)
+    print(f"{rate:.2f} requests a second", flush=True)
+    seen = Measured()
+    served: dict[str, list[Report]] = {policy: [] for policy in POLICIES}
     for repeat in range(options.repeats):
         plan = poisson(kinds, rate, options.count, seed=repeat)
         for policy in POLICIES if repeat % 2 == 0 else POLICIES[::-1]:
             requests = [make(pipe, job.kind, index) for index, job in enumerate(plan)]
-            traffic = [job_of(r, job.kind) for r, job in zip(requests, plan, strict=True)]
+            traffic = [job_of(request, job.kind) for request, job in zip(requests, plan, strict=True)]
             for job, planned in zip(traffic, plan, strict=True):
                 job.arrival = planned.arrival
-            simulated = simulate(traffic, cost, policy=policy, max_tokens=options.max_tokens)  # type: ignore[arg-type]
-            served = serve(pipe, traffic, requests, policy, options.max_tokens)
-            print(f"-- {policy}, run {repeat}\nserved\n{served}\nsimulated\n{simulated}", flush=True)
-            runs[policy].append({"served": figures(served), "simulated": figures(simulated)})
+            served[policy].append(serve(pipe, traffic, requests, policy, options.max_tokens, seen))
+    cost = seen.cost
+    print(f"a step took {cost.a * 1e3:.2f} ms + {cost.b * 1e6:.2f} us a token + {cost.c * 1e9:.2f} ns a pair;"
+          f" decoding {cost.finish * 1e6:.1f} us an image token", flush=True)  # fmt: skip
+    runs: dict[str, list[dict[str, dict[str, float]]]] = {policy: [] for policy in POLICIES}
+    for policy, reports in served.items():
+        for real in reports:
+            simulated = simulate(real.jobs, cost, policy=policy, max_tokens=options.max_tokens)  # type: ignore[arg-type]
+            print(f"-- {policy}\nserved\n{real}\nsimulated\n{simulated}", flush=True)
+            runs[policy].append({"served": figures(real), "simulated": figures(simulated)})
     median = {
         policy: {
             how: {name: statistics.median(run[how][name] for run in all_runs) for name in all_runs[0][how]}

@@ -24,6 +24,7 @@ from . import latents as latent_tokens
 from .captions import prompt_line
 from .engine import Denoiser, Engine, Policy, Request
 from .model import Context, Ideogram4Transformer2DModel
+from .precision import quantize_
 from .schedule import PRESETS, Preset, find_preset, guidance_per_step, limit_guidance, logit_normal_sigmas
 from .text_cache import TextCache, weights_key
 from .text_encoder import TAPS, encode_captions, raise_too_long, tokenise
@@ -217,6 +218,26 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         for transformer in (self.transformer, self.unconditional_transformer):
             if transformer is not None:
                 transformer.compile_blocks(**options)
+
+    def quantize(self, kind: str, skip: str | Sequence[str] = ()) -> None:
+        """Keep the linear layers of the transformers' blocks in one byte a weight, in place.
+
+        They multiply in that type where the chip has fast products for it (fp8 on CUDA from Ada and Hopper on, int8 on
+        CUDA from Ampere on and on CPUs with VNNI), and expand their weights to the input's type elsewhere. Pictures
+        change; how much is in docs/performance.md. Call it after the pipeline is on its device and before `compile` and
+        offloading. Adapters may come before or after.
+
+        Args:
+            kind: "fp8" (float8_e4m3fn, a scale for each output row) or "int8".
+            skip: Layers to leave alone: patterns that whole names match, such as `layers\\.0\\..*`.
+
+        Raises:
+            TypeError: if layers are quantized already.
+            ValueError: an unknown kind, a pattern that matches nothing, fused projections or hooks on the layers.
+        """
+        for transformer in (self.transformer, self.unconditional_transformer):
+            if transformer is not None:
+                quantize_(transformer, kind, skip)
 
     @torch.no_grad()
     def _decode_one(self, request: Request, latents: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ideoflow.model.linear import Linear
 from ideoflow.precision import KINDS, Float8Linear, Int8Linear
 from ideoflow.precision.linear import expand, float8_product, int8_product, quantize_rows
 
@@ -335,7 +336,7 @@ def test_autocast_chooses_the_type_as_it_does_for_ordinary_layers(kind):
 def test_the_ordinary_layer_that_it_gives_back_has_the_expanded_weight(kind, dtype):
     layer = kind.from_linear(ordinary(24, 10).half())
     linear = layer.to_linear(dtype)
-    assert type(linear) is nn.Linear and linear.weight.dtype == linear.bias.dtype == (dtype or torch.float16)
+    assert type(linear) is Linear and linear.weight.dtype == linear.bias.dtype == (dtype or torch.float16)
     assert torch.equal(linear.weight, exact(layer).float().to(linear.weight.dtype))
     again = kind.from_linear(layer.to_linear(torch.float32))
     assert torch.equal(again.weight.float(), layer.weight.float())

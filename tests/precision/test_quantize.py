@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ideoflow import Ideogram4Transformer2DModel
+from ideoflow.model.linear import Linear
 from ideoflow.precision import KINDS, QuantizedLinear, dequantize_, quantize_
 
 BLOCKS = 2  # of the fixture's model
@@ -87,7 +88,7 @@ def test_layers_that_skip_names_stay(model, kind):
     w2 = {name for name in LAYERS if name.endswith("w2")}
     done = quantize_(model, kind, skip=[r"layers\.0\..*", r".*\.w2"])
     assert set(done) == LAYERS - first - w2
-    assert all(type(model.get_submodule(name)) is nn.Linear for name in first | w2)
+    assert all(type(model.get_submodule(name)) is Linear for name in first | w2)
 
 
 @both

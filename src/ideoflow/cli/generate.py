@@ -24,7 +24,7 @@ from rich.progress import (
 
 from .. import sketch
 from .console import err, fail, out, plain_errors, plain_warnings, warn
-from .pictures import DTYPES, Lora, Picture, Settings, save, target, to_metadata
+from .pictures import DTYPES, QUANTIZED, Lora, Picture, Settings, save, target, to_metadata
 from .prompts import Prompt, read_prompt
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Options:
     loras: tuple[Lora, ...] | None
     dtype: str | None
     device: str | None
+    quantize: str | None
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,13 @@ def generate(
             show_default="float32 for the bundled model and on a CPU, otherwise bfloat16",
         ),
     ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="fp8 or int8: the transformers' linear layers in one byte a weight. Changes the picture a little.",
+            show_default="as the model has them",
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda, cuda:1, mps ...", show_default="the first accelerator, else cpu"),
@@ -186,6 +194,7 @@ def generate(
             loras=tuple(_lora(value) for value in lora) if lora else None,
             dtype=_dtype(dtype) if dtype else None,
             device=_device(device) if device else None,
+            quantize=_quantize(quantize) if quantize else None,
         )
         read = [read_prompt(prompt, wrap=wrap) for prompt in prompts]
         _report(read, strict)
@@ -341,7 +350,10 @@ def _load(settings: Settings) -> Ideogram4Pipeline:
         pipe.set_adapters(
             [f"lora{number}" for number in range(len(settings.loras))], [lora.scale for lora in settings.loras]
         )
-    return pipe.to(settings.device)
+    pipe.to(settings.device)
+    if settings.quantize:
+        pipe.quantize(settings.quantize)
+    return pipe
 
 
 def _preset(value: str) -> str:
@@ -356,6 +368,12 @@ def _preset(value: str) -> str:
 def _dtype(value: str) -> str:
     if value not in DTYPES:
         raise ValueError(f"--dtype {value!r} is unknown: choose one of {', '.join(DTYPES)}.")
+    return value
+
+
+def _quantize(value: str) -> str:
+    if value not in QUANTIZED:
+        raise ValueError(f"--quantize {value!r} is unknown: choose one of {', '.join(QUANTIZED)}.")
     return value
 
 

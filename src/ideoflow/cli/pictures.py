@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 KEY = "ideoflow"
 PLACEHOLDERS = ("name", "seed", "index", "width", "height")
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZED = ("fp8", "int8")
 
 # What a PNG's settings hold, and whether they must: anyone can write into a PNG.
 _KINDS: dict[str, tuple[Any, bool]] = {
@@ -35,6 +36,7 @@ _KINDS: dict[str, tuple[Any, bool]] = {
     "steps": (int, False),
     "guidance": ((int, float), False),
     "together": (int, False),
+    "quantize": (str, False),
     "torch": (str, False),
 }
 
@@ -59,6 +61,7 @@ class Settings:
         preset: Name of the preset.
         steps: Denoising steps instead of the preset's.
         guidance: One guidance scale for all steps instead of the preset's.
+        quantize: `fp8` or `int8`: linear layers of the transformers' blocks in one byte a weight.
     """
 
     model: str
@@ -68,6 +71,7 @@ class Settings:
     preset: str
     steps: int | None = None
     guidance: float | None = None
+    quantize: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,8 @@ def from_metadata(path: Path) -> dict[str, Any]:
             raise TypeError("a LoRA adapter has no path or no scale")
         if found["dtype"] not in DTYPES:
             raise ValueError(f"dtype is {found['dtype']!r}")
+        if found.get("quantize") not in (None, *QUANTIZED):
+            raise ValueError(f"quantize is {found['quantize']!r}")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} carries ideoflow settings that cannot be read ({error!r}).") from None
     return found

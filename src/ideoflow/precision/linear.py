@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..model.linear import Linear
+from ..model.linear import linear as linear_product
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}  # magnitudes that a row's largest is scaled to
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # of a row of zeros, which it leaves zeros
@@ -65,12 +67,12 @@ class _ExpandedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        return F.linear(x, expand(weight, scale, x.dtype))
+        return linear_product(x, expand(weight, scale, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         weight, scale = ctx.saved_tensors
-        return grad @ expand(weight, scale, grad.dtype), None, None
+        return linear_product(grad, expand(weight, scale, grad.dtype).t()), None, None
 
 
 class QuantizedLinear(nn.Linear):
@@ -125,7 +127,7 @@ class QuantizedLinear(nn.Linear):
     def to_linear(self, dtype: torch.dtype | None = None) -> nn.Linear:
         """An ordinary layer with the expanded weight in `dtype`, `compute_dtype` by default. It takes no gradient."""
         dtype = dtype or self.compute_dtype
-        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        linear = Linear(self.in_features, self.out_features, bias=False, device="meta")
         linear.weight = nn.Parameter(expand(self.weight, self.weight_scale, dtype), requires_grad=False)
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.to(dtype), requires_grad=False)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..model import Ideogram4Transformer2DModel
+from ..model.linear import Linear
 from .linear import Float8Linear, Int8Linear, QuantizedLinear
 
 KINDS: dict[str, type[QuantizedLinear]] = {"fp8": Float8Linear, "int8": Int8Linear}
@@ -118,10 +119,12 @@ def _without(names: list[str], skip: str | Sequence[str]) -> list[str]:
 
 def _check(name: str, layer: nn.Module) -> None:
     """Raise unless this is an ordinary linear layer with finite weights."""
-    if type(layer) is not nn.Linear or layer.weight.dtype.itemsize < 2:
+    plain = isinstance(layer, nn.Linear) and type(layer) in (nn.Linear, Linear)
+    if not isinstance(layer, nn.Linear) or not plain or layer.weight.dtype.itemsize < 2:
+        dtype = getattr(layer.weight, "dtype", None)
         raise TypeError(
-            f"`module` has a {type(layer).__name__} in {layer.weight.dtype} as {name}, but only an nn.Linear in 16 bits"
-            " or more can be quantized: call `dequantize_` first, or load the weights unquantized."
+            f"`module` has a {type(layer).__name__} in {dtype} as {name}, but only an nn.Linear in 16 bits or more can"
+            " be quantized: call `dequantize_` first, or load the weights unquantized."
         )
     if layer.weight.is_meta:
         return
