@@ -95,6 +95,16 @@ def test_fit_finds_the_cost_that_made_the_steps():
     assert found.c == pytest.approx(true.c, rel=0.1)
 
 
+def test_fit_keeps_the_total_of_noisy_steps():
+    """Some steps take twice as long, as on a shared machine: the model is right on average."""
+    draw = random.Random(0)
+    true = Cost(a=0.004, b=3e-5)
+    steps = [([n], true.step([n]) * draw.choice((1.0, 1.0, 2.0))) for n in range(100, 2000, 3)]
+    found = fit(steps)
+
+    assert sum(found.step(n) for n, _ in steps) == pytest.approx(sum(value for _, value in steps), rel=0.02)
+
+
 def test_fit_gives_no_negative_cost():
     found = fit([([n], 1.0 - 1e-4 * n) for n in range(100, 1000, 100)])
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from .engine import Policy, Scheduler
 
@@ -42,7 +43,9 @@ class Cost:
 
 
 def fit(steps: Sequence[tuple[Sequence[int], float]]) -> Cost:
-    """The cost model nearest to measured steps, in the sense of least squares of the relative error.
+    """The cost model nearest to measured steps: least squares of the error relative to the model's own prediction.
+
+    Relative to what was measured, slow steps would count for little, and the model would be too fast on average.
 
     Args:
         steps: `(lengths of all segments, seconds)` of each measured step; at least three of different kinds.
@@ -54,18 +57,25 @@ def fit(steps: Sequence[tuple[Sequence[int], float]]) -> Cost:
         raise ValueError(f"`steps` holds {len(steps)}: measure at least three, of different numbers of tokens.")
     seconds = torch.tensor([value for _, value in steps], dtype=torch.float64)
     terms = torch.tensor([[1.0, sum(lengths), sum(n**2 for n in lengths)] for lengths, _ in steps], dtype=torch.float64)
-    weighted = terms / seconds[:, None]
-    best, error = (0.0, 0.0, 0.0), math.inf
-    # No part of the cost is negative: of the subsets of terms whose solution has none below zero, the nearest.
+    predicted = seconds.mean().expand(len(steps))
+    for _ in range(4):
+        numbers = _least_squares(terms / predicted[:, None], seconds / predicted)
+        predicted = (terms @ numbers).clamp_min(1e-12)
+    return Cost(*numbers.tolist())
+
+
+def _least_squares(terms: Tensor, values: Tensor) -> Tensor:
+    """The nearest combination of the terms (n, 3) to the values (n,) of which no number is below zero."""
+    best, error = torch.zeros(3, dtype=torch.float64), math.inf
     for size in (3, 2, 1):
         for chosen in itertools.combinations(range(3), size):
-            columns = weighted[:, list(chosen)]
-            found = torch.linalg.lstsq(columns, torch.ones(len(steps), dtype=torch.float64)[:, None]).solution[:, 0]
-            off = float((columns @ found - 1).square().sum())
+            columns = terms[:, list(chosen)]
+            found = torch.linalg.lstsq(columns, values[:, None]).solution[:, 0]
+            off = float((columns @ found - values).square().sum())
             if bool((found >= 0).all()) and off < error:
-                values = dict(zip(chosen, found.tolist(), strict=True))
-                best, error = (values.get(0, 0.0), values.get(1, 0.0), values.get(2, 0.0)), off
-    return Cost(*best)
+                best, error = torch.zeros(3, dtype=torch.float64), off
+                best[list(chosen)] = found
+    return best
 
 
 @dataclass(eq=False)
