@@ -9,6 +9,7 @@ import pytest
 TINY = {
     "step": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--no-compile"],
     "ablation": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1"],
+    "full": ["--tiny", "--rounds", "1", "--no-compile"],
     "products": ["--rounds", "1"],
     "attention": ["--rounds", "1", "--lengths", "8", "16"],
     "many": ["--count", "4", "--steps", "1", "--rounds", "1"],
