@@ -1,7 +1,7 @@
 """Mixed traffic on the bundled model: large requests of 48 steps among small ones of 12, fair against fifo.
 
 Run as `python -m benchmarks.traffic`. Arrivals are random (Poisson) at a load of 80%; the engine serves them in real
-time. The same traffic then goes through the simulator, with a cost model fitted from the steps that the engine took.
+time. The same traffic then goes through the simulator, with a cost model fitted from the steps of each run.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def main() -> None:
         "--max-tokens", type=int, default=450, help="budget of a step: one large request, or several small"
     )
     parser.add_argument("--repeats", type=int, default=2, help="runs of each policy, with traffic of its own")
-    parser.add_argument("--measured", type=int, default=24, help="requests served first, to set the rate by")
+    parser.add_argument("--measured", type=int, default=60, help="requests served first, to set the rate by")
     parser.add_argument("--threads", type=int, help="of torch; all cores by default")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
@@ -131,8 +131,8 @@ def main() -> None:
     kinds = [(weight, job_of(make(pipe, kind, 0), kind)) for kind, (_, _, weight) in KINDS.items()]
     rate = rate_of_load(kinds, warm_up(pipe, options.measured, options.max_tokens).cost, options.load)
     print(f"{rate:.2f} requests a second", flush=True)
-    seen = Measured()
-    served: dict[str, list[Report]] = {policy: [] for policy in POLICIES}
+    runs: dict[str, list[dict[str, dict[str, float]]]] = {policy: [] for policy in POLICIES}
+    costs: list[dict[str, float]] = []
     for repeat in range(options.repeats):
         plan = poisson(kinds, rate, options.count, seed=repeat)
         for policy in POLICIES if repeat % 2 == 0 else POLICIES[::-1]:
@@ -140,16 +140,15 @@ def main() -> None:
             traffic = [job_of(request, job.kind) for request, job in zip(requests, plan, strict=True)]
             for job, planned in zip(traffic, plan, strict=True):
                 job.arrival = planned.arrival
-            served[policy].append(serve(pipe, traffic, requests, policy, options.max_tokens, seen))
-    cost = seen.cost
-    print(f"a step took {cost.a * 1e3:.2f} ms + {cost.b * 1e6:.2f} us a token + {cost.c * 1e9:.2f} ns a pair;"
-          f" decoding {cost.finish * 1e6:.1f} us an image token", flush=True)  # fmt: skip
-    runs: dict[str, list[dict[str, dict[str, float]]]] = {policy: [] for policy in POLICIES}
-    for policy, reports in served.items():
-        for real in reports:
-            simulated = simulate(real.jobs, cost, policy=policy, max_tokens=options.max_tokens)  # type: ignore[arg-type]
-            print(f"-- {policy}\nserved\n{real}\nsimulated\n{simulated}", flush=True)
-            runs[policy].append({"served": figures(real), "simulated": figures(simulated)})
+            served = serve(pipe, traffic, requests, policy, options.max_tokens, seen := Measured())
+            # A cost of each run's own: the machine is not equally fast at all times.
+            cost = seen.cost
+            costs.append(vars(cost))
+            simulated = simulate(traffic, cost, policy=policy, max_tokens=options.max_tokens)  # type: ignore[arg-type]
+            print(f"-- {policy}: a step took {cost.a * 1e3:.2f} ms + {cost.b * 1e6:.2f} us a token"
+                  f" + {cost.c * 1e9:.2f} ns a pair, decoding {cost.finish * 1e6:.1f} us an image token"
+                  f"\nserved\n{served}\nsimulated\n{simulated}", flush=True)  # fmt: skip
+            runs[policy].append({"served": figures(served), "simulated": figures(simulated)})
     median = {
         policy: {
             how: {name: statistics.median(run[how][name] for run in all_runs) for name in all_runs[0][how]}
@@ -162,7 +161,7 @@ def main() -> None:
         "benchmark": "traffic",
         "machine": machine(),
         "settings": {name: getattr(options, name) for name in ("count", "load", "max_tokens", "repeats")},
-        "cost": vars(cost),
+        "costs": costs,
         "median": median,
         "runs": runs,
         "small_p95_fair_over_fifo": fair["small_p95"] / fifo["small_p95"],
