@@ -336,6 +336,42 @@ def test_the_peers_calls_move_the_counted_bytes(dtype, samples):
     assert (traffic.read, traffic.written) == pytest.approx(counted, rel=0.02)
 
 
+@DTYPES
+@pytest.mark.parametrize("side", [OURS, TRIMMED], ids=lambda i: i.name)
+def test_what_is_outside_the_blocks_moves_the_counted_bytes(dtype, side):
+    """A call of one layer less what a second one adds, as the blocks' bytes would hide these: within 5%.
+
+    Taking some rows of a tensor looks here as if it read them all. The peer's choice of angles, which puts a few into a
+    tensor in place, is left out for that reason.
+    """
+    in_place = ("index", "index_put_")
+    sample, moved = Sample(100, 20, 20), []
+    for layers in (1, 2):
+        sizes = LARGER | dict(num_layers=layers, num_attention_heads=1, attention_head_dim=256, llm_features_dim=20)
+        if side is OURS:
+            model = Ideogram4Transformer2DModel(**sizes).eval().to(getattr(torch, dtype))
+            layout = Layout.of_samples([(sample.text, sample.rows, sample.cols)])
+            layout.order  # noqa: B018 (made at the first step, and kept)
+            context = model.prepare(torch.randn(sample.text, 20, dtype=model.dtype), layout)
+            arguments = torch.randn(sample.image, 8, dtype=model.dtype), torch.rand(1), context
+            with torch.no_grad(), Traffic() as traffic:
+                model.velocity(*arguments)
+        else:
+            model = diffusers.Ideogram4Transformer2DModel(**sizes).eval().to(getattr(torch, dtype))
+            inputs = peer_inputs([sample], Config.of(sizes), sample.text)
+            inputs = {name: x.to(model.dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+            with torch.no_grad(), Traffic(besides=in_place) as traffic:
+                model(**inputs)
+        moved.append((traffic.read, traffic.written))
+    outside = [2 * one - two for one, two in zip(*moved, strict=True)]
+    # The modulations are a layer's too: count both depths, and subtract likewise.
+    counted = []
+    for layers in (1, 2):
+        parts = count(Config.of(sizes | dict(num_layers=layers)), [sample], side, dtype, device="cpu")
+        counted.append(bytes_moved([part for part in parts if part.when == STEP]))
+    assert outside == pytest.approx([2 * one - two for one, two in zip(*counted, strict=True)], rel=0.05)
+
+
 def test_weights_are_read_once_a_call():
     """All but the table of roles and the gains of norms; no step of ours reads the text projection."""
     model: nn.Module = diffusers.Ideogram4Transformer2DModel(**WIDE)
