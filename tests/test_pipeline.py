@@ -792,3 +792,23 @@ def test_latents_that_a_callback_breaks_are_reported_even_if_it_stops_the_call(p
             guidance_schedule=None,
             callback_on_step_end=spoil,
         )
+
+
+def test_captions_are_embedded_anew_after_an_adapter_of_the_projection_was_fused(pipeline):
+    """Fusing changes weights in a way that their versions do not show."""
+    generator = seeded(12)
+    prefix = "transformer.llm_cond_proj"
+    lora = {
+        f"{prefix}.lora_A.weight": torch.randn(4, 13 * 32, generator=generator) / 20,
+        f"{prefix}.lora_B.weight": torch.randn(32, 4, generator=generator),
+    }
+    call = dict(prompt="x", height=32, width=48, **QUICK)
+    bare = latents_of(pipeline, generator=seeded(), **call)
+    pipeline.load_lora_weights(lora)
+    adapted = latents_of(pipeline, generator=seeded(), **call)
+    pipeline.fuse_lora(components=["transformer"])
+    pipeline.unload_lora_weights()
+
+    fused = latents_of(pipeline, generator=seeded(), **call)
+
+    assert relative(fused, adapted) <= 1e-4 < relative(fused, bare)

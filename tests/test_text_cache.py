@@ -1,10 +1,9 @@
-"""The cache of embedded captions: bounded bytes, the oldest use dropped first, and stale weights never served."""
+"""The cache of embedded captions: bounded bytes, and the oldest use dropped first."""
 
 import pytest
 import torch
-from torch import nn
 
-from ideoflow.text_cache import TextCache, weights_key
+from ideoflow.text_cache import TextCache
 
 
 def test_the_least_recently_used_is_dropped_first():
@@ -37,22 +36,3 @@ def test_clear_forgets_all():
 def test_negative_bounds_are_refused():
     with pytest.raises(ValueError, match="`max_bytes` is -1"):
         TextCache(-1)
-
-
-def test_keys_change_with_weights_alone():
-    model, other = nn.Linear(3, 3), nn.Linear(3, 3)
-    key = weights_key(model)
-
-    assert weights_key(model) == key and weights_key(other) != key
-    with torch.no_grad():
-        model.weight.mul_(2)
-    changed = weights_key(model)
-    assert changed != key
-    assert weights_key(model.to(torch.bfloat16)) != changed
-
-
-def test_adapters_have_no_key():
-    model = nn.Sequential(nn.Linear(3, 3))
-    model[0].lora_A = nn.ModuleDict()
-
-    assert weights_key(model) is None

@@ -26,8 +26,9 @@ from .engine import Denoiser, Engine, Policy, Request
 from .model import Context, Ideogram4Transformer2DModel
 from .precision import quantize_
 from .schedule import PRESETS, Preset, find_preset, guidance_per_step, limit_guidance, logit_normal_sigmas
-from .text_cache import TextCache, weights_key
+from .text_cache import TextCache
 from .text_encoder import TAPS, encode_captions, raise_too_long, tokenise
+from .weights import weights_key
 
 DEFAULT = PRESETS["V4_QUALITY_48"]
 SIDE_LIMITS = (256, 2048)  # pixels, what the published weights were trained on
@@ -239,6 +240,16 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             if transformer is not None:
                 quantize_(transformer, kind, skip)
 
+    def fuse_lora(self, *args: Any, **kwargs: Any) -> None:
+        """Merge the loaded adapters into the weights, as diffusers does; captions are embedded anew afterwards."""
+        self.text_cache.clear()
+        super().fuse_lora(*args, **kwargs)
+
+    def unfuse_lora(self, *args: Any, **kwargs: Any) -> None:
+        """Undo `fuse_lora`; captions are embedded anew afterwards."""
+        self.text_cache.clear()
+        super().unfuse_lora(*args, **kwargs)
+
     @torch.no_grad()
     def _decode_one(self, request: Request, latents: Tensor) -> Tensor:
         """`(3, height, width)` picture of latents of a request."""
@@ -281,7 +292,8 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         Args:
             prompt_features: What `encode_prompt` gave for the prompts, to spare encoding them again.
             defer: Leave the captions to the engine, which encodes each when its request takes its first step: requests
-                that wait hold little memory, and on a GPU the next is encoded while others are stepped.
+                that wait hold little memory, and on a GPU the next is encoded while others are stepped. Pictures of one
+                caption then share its embedding, and each has tables of its own.
             priority: Higher goes first, in an engine of that policy.
 
         Returns:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from itertools import count
 from threading import Lock
 
-from torch import Tensor, nn
-
-_serial = count()
+from torch import Tensor
 
 
 class TextCache:
@@ -62,19 +59,3 @@ class TextCache:
         with self._lock:
             self._kept.clear()
             self._bytes = 0
-
-
-def weights_key(*modules: nn.Module) -> Hashable | None:
-    """What changes when weights of the modules do, and not when they move to another device.
-
-    None where that cannot be told: the scale of adapters may change without a trace.
-    """
-    parts: list[Hashable] = []
-    for module in modules:
-        if getattr(module, "peft_config", None) or any(hasattr(part, "lora_A") for part in module.modules()):
-            return None
-        # A number of its own, since the address of a module that is gone may come again.
-        number = module.__dict__.setdefault("_text_cache_serial", next(_serial))
-        versions = sum(0 if p.is_inference() else p._version for p in module.parameters())
-        parts.append((number, versions, next((p.dtype for p in module.parameters()), None)))
-    return tuple(parts)

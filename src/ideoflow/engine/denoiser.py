@@ -12,7 +12,7 @@ from torch import Tensor
 from ..model import Context, Ideogram4Transformer2DModel, Modulation
 from ..offload import execution_device, is_offloaded
 from ..packing import Layout
-from ..text_cache import weights_key
+from ..weights import weights_key
 from .request import Request
 
 SCHEDULES = 4  # kept for each branch: at full size one of 48 steps takes 60 MB

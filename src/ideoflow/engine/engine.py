@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
@@ -256,7 +257,7 @@ class Engine:
             failure = error
         if failure is None:
             return {}
-        failure.__traceback__ = None if len(requests) > 1 else failure.__traceback__  # it holds the pass's tensors
+        traceback.clear_frames(failure.__traceback__)  # they hold the pass's tensors
         if out_of_memory(failure):
             self._halve_budget(requests)
         if len(requests) == 1:
