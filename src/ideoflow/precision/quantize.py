@@ -69,11 +69,15 @@ def quantize_(module: nn.Module, kind: str, skip: str | Sequence[str] = ()) -> l
 
     for name in names:
         module.set_submodule(name, KINDS[kind].from_linear(module.get_submodule(name)))
-    for attention in attentions:
-        if any(isinstance(part, QuantizedLinear) for part in attention.modules()):
-            # diffusers would fuse the stored weights without their scales.
-            attention._supports_qkv_fusion = False
+    keep_projections_apart(module)
     return [name.removesuffix(".base_layer") for name in names]
+
+
+def keep_projections_apart(model: Ideogram4Transformer2DModel) -> None:
+    """Have diffusers' fusing of projections pass over quantized ones: it would fuse stored weights without scales."""
+    for attention in model.layers.modules():
+        if hasattr(attention, "to_q") and any(isinstance(part, QuantizedLinear) for part in attention.modules()):
+            attention._supports_qkv_fusion = False  # type: ignore[assignment]
 
 
 def dequantize_(module: nn.Module, dtype: torch.dtype | None = None) -> list[str]:

@@ -1,0 +1,111 @@
+"""The model's configuration: from a `config.json` with either form's keys, a file's header, or the shapes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..model import Ideogram4Transformer2DModel
+from .errors import CheckpointError
+
+# The original's keys, and the model's; the head's width follows from two of them.
+ORIGINAL_KEYS = {
+    "num_layers": "num_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "adanln_dim": "adaln_dim",  # spelt so
+    "in_channels": "in_channels",
+    "llm_features_dim": "llm_features_dim",
+    "rope_theta": "rope_theta",
+    "mrope_section": "mrope_section",
+    "norm_eps": "norm_eps",
+}
+_PARAMETERS = inspect.signature(Ideogram4Transformer2DModel.__init__).parameters
+KEYS = tuple(name for name in _PARAMETERS if name != "self")
+DEFAULTS = {name: _PARAMETERS[name].default for name in KEYS}
+HEADER = "ideoflow.config"  # the key of single files that `convert` writes
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The model's configuration from a JSON file with either form's keys.
+
+    Raises:
+        CheckpointError: a file that is no such JSON.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
+    return parse_config(found, str(path))
+
+
+def parse_config(found: Any, where: str) -> dict[str, Any]:
+    """The model's configuration from either form's keys; others are left out.
+
+    Args:
+        found: What JSON gave.
+        where: Named in errors.
+    """
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"{where} holds no configuration: it must be a JSON object.")
+    if "emb_dim" not in found:
+        config = {key: found[key] for key in KEYS if key in found}
+    else:
+        config = {ours: found[theirs] for theirs, ours in ORIGINAL_KEYS.items() if theirs in found}
+        width, heads = found["emb_dim"], found.get("num_heads", DEFAULTS["num_attention_heads"])
+        if not isinstance(width, int) or not isinstance(heads, int) or heads < 1 or width % heads:
+            raise CheckpointError(f"{where}: `emb_dim` {width!r} is no multiple of `num_heads` {heads!r}.")
+        config["attention_head_dim"] = width // heads
+    if not config:
+        raise CheckpointError(
+            f"{where} holds no configuration of this model: found {', '.join(list(found)[:8]) or 'nothing'}, expected"
+            f" {', '.join(KEYS[:4])} ... or emb_dim, num_layers ..."
+        )
+    if "mrope_section" in config and isinstance(config["mrope_section"], list):
+        config["mrope_section"] = tuple(config["mrope_section"])
+    return config
+
+
+def original_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the original's keys."""
+    full = {**DEFAULTS, **config}
+    found = {theirs: full[ours] for theirs, ours in ORIGINAL_KEYS.items()}
+    return {"emb_dim": full["attention_head_dim"] * full["num_attention_heads"], **found}
+
+
+def config_of_shapes(shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, Any]:
+    """What the shapes of the model's tensors tell, by the model's names; the rest is the published model's.
+
+    Raises:
+        CheckpointError: a tensor that is needed and missing, or heads whose rotary sections cannot be told.
+    """
+
+    def size(name: str, axis: int) -> int:
+        shape = shapes.get(name)
+        if shape is None or len(shape) <= axis:
+            raise CheckpointError(
+                f"{where}: no configuration beside it, and without a fitting {name!r} ({shape}) none can be told."
+            )
+        return shape[axis]
+
+    layers = [int(match[1]) for name in shapes if (match := re.match(r"layers\.(\d+)\.", name))]
+    head = size("layers.0.attention.norm_q.weight", 0)
+    hidden = size("layers.0.attention.to_q.weight", 0)
+    if head != DEFAULTS["attention_head_dim"]:
+        raise CheckpointError(
+            f"{where}: heads of {head} channels are not the published model's {DEFAULTS['attention_head_dim']}, and the"
+            " rotary sections cannot be told from shapes: put the config.json beside the file, or give `config`."
+        )
+    return {
+        "in_channels": size("input_proj.weight", 1),
+        "num_layers": max(layers) + 1,
+        "attention_head_dim": head,
+        "num_attention_heads": hidden // head,
+        "intermediate_size": size("layers.0.feed_forward.w1.weight", 0),
+        "adaln_dim": size("adaln_proj.weight", 0),
+        "llm_features_dim": size("llm_cond_norm.weight", 0),
+    }

@@ -1,0 +1,102 @@
+"""Loading a transformer: one weight at a time, straight to its device and type."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.utils import logging
+from torch import Tensor, nn
+
+from ..model import Ideogram4Transformer2DModel
+from ..precision.quantize import keep_projections_apart
+from .errors import CheckpointError
+from .forms import Checkpoint, StoredWeight
+from .resting import Resting
+
+FIRST = "input_proj"  # never kept in few bits: the type of its weight is taken for the model's
+QUIET_SECONDS = 2  # before a progress bar is shown
+
+
+@torch.no_grad()
+def load_transformer(
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    dequantize: bool = False,
+    text_projection: bool = True,
+    check: bool = True,
+) -> Ideogram4Transformer2DModel:
+    """Load a transformer from a checkpoint of any form.
+
+    On the CPU, weights that have the wanted type already are mapped: their pages are read when they are used, shared
+    with other processes, and dropped where memory is short.
+
+    Args:
+        checkpoint: From `open_checkpoint`.
+        dtype: Of the weights that are not stored in few bits, and of what is computed.
+        device: To put them on.
+        dequantize: Expand the weights that are stored in few bits to `dtype`; False keeps those of linear layers as
+            they are, where a layer for them can be had.
+        text_projection: Whether to load the projection of text features, which the unconditional branch has and never
+            uses: 0.49 GB in bfloat16. Without it, it rests in the file until the model is saved.
+        check: Look for values that are not finite, which takes a pass over the weights.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        CheckpointError: naming the file and the tensor that cannot be used.
+    """
+    model = checkpoint.empty_model()
+    device = torch.device(device)
+    resting: dict[str, list[StoredWeight]] = {"llm_cond_norm": [], "llm_cond_proj": []}
+    progress = logging.tqdm(
+        checkpoint.weights, desc=f"Loading {checkpoint.branch}", unit="tensor", delay=QUIET_SECONDS, leave=False
+    )
+    for weight in progress:
+        if not text_projection and weight.name in resting:
+            resting[weight.name].append(weight)
+            continue
+        parts = {key: _tensor(checkpoint, info.name, device, dtype, check) for key, info in weight.infos.items()}
+        for name, rows, _ in weight.pieces():
+            piece = parts if rows is None else weight.storage.rows(parts, *rows)
+            layer, _, parameter = name.rpartition(".")
+            module = model.get_submodule(layer)
+            kept = None
+            if parameter == "weight" and isinstance(module, nn.Linear) and layer != FIRST and not dequantize:
+                kept = weight.storage.layer(piece, dtype)  # before its bias, which comes next
+            if kept is not None:
+                model.set_submodule(layer, kept)
+            else:
+                setattr(module, parameter, nn.Parameter(weight.storage.expand(piece, dtype)))
+    for name, weights in resting.items():
+        if weights:
+            model.set_submodule(name, Resting(checkpoint.source, weights, dtype))
+    keep_projections_apart(model)
+    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if left:
+        raise CheckpointError(f"{checkpoint.source.path}: nothing was loaded into {', '.join(left[:6])}.")
+    model.register_to_config(_name_or_path=str(checkpoint.source.path))
+    return model.eval()
+
+
+def _tensor(checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype, check: bool) -> Tensor:
+    """A tensor of the file on the device; mapped, where nothing has to be done to it."""
+    tensor = checkpoint.source.map(name)
+    if check:
+        check_finite(tensor, f"{checkpoint.source.infos[name].file}: {name!r}")
+    return tensor.to(device)
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raise a CheckpointError that begins with `what` where a value is infinite or not a number."""
+    if tensor.dtype == torch.float8_e4m3fn:
+        finite = not ((tensor.view(torch.uint8) & 0x7F) == 0x7F).any()
+    elif tensor.is_floating_point() and tensor.numel():
+        values = tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
+        low, high = torch.aminmax(values)
+        finite = bool(torch.isfinite(low) and torch.isfinite(high))
+    else:
+        finite = True
+    if not finite:
+        raise CheckpointError(f"{what} holds values that are not finite: the file is damaged, or was never any good.")

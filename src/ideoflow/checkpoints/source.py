@@ -1,0 +1,191 @@
+"""Tensors in files: what they are called, their types and shapes, and one of them at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import CheckpointError, refuse_pickle, some
+
+INDEX = ".safetensors.index"
+# What diffusers and transformers call the files of a folder, before a variant and `.safetensors`.
+STEMS = ("diffusion_pytorch_model", "model")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a file's header says of a tensor.
+
+    Attributes:
+        name: In the file.
+        dtype: As the format spells it: `BF16`, `F8_E4M3`, `U8`; `Q8_0` and the like in GGUF files.
+        shape: Of the tensor as the file holds it.
+        file: That holds it.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+
+
+class Source(Protocol):
+    """Tensors of one file, or of several that belong together."""
+
+    path: Path
+    files: tuple[Path, ...]
+    infos: dict[str, TensorInfo]
+    metadata: dict[str, str]
+
+    def read(self, name: str) -> Tensor:
+        """A copy of a tensor, on the CPU: nothing of the file stays in memory."""
+
+    def map(self, name: str) -> Tensor:
+        """A tensor whose pages are read when they are first used, and can be dropped again; a copy where that fails."""
+
+
+class SafetensorsSource:
+    """Tensors of safetensors files; their headers are checked here, their values when they are read.
+
+    Args:
+        path: What the user gave: a file, an index or a folder.
+        files: The files that hold the tensors.
+        expected: What an index says: the file of each tensor.
+
+    Raises:
+        CheckpointError: a file that is missing, cut off, or not in this format, or that differs from the index.
+    """
+
+    def __init__(self, path: Path, files: tuple[Path, ...], expected: Mapping[str, Path] | None = None) -> None:
+        self.path, self.files = path, files
+        self.infos: dict[str, TensorInfo] = {}
+        self.metadata: dict[str, str] = {}
+        for file in files:
+            with _opened(file) as opened:
+                self.metadata |= opened.metadata() or {}
+                for name in opened.keys():  # noqa: SIM118 (no mapping)
+                    view = opened.get_slice(name)
+                    if name in self.infos:
+                        raise CheckpointError(f"{self.infos[name].file} and {file} both hold {name!r}.")
+                    self.infos[name] = TensorInfo(name, view.get_dtype(), tuple(view.get_shape()), file)
+        if expected is not None:
+            wrong = [name for name, file in expected.items() if name not in self.infos or self.infos[name].file != file]
+            if wrong:
+                raise CheckpointError(
+                    f"{path} promises tensors that are not in the files it names: {some(wrong)}. Fetch the missing or"
+                    " changed shards again."
+                )
+
+    def read(self, name: str) -> Tensor:
+        return self.map(name).clone()
+
+    def map(self, name: str) -> Tensor:
+        info = self.infos[name]
+        with _opened(info.file) as opened:
+            try:
+                return opened.get_tensor(name)
+            except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+                raise CheckpointError(f"{info.file}: the tensor {name!r} cannot be read: {error}.") from error
+
+
+def open_source(path: str | os.PathLike[str], variant: str | None = None) -> Source:
+    """Open the tensors of a file, of an index of shards, or of a folder that holds either.
+
+    What a file is, its first bytes tell and not its name.
+
+    Args:
+        path: Of a safetensors file, of a GGUF file, of an index, or of a folder.
+        variant: Of a folder's files: `diffusion_pytorch_model.VARIANT.safetensors`.
+
+    Raises:
+        CheckpointError: naming the file, and saying what was found in place of what is known.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _open_folder(path, variant)
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such file or folder.")
+    if path.name.endswith(".json"):
+        return _open_index(path)
+    return _open_file(path)
+
+
+def _open_folder(folder: Path, variant: str | None) -> Source:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    for stem in STEMS:
+        for name in (_with_variant(f"{stem}{INDEX}.json", variant), _with_variant(f"{stem}.safetensors", variant)):
+            if name in names:
+                return open_source(folder / name)
+    weights = [name for name in names if name.endswith((".safetensors", ".gguf", f"{INDEX}.json"))]
+    pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    indexes = [name for name in weights if name.endswith(".json")]
+    if variant is None and len(indexes or weights) == 1:
+        return open_source(folder / (indexes or weights)[0])
+    if not weights and pickled:
+        refuse_pickle(folder / pickled[0], b"\x80\x02")
+    asked = f" for variant={variant!r}" if variant else ""
+    found = f"it holds {some(weights)}: name one of them, or the variant" if weights else "it holds no weights"
+    raise CheckpointError(f"{folder}: no single checkpoint{asked} in this folder; {found}.")
+
+
+def _with_variant(name: str, variant: str | None) -> str:
+    """diffusers' names: `model.fp16.safetensors`, `model.safetensors.index.fp16.json`."""
+    stem, dot, ending = name.rpartition(".")
+    return f"{stem}.{variant}{dot}{ending}" if variant else name
+
+
+def _open_index(path: Path) -> Source:
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        named = {str(name): str(file) for name, file in weight_map.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is no index of shards: it must be JSON with a `weight_map` ({type(error).__name__}: {error})."
+        ) from error
+    shards = sorted(set(named.values()))
+    outside = [shard for shard in shards if Path(shard).name != shard or shard in ("", ".", "..")]
+    if outside:
+        raise CheckpointError(f"{path} names files outside its folder, which are not opened: {some(outside)}.")
+    missing = [shard for shard in shards if not (path.parent / shard).is_file()]
+    if missing or not shards:
+        raise CheckpointError(f"{path} names shards that are not there: {some(missing) or 'none at all'}.")
+    files = tuple(path.parent / shard for shard in shards)
+    return SafetensorsSource(path, files, {name: path.parent / file for name, file in named.items()})
+
+
+def _open_file(path: Path) -> Source:
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    refuse_pickle(path, head)
+    return SafetensorsSource(path, (path,))
+
+
+class _opened:
+    """safetensors' reader of a file, its errors in our words."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> Any:
+        try:
+            self.reader = safe_open(self.file, "pt", "cpu")
+            return self.reader.__enter__()
+        except (SafetensorError, OSError, ValueError) as error:
+            size = self.file.stat().st_size if self.file.exists() else 0
+            raise CheckpointError(
+                f"{self.file} ({size} bytes) is no whole safetensors file: {error}. It may be cut off or damaged: fetch"
+                " it again."
+            ) from error
+
+    def __exit__(self, *details: Any) -> None:
+        self.reader.__exit__(*details)

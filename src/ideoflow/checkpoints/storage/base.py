@@ -1,0 +1,45 @@
+"""What a kind of storage says of itself: how files hold the weight of a linear layer in few bytes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..source import TensorInfo
+
+Infos = Mapping[str, TensorInfo]  # by what follows the layer's name and a dot: "weight", "weight_scale", ...
+Parts = Mapping[str, Tensor]  # the same, read
+
+
+class Storage(ABC):
+    """One kind of storage. Kinds have no state: a weight's parts are given to every method."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def claims(self, infos: Infos) -> bool:
+        """Whether a layer with such parts is of this kind."""
+
+    @abstractmethod
+    def shape(self, infos: Infos, read: Callable[[str], Tensor]) -> tuple[int, ...]:
+        """(out, in) of the weight; `read` gives a part by its suffix, for kinds that keep the shape in one.
+
+        Raises:
+            CheckpointError: parts that do not fit each other.
+        """
+
+    @abstractmethod
+    def rows(self, parts: Parts, start: int, stop: int) -> dict[str, Tensor]:
+        """The parts of rows `start` to `stop` of the weight: q, k or v of a fused projection."""
+
+    @abstractmethod
+    def expand(self, parts: Parts, dtype: torch.dtype) -> Tensor:
+        """The weight (out, in), computed in float32 and rounded to `dtype` once."""
+
+    def layer(self, parts: Parts, dtype: torch.dtype) -> nn.Linear | None:
+        """A layer without bias that keeps the weight as stored and computes in `dtype`; None where none can be had."""
+        return None
