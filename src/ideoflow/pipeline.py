@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKLFlux2, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import Ideogram4LoraLoaderMixin
 from diffusers.models.modeling_utils import ModelMixin
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import latents as latent_tokens
 from .captions import prompt_line
+from .checkpoints.pipeline import PipelineFiles
 from .engine import Denoiser, Engine, Policy, Request
 from .model import Context, Ideogram4Transformer2DModel
 from .precision import quantize_
@@ -35,10 +36,6 @@ SIDE_LIMITS = (256, 2048)  # pixels, what the published weights were trained on
 MAX_ASPECT = 6  # longer side over shorter side, likewise
 TEXT_CACHE_BYTES = 128 * 2**20  # of embedded captions; about 28 of 500 tokens for the published weights in bfloat16
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-
-_TRANSFORMERS = ("transformer", "unconditional_transformer")
-_OUR_CLASS = (Ideogram4Transformer2DModel.__module__, Ideogram4Transformer2DModel.__name__)
-_INDEX_CLASS = ("diffusers", Ideogram4Transformer2DModel.__name__)  # how a folder's `model_index.json` names it
 
 
 @dataclass
@@ -54,7 +51,7 @@ class Ideogram4PipelineOutput(BaseOutput):
     images: list[PIL.Image.Image] | np.ndarray | Tensor | list[np.ndarray] | list[Tensor]
 
 
-class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
+class Ideogram4Pipeline(PipelineFiles, Ideogram4LoraLoaderMixin):
     """Ideogram 4: from captions to pictures, any number, sizes and captions in one packed stream of tokens.
 
     Opens and writes the folder layout of diffusers' pipeline of this name: each opens what the other wrote.
@@ -119,23 +116,6 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         self._attention_kwargs: dict[str, Any] | None = None
         self._num_timesteps = 0
         self._interrupt = False
-
-    @classmethod
-    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """Read a folder's index, with our transformer class where it names diffusers' one."""
-        config = super().load_config(*args, **kwargs)
-        index = config[0] if isinstance(config, tuple) else config
-        for name in _TRANSFORMERS:
-            if tuple(index.get(name) or ()) == _INDEX_CLASS:
-                index[name] = list(_OUR_CLASS)
-        return config
-
-    def register_to_config(self, **kwargs: Any) -> None:
-        """Register components; the transformers under the name by which any reader of the folder knows them."""
-        for name in _TRANSFORMERS:
-            if tuple(kwargs.get(name) or ()) == _OUR_CLASS:
-                kwargs[name] = _INDEX_CLASS
-        super().register_to_config(**kwargs)
 
     @property
     def taps(self) -> tuple[int, ...]:

@@ -96,10 +96,12 @@ class Checkpoint:
         low = sorted(kind for kind in self.kinds if kind != "plain")
         return ", ".join([self.naming, *low])
 
-    def empty_model(self) -> Ideogram4Transformer2DModel:
+    def empty_model(
+        self, model_class: type[Ideogram4Transformer2DModel] = Ideogram4Transformer2DModel
+    ) -> Ideogram4Transformer2DModel:
         """The model on the meta device, without weights."""
         with torch.device("meta"):
-            return Ideogram4Transformer2DModel(**self.config)
+            return model_class(**self.config)
 
 
 def open_checkpoint(

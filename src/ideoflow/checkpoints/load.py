@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from diffusers.utils import logging
 from torch import Tensor, nn
@@ -11,8 +13,10 @@ from ..precision.quantize import keep_projections_apart
 from .errors import CheckpointError
 from .forms import Checkpoint, StoredWeight
 from .resting import Resting
+from .source import Source
 
 FIRST = "input_proj"  # never kept in few bits: the type of its weight is taken for the model's
+NO_TEXT = "the unconditional branch takes no text. Load the model with `text_projection=True` to give it text tokens."
 QUIET_SECONDS = 2  # before a progress bar is shown
 
 
@@ -25,6 +29,7 @@ def load_transformer(
     dequantize: bool = False,
     text_projection: bool = True,
     check: bool = True,
+    model_class: type[Ideogram4Transformer2DModel] = Ideogram4Transformer2DModel,
 ) -> Ideogram4Transformer2DModel:
     """Load a transformer from a checkpoint of any form.
 
@@ -40,6 +45,7 @@ def load_transformer(
         text_projection: Whether to load the projection of text features, which the unconditional branch has and never
             uses: 0.49 GB in bfloat16. Without it, it rests in the file until the model is saved.
         check: Look for values that are not finite, which takes a pass over the weights.
+        model_class: To make.
 
     Returns:
         The model, in evaluation mode.
@@ -47,7 +53,7 @@ def load_transformer(
     Raises:
         CheckpointError: naming the file and the tensor that cannot be used.
     """
-    model = checkpoint.empty_model()
+    model = checkpoint.empty_model(model_class)
     device = torch.device(device)
     resting: dict[str, list[StoredWeight]] = {"llm_cond_norm": [], "llm_cond_proj": []}
     progress = logging.tqdm(
@@ -71,7 +77,8 @@ def load_transformer(
                 setattr(module, parameter, nn.Parameter(weight.storage.expand(piece, dtype)))
     for name, weights in resting.items():
         if weights:
-            model.set_submodule(name, Resting(checkpoint.source, weights, dtype))
+            readers = {weight.parameter: partial(_expanded, checkpoint.source, weight, dtype) for weight in weights}
+            model.set_submodule(name, Resting(readers, NO_TEXT, dtype))
     keep_projections_apart(model)
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if left:
@@ -86,6 +93,12 @@ def _tensor(checkpoint: Checkpoint, name: str, device: torch.device, dtype: torc
     if check:
         check_finite(tensor, f"{checkpoint.source.infos[name].file}: {name!r}")
     return tensor.to(device)
+
+
+def _expanded(source: Source, weight: StoredWeight, dtype: torch.dtype) -> Tensor:
+    """A weight read whole from its file."""
+    parts = {key: source.read(info.name) for key, info in weight.infos.items()}
+    return weight.storage.expand(parts, dtype)
 
 
 def check_finite(tensor: Tensor, what: str) -> None:

@@ -1,51 +1,47 @@
-"""Layers that a branch never uses: left in the file, and read again when the model is saved."""
+"""Layers that are never used here: left in their file, and read again when the model is saved."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .forms import StoredWeight
-from .source import Source
+
+Reader = Callable[[], Tensor]
 
 
 class Resting(nn.Module):
     """Stands for a layer whose weights stay in their file. A state dict has them all the same.
 
     Args:
-        source: The file.
-        weights: Of this layer.
-        dtype: That they would have been loaded in.
+        readers: What gives each tensor of the layer, by its name in the layer; functions that can be pickled.
+        why: Ends the sentence of the error that a call raises.
+        dtype: That the tensors would have been loaded in.
     """
 
-    def __init__(self, source: Source, weights: list[StoredWeight], dtype: torch.dtype) -> None:
+    def __init__(self, readers: Mapping[str, Reader], why: str, dtype: torch.dtype) -> None:
         super().__init__()
-        self.source, self.weights, self.dtype = source, weights, dtype
+        self.readers, self.why, self.dtype = dict(readers), why, dtype
 
-    def forward(self, *args: Any) -> NoReturn:
-        raise RuntimeError(
-            f"`{self.weights[0].name}` was left in {self.source.path}, since the unconditional branch takes no text:"
-            " load the model with `text_projection=True` to use it with text tokens."
-        )
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError(f"The weights of this layer were left in their file: {self.why}")
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        for weight in self.weights:
+        for name, read in self.readers.items():
             try:
-                parts = {key: self.source.read(info.name) for key, info in weight.infos.items()}
+                destination[prefix + name] = read().to(self.dtype)
             except (CheckpointError, OSError) as error:
                 raise CheckpointError(
-                    f"`{weight.name}` was left in its file, which is needed to save the model: {error}"
+                    f"`{prefix}{name}` was left in its file, which is needed to save the model: {error}"
                 ) from error
-            destination[prefix + weight.parameter] = weight.storage.expand(parts, self.dtype)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Weights that would be loaded stay where they are: nothing here uses them."""
+        """Pass over weights that would be loaded: nothing here uses them."""
         unexpected: list[str] = args[-2]
-        for key in [key for key in unexpected if key.startswith(prefix)]:
-            unexpected.remove(key)
+        unexpected[:] = [key for key in unexpected if not key.startswith(prefix)]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Resting:
         self.dtype = fn(torch.empty(1, dtype=self.dtype)).dtype

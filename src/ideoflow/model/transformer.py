@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -175,6 +176,40 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         for processor in self.attn_processors.values():
             processor.breaks_graphs = True
         self.compile_repeated_blocks(dynamic=True, **options)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Load a transformer from a folder or a hub id, in any form that the checkpoint may have.
+
+        Args:
+            pretrained_model_name_or_path: Folder, hub id, or file.
+            kwargs: diffusers' arguments (`torch_dtype` or `dtype`, float32 by default; `subfolder`, `variant`,
+                `device_map`, `quantization_config`, those of the hub), and
+                `dequantize=True` to expand weights that are stored in few bits;
+                `text_projection=False` to leave the projection of text features in its file;
+                `config`, a configuration for weights without one;
+                `check=False` to spare a pass over the weights that looks for values that are not finite.
+
+        Raises:
+            CheckpointError: a ValueError that names the file, and the tensor, that cannot be used.
+        """
+        from ..checkpoints.pretrained import from_pretrained  # what knows the files imports the model, not the reverse
+
+        return from_pretrained(cls, super().from_pretrained, pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path_or_dict: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Load a transformer from one file of any form, or from the hub's address of one.
+
+        Args:
+            pretrained_model_link_or_path_or_dict: The file's path or address.
+            kwargs: As in `from_pretrained`, and `branch="unconditional_transformer"` for the other transformer of a
+                file that holds both. Without `config`, a `config.json` beside the file is taken, or its header's, or
+                what the shapes tell.
+        """
+        from ..checkpoints.pretrained import from_single_file
+
+        return from_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs)
 
     @apply_lora_scale("attention_kwargs")
     @fires_hooks(runs_all_layers=False)

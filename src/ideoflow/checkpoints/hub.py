@@ -1,0 +1,73 @@
+"""Files of a model hub: the few of a folder that a transformer needs, fetched once and kept in the hub's cache."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import HfHubHTTPError
+
+from .errors import CheckpointError
+from .source import STEMS
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+
+def local_folder(path: str | os.PathLike[str], subfolder: str | None, variant: str | None, hub: dict[str, Any]) -> Path:
+    """The folder on this machine: as it is, or of a hub id after fetching its configuration and weights.
+
+    Args:
+        path: A folder, or a hub id such as `name/model`.
+        subfolder: Of either.
+        variant: Whose weights are fetched.
+        hub: Arguments of `huggingface_hub`, those of `HUB_ARGUMENTS`.
+
+    Raises:
+        CheckpointError: what is no folder here, and no model that the hub gives.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists():
+        return folder / subfolder if subfolder else folder
+    inside = f"{subfolder}/" if subfolder else ""
+    try:
+        names = None
+        if not hub.get("local_files_only"):
+            names = HfApi(token=hub.get("token")).list_repo_files(str(path), revision=hub.get("revision"))
+        patterns = [f"{inside}config.json", *_weights(names, inside, variant)] if names else [f"{inside}*"]
+        return Path(snapshot_download(str(path), allow_patterns=patterns, **hub)) / (subfolder or "")
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"{path}: there is no such folder here, and as a hub id it cannot be fetched"
+            f" ({type(error).__name__}: {reason[0] if reason else 'no reason given'})."
+        ) from error
+
+
+def local_file(path: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
+    """The file on this machine: as it is, or of a hub address `https://HOST/name/model/blob/main/FILE`."""
+    match = re.fullmatch(r"https?://[^/]+/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/(.+)", str(path))
+    if match is None:
+        if str(path).startswith(("http://", "https://")):
+            raise CheckpointError(f"{path} is no address of a hub's file: fetch it yourself, and give its path.")
+        return Path(path).expanduser()
+    name, revision, file = match.groups()
+    try:
+        return Path(hf_hub_download(name, file, **{"revision": revision, **hub}))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise CheckpointError(f"{path} cannot be fetched: {type(error).__name__}: {error}") from error
+
+
+def _weights(names: list[str], inside: str, variant: str | None) -> list[str]:
+    """Of a repository's files, those that hold the weights of one variant."""
+    part = re.escape(f".{variant}") if variant else ""
+    stems = "|".join(STEMS)
+    known = re.compile(
+        rf"{re.escape(inside)}(({stems}){part}(-\d+-of-\d+)?\.safetensors|({stems})\.safetensors\.index{part}\.json)"
+    )
+    found = [name for name in names if known.fullmatch(name)]
+    loose = [n for n in names if n.startswith(inside) and "/" not in n[len(inside) :] and n.endswith(".safetensors")]
+    return found or ([] if variant else loose)

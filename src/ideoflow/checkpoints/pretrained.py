@@ -1,0 +1,149 @@
+"""`from_pretrained` and `from_single_file` of the transformer: diffusers' arguments, every form of checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 (diffusers looks for it beside a class it loads)
+
+from ..model import Ideogram4Transformer2DModel
+from .errors import CheckpointError
+from .forms import Checkpoint, open_checkpoint
+from .hub import HUB_ARGUMENTS, local_file, local_folder
+from .load import load_transformer
+from .names import Branch
+
+Model = Ideogram4Transformer2DModel
+# What diffusers' loader does and ours does not: models over several devices or on disk, and loading of its own kinds.
+THEIRS = (
+    "max_memory",
+    "offload_folder",
+    "offload_state_dict",
+    "parallel_config",
+    "use_flashpack",
+    "output_loading_info",
+)
+# What has no meaning here: nothing is unpickled, nothing is initialised, and copies are made only where needed.
+IGNORED = ("use_safetensors", "low_cpu_mem_usage", "disable_mmap", "proxies")
+
+# Arguments of a pipeline's `from_pretrained` that diffusers would not hand on to its transformers.
+_of_pipeline: ContextVar[Mapping[str, Any] | None] = ContextVar("of_pipeline", default=None)
+
+
+@contextmanager
+def handing_on(**arguments: Any) -> Iterator[None]:
+    """Give these arguments to the transformers that a pipeline loads in here."""
+    token = _of_pipeline.set(arguments)
+    try:
+        yield
+    finally:
+        _of_pipeline.reset(token)
+
+
+def from_pretrained(
+    cls: type[Model], theirs: Callable[..., Model], path: str | os.PathLike[str], **kwargs: Any
+) -> Model:
+    """Load a transformer of any form from a folder, a file, an index or a hub id.
+
+    Args:
+        cls: The class to make.
+        theirs: diffusers' loader, for what it alone does: device maps over several devices, offloading to disk.
+        path: Where from.
+        kwargs: As in `Ideogram4Transformer2DModel.from_pretrained`.
+    """
+    given = {key: value for key, value in kwargs.items() if value is not None and value is not False}
+    device = _device(kwargs.get("device_map"))
+    variant = kwargs.get("variant")
+    hub = {key: given[key] for key in HUB_ARGUMENTS if key in given}
+    folder = local_folder(path, kwargs.get("subfolder"), variant, hub)
+    checkpoint = open_checkpoint(folder, variant=variant, config=kwargs.get("config"))
+    needs_theirs = [key for key in (*THEIRS, "quantization_config") if key in given]
+    if device is None:
+        needs_theirs.append("device_map")
+    if needs_theirs:
+        if checkpoint.form != "peer" or not folder.is_dir():
+            raise CheckpointError(
+                f"`{needs_theirs[0]}` is for checkpoints in diffusers' form, and {folder} is {checkpoint.form}: convert"
+                " it first (ideoflow convert SRC DST --to peer), or leave the argument out."
+            )
+        for key in ("config", *OURS):
+            kwargs.pop(key, None)
+        return theirs(
+            folder, **{key: value for key, value in kwargs.items() if key not in ("subfolder", *HUB_ARGUMENTS)}
+        )
+    assert device is not None
+    return _load(cls, checkpoint, device, kwargs)
+
+
+def from_single_file(
+    cls: type[Model],
+    path: str | os.PathLike[str],
+    *,
+    branch: Branch = "transformer",
+    **kwargs: Any,
+) -> Model:
+    """Load a transformer of any form from a file, an index, or a hub's address of one."""
+    hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key)}
+    config = kwargs.get("config")
+    if isinstance(config, (str, os.PathLike)) and not os.path.exists(config):
+        config = local_folder(config, kwargs.get("subfolder") or branch, None, hub)
+    checkpoint = open_checkpoint(local_file(path, hub), branch, config=config)
+    device = _device(kwargs.pop("device", None) or kwargs.get("device_map"))
+    if device is None:
+        raise CheckpointError(f"`device_map` is {kwargs['device_map']!r}: of a single file, give one device.")
+    return _load(cls, checkpoint, device, kwargs)
+
+
+OURS = ("dequantize", "text_projection", "check")
+
+
+def _load(cls: type[Model], checkpoint: Checkpoint, device: torch.device, kwargs: dict[str, Any]) -> Model:
+    unknown = set(kwargs) - {*OURS, *HUB_ARGUMENTS, *THEIRS, *IGNORED}
+    unknown -= {"config", "subfolder", "variant", "device_map", "quantization_config", "dtype", "torch_dtype"}
+    if unknown:
+        raise TypeError(f"{', '.join(sorted(unknown))}: no such argument of `from_pretrained` or `from_single_file`.")
+    dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise ValueError(
+            f"`dtype` is {dtype!r}: give torch.float32, torch.bfloat16 or torch.float16. Weights that are stored in"
+            " fewer bits stay so without it; to store others so, use `quantize` or a `quantization_config`."
+        )
+    options = {**(_of_pipeline.get() or {}), **{key: kwargs[key] for key in OURS if key in kwargs}}
+    return load_transformer(checkpoint, dtype=dtype, device=device, model_class=cls, **options)
+
+
+def _device(device_map: Any) -> torch.device | None:
+    """The one device that all goes to; None where a device map says more than that."""
+    if isinstance(device_map, Mapping):
+        if set(device_map) != {""}:
+            return None
+        device_map = device_map[""]
+    if device_map is None:
+        return torch.device("cpu")
+    try:
+        return torch.device(device_map)
+    except (RuntimeError, TypeError):  # "auto", "balanced", "disk" ...
+        return None
+
+
+class UnconditionalTransformer(Ideogram4Transformer2DModel):
+    """What a pipeline loads its unconditional branch with: the unused text projection stays in its file."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """An `Ideogram4Transformer2DModel`."""
+        return Ideogram4Transformer2DModel.from_pretrained(
+            pretrained_model_name_or_path, **{"text_projection": False, **kwargs}
+        )
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path_or_dict: Any, **kwargs: Any) -> Any:
+        """An `Ideogram4Transformer2DModel`."""
+        return Ideogram4Transformer2DModel.from_single_file(
+            pretrained_model_link_or_path_or_dict, **{"text_projection": False, **kwargs}
+        )
