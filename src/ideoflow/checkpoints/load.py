@@ -17,6 +17,7 @@ from .source import Source
 
 FIRST = "input_proj"  # never kept in few bits: the type of its weight is taken for the model's
 NO_TEXT = "the unconditional branch takes no text. Load the model with `text_projection=True` to give it text tokens."
+AT_ONCE = 2**22  # values that are looked through at once, so that what this takes stays small
 QUIET_SECONDS = 2  # before a progress bar is shown
 
 
@@ -103,13 +104,13 @@ def _expanded(source: Source, weight: StoredWeight, dtype: torch.dtype) -> Tenso
 
 def check_finite(tensor: Tensor, what: str) -> None:
     """Raise a CheckpointError that begins with `what` where a value is infinite or not a number."""
-    if tensor.dtype == torch.float8_e4m3fn:
-        finite = not ((tensor.view(torch.uint8) & 0x7F) == 0x7F).any()
-    elif tensor.is_floating_point() and tensor.numel():
-        values = tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
-        low, high = torch.aminmax(values)
-        finite = bool(torch.isfinite(low) and torch.isfinite(high))
-    else:
-        finite = True
-    if not finite:
-        raise CheckpointError(f"{what} holds values that are not finite: the file is damaged, or was never any good.")
+    if not tensor.is_floating_point():
+        return
+    for values in tensor.flatten().split(AT_ONCE):
+        if values.dtype == torch.float8_e4m3fn:  # has no infinity, and the same bits but for the sign if not a number
+            finite = not ((values.view(torch.uint8) & 0x7F) == 0x7F).any()
+        else:
+            low, high = torch.aminmax(values.to(torch.float32) if values.dtype.itemsize == 1 else values)
+            finite = bool(torch.isfinite(low) and torch.isfinite(high))
+        if not finite:
+            raise CheckpointError(f"{what} holds values that are not finite: the file is damaged, or never was good.")
