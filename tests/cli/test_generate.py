@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from ideoflow import Ideogram4Pipeline
@@ -286,7 +287,7 @@ def test_mistakes_end_with_code_2_and_a_word_of_help(generate, arguments: list[s
 def test_a_model_that_gives_no_numbers_ends_with_code_1(generate, tiny_folder: Path):
     shutil.copytree(tiny_folder, "broken")
     pipe = Ideogram4Pipeline.from_pretrained("broken")
-    torch.nn.init.constant_(pipe.transformer.final_layer.linear.weight, torch.nan)
+    torch.nn.init.constant_(pipe.transformer.final_layer.linear.weight, 3e38)  # finite, and its products are not
     pipe.save_pretrained("broken")
     assert "not finite" in generate(LINE, "--model", "broken", fails=1).stderr
 
@@ -316,3 +317,22 @@ def test_all_pictures_are_saved_though_standard_output_fails(generate, monkeypat
     monkeypatch.setattr("ideoflow.cli.console.out.print", closed)
     generate(LINE, "-n", "2", "--out", "{seed}.png", fails=2)
     assert sorted(path.name for path in Path().glob("*.png")) == ["5.png", "6.png"]
+
+
+def test_a_transformers_file_draws_with_the_rest_of_another_model(generate, tiny_folder: Path):
+    """The file in ComfyUI's names; what the PNG says makes the picture again."""
+    weights = load_file(tiny_folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    save_file({f"model.diffusion_model.{name}": tensor for name, tensor in weights.items()}, "own.safetensors")
+    generate(LINE, "--out", "a.png")
+
+    generate(LINE, "--out", "b.png", "--model", "own.safetensors", "--base", str(tiny_folder))
+
+    assert (pixels("a.png") == pixels("b.png")).all()
+    assert settings("b.png")["base"] == str(tiny_folder)
+    invoke("b.png", "--out", "c.png")
+    assert (pixels("a.png") == pixels("c.png")).all()
+
+
+@pytest.mark.parametrize("arguments", [["--base", "x"], ["--model", "sketch", "--base", "x"]])
+def test_a_base_goes_with_a_file(generate, arguments):
+    assert "--base goes with a file as --model" in generate(LINE, *arguments, fails=2).output

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 SKETCH = "sketch"
 PRESET_NAMES = {"quality": "V4_QUALITY_48", "default": "V4_DEFAULT_20", "turbo": "V4_TURBO_12"}
 SKETCH_SIZE = (128, 128)
+FILES = (".safetensors", ".gguf", ".json")  # what a file of weights, or an index of them, is called
 SEEDS = 2**64  # how many a torch generator takes
 DEFAULT_SIZE = (1024, 1024)
 
@@ -51,6 +52,7 @@ class Options:
     dtype: str | None
     device: str | None
     quantize: str | None
+    base: str | None
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,18 @@ def generate(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A model folder or hub id in the diffusers layout; 'sketch' is the small model that comes with "
-            "ideoflow.",
+            help="A model folder or hub id in the diffusers layout, or a transformer's file of any form (safetensors, "
+            "fp8, ComfyUI, nf4, GGUF); 'sketch' is the small model that comes with ideoflow.",
             show_default="sketch",
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="With a file as --model: the folder or hub id that everything else comes from (text encoder, "
+            "autoencoder, the other transformer).",
+            show_default="the published model's hub id",
         ),
     ] = None,
     lora: Annotated[
@@ -195,6 +206,7 @@ def generate(
             dtype=_dtype(dtype) if dtype else None,
             device=_device(device) if device else None,
             quantize=_quantize(quantize) if quantize else None,
+            base=base,
         )
         read = [read_prompt(prompt, wrap=wrap) for prompt in prompts]
         _report(read, strict)
@@ -260,14 +272,15 @@ def _jobs(prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int
         warn(f"{prompt.name} was made on {found['device']!r}, which is not here: its pixels may differ a little.")
         del found["device"]
     values: dict[str, Any] = {"model": SKETCH, "loras": (), "preset": PRESET_NAMES["default"], **found, **chosen}
-    if values["model"] == SKETCH:
+    of_sketch = SKETCH in (values["model"], values.get("base"))
+    if of_sketch:
         values.setdefault("guidance", sketch.GUIDANCE)
     values.setdefault("device", _best_device())
-    small = values["model"] == SKETCH or values["device"] == "cpu"
+    small = of_sketch or values["device"] == "cpu"
     values.setdefault("dtype", "float32" if small else "bfloat16")
     if size is None and recipe:
         size = int(recipe["width"]), int(recipe["height"])
-    width, height = size or (SKETCH_SIZE if values["model"] == SKETCH else DEFAULT_SIZE)
+    width, height = size or (SKETCH_SIZE if of_sketch else DEFAULT_SIZE)
     if seed is None:
         seed = int(recipe["seed"]) if recipe else random.SystemRandom().randrange(2**31)
     if seed < 0 or seed + n > SEEDS:
@@ -335,15 +348,25 @@ def _load(settings: Settings) -> Ideogram4Pipeline:
     """The pipeline with its adapters, on its device."""
     import torch
 
+    from ..checkpoints.pipeline import HUB_ID
     from ..pipeline import Ideogram4Pipeline
 
     dtype = getattr(torch, settings.dtype)
+    if settings.model == SKETCH and settings.base:
+        raise ValueError("--base goes with a file as --model; the bundled model has everything.")
     if settings.model == SKETCH:
         pipe = sketch.load(dtype)
     else:
-        if settings.model.startswith((".", "~", "/")) and not Path(settings.model).is_dir():
-            raise ValueError(f"--model {settings.model!r}: there is no such folder.")
-        pipe = Ideogram4Pipeline.from_pretrained(settings.model, dtype=dtype)
+        path = Path(settings.model).expanduser()
+        if (settings.model.startswith((".", "~", "/")) or path.suffix in FILES) and not path.exists():
+            raise ValueError(f"--model {settings.model!r}: there is no such folder or file.")
+        if path.is_file():
+            base = sketch.path() if settings.base == SKETCH else settings.base or HUB_ID
+            pipe = Ideogram4Pipeline.from_single_file(path, config=base, dtype=dtype)
+        elif settings.base:
+            raise ValueError("--base goes with a file as --model; a folder or a hub id has everything.")
+        else:
+            pipe = Ideogram4Pipeline.from_pretrained(path if path.is_dir() else settings.model, dtype=dtype)
     for number, lora in enumerate(settings.loras):
         pipe.load_lora_weights(lora.path, adapter_name=f"lora{number}")
     if settings.loras:

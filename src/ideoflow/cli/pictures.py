@@ -37,6 +37,7 @@ _KINDS: dict[str, tuple[Any, bool]] = {
     "guidance": ((int, float), False),
     "together": (int, False),
     "quantize": (str, False),
+    "base": (str, False),
     "torch": (str, False),
 }
 
@@ -54,7 +55,7 @@ class Settings:
     """What the pictures of one pipeline call share.
 
     Attributes:
-        model: `sketch` (the bundled model), a folder in the `diffusers` layout or a hub id.
+        model: `sketch` (the bundled model), a folder in the `diffusers` layout, a hub id, or a transformer's file.
         loras: Adapters, applied together.
         dtype: `float32`, `bfloat16` or `float16`.
         device: A torch device.
@@ -62,6 +63,7 @@ class Settings:
         steps: Denoising steps instead of the preset's.
         guidance: One guidance scale for all steps instead of the preset's.
         quantize: `fp8` or `int8`: linear layers of the transformers' blocks in one byte a weight.
+        base: Model that everything beside the transformer comes from, where `model` is a file.
     """
 
     model: str
@@ -72,6 +74,7 @@ class Settings:
     steps: int | None = None
     guidance: float | None = None
     quantize: str | None = None
+    base: str | None = None
 
 
 @dataclass(frozen=True)
