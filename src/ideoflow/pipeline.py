@@ -1,8 +1,6 @@
 """The pipeline: captions in, pictures out, with the call arguments and the folder layout of diffusers' Ideogram 4."""
 
 # No `from __future__ import annotations`: diffusers reads the types of the constructor's arguments.
-import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -16,24 +14,20 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import Ideogram4LoraLoaderMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import latents as latent_tokens
-from .captions import prompt_line
+from .arguments import DEFAULT, lines_of, noise_of, plan_of, scheduler_of, sizes_of
 from .checkpoints.pipeline import PipelineFiles
 from .engine import Denoiser, Engine, Policy, Request
 from .model import Context, Ideogram4Transformer2DModel
 from .precision import quantize_
-from .schedule import PRESETS, Preset, find_preset, guidance_per_step, limit_guidance, logit_normal_sigmas
+from .schedule import Preset, limit_guidance
 from .text_cache import TextCache
 from .text_encoder import TAPS, encode_captions, raise_too_long, tokenise
 from .weights import weights_key
 
-DEFAULT = PRESETS["V4_QUALITY_48"]
-SIDE_LIMITS = (256, 2048)  # pixels, what the published weights were trained on
-MAX_ASPECT = 6  # longer side over shorter side, likewise
 TEXT_CACHE_BYTES = 128 * 2**20  # of embedded captions; about 28 of 500 tokens for the published weights in bfloat16
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -237,7 +231,7 @@ class Ideogram4Pipeline(PipelineFiles, Ideogram4LoraLoaderMixin):
 
     def encode_prompt(self, prompt: Any, max_sequence_length: int = 2048, strict: bool = False) -> list[Tensor]:
         """Text features of each prompt: `(tokens, features)` float32, unpadded. Arguments as in `__call__`."""
-        lines = _lines(prompt, strict)
+        lines = lines_of(prompt, strict)
         return encode_captions(self.text_encoder, self.tokenizer, lines, self.taps, max_sequence_length)
 
     @torch.no_grad()
@@ -280,7 +274,7 @@ class Ideogram4Pipeline(PipelineFiles, Ideogram4LoraLoaderMixin):
             `num_images_per_prompt` requests for each prompt, in the order of the prompts. Arguments and errors as in
             `__call__`.
         """
-        plan = _plan(preset, num_inference_steps, guidance_scale, guidance_schedule, mu, std)
+        plan = plan_of(preset, num_inference_steps, guidance_scale, guidance_schedule, mu, std)
         if guidance_interval is not None:
             plan = replace(plan, guidance=limit_guidance(plan.guidance, guidance_interval))
         guided = any(guidance != 1 for guidance in plan.guidance)
@@ -289,13 +283,14 @@ class Ideogram4Pipeline(PipelineFiles, Ideogram4LoraLoaderMixin):
                 "The pipeline has no `unconditional_transformer`, which guidance needs: load one, or pass"
                 " `guidance_scale=1` and `guidance_schedule=None`."
             )
-        lines = _lines(prompt, strict)
-        sizes = self._sizes(size, height, width, len(lines))
+        lines = lines_of(prompt, strict)
+        unit = self.vae_scale_factor * self.patch_size
+        sizes = sizes_of(size, height, width, len(lines), unit, self.config.get("side_limits"))
         if num_images_per_prompt < 1:
             raise ValueError(f"`num_images_per_prompt` is {num_images_per_prompt}: ask for at least one picture.")
-        grids = [self._grid(*pair) for pair in sizes for _ in range(num_images_per_prompt)]
-        noise = self._noise(grids, generator, latents)
-        schedulers = {pair: self._scheduler(plan, *pair) for pair in set(sizes)}
+        grids = [(h // unit, w // unit) for w, h in sizes for _ in range(num_images_per_prompt)]
+        noise = noise_of(grids, self.transformer.config.in_channels, self._execution_device, generator, latents)
+        schedulers = {pair: scheduler_of(self.scheduler, plan, *pair) for pair in set(sizes)}
         if prompt_features is not None and len(prompt_features) != len(lines):
             raise ValueError(f"`prompt_features` holds {len(prompt_features)} tensors for {len(lines)} prompts.")
 
@@ -515,114 +510,6 @@ class Ideogram4Pipeline(PipelineFiles, Ideogram4LoraLoaderMixin):
                     f" {tuple(request.latents.shape)}."
                 )
             request.latents = own.to(request.latents)
-
-    def _sizes(self, size: Any, height: int, width: int, prompts: int) -> list[tuple[int, int]]:
-        """`(width, height)` of each prompt, checked."""
-        if size is None:
-            sizes = [(width, height)] * prompts
-        else:
-            if (height, width) != (2048, 2048):
-                raise ValueError("Give either `size` or `height` and `width`, not both.")
-            pairs = all(isinstance(pair, Sequence) for pair in size)
-            sizes = [tuple(pair) for pair in size] if pairs else [tuple(size)] * prompts
-        if len(sizes) != prompts or any(len(pair) != 2 for pair in sizes):
-            raise ValueError(f"`size` is {size!r}: give one (width, height), or one for each of the {prompts} prompts.")
-        unit = self.vae_scale_factor * self.patch_size
-        least, most = self.config.get("side_limits") or SIDE_LIMITS
-        for pair in dict.fromkeys(sizes):
-            if min(pair) < unit or any(side % unit for side in pair):
-                raise ValueError(
-                    f"`width` and `height` are {pair[0]} and {pair[1]}: each must be a positive multiple of {unit}."
-                )
-            if min(pair) < least or max(pair) > most or max(pair) > MAX_ASPECT * min(pair):
-                warnings.warn(
-                    f"{pair[0]} x {pair[1]} pixels are outside what the weights were trained on (sides of {least} to"
-                    f" {most}, aspect ratio up to {MAX_ASPECT}:1): the picture may be poor.",
-                    stacklevel=2,
-                )
-        return sizes
-
-    def _grid(self, width: int, height: int) -> tuple[int, int]:
-        unit = self.vae_scale_factor * self.patch_size
-        return height // unit, width // unit
-
-    def _scheduler(self, plan: Preset, width: int, height: int) -> FlowMatchEulerDiscreteScheduler:
-        """A scheduler like the pipeline's, which is left alone, set to the noise levels of a picture."""
-        config = self.scheduler.config
-        if not isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler) or config.stochastic_sampling:
-            raise ValueError(
-                f"`scheduler` is a {type(self.scheduler).__name__}: the engine takes plain Euler steps and needs a"
-                " FlowMatchEulerDiscreteScheduler without stochastic sampling."
-            )
-        scheduler = type(self.scheduler).from_config(config)
-        sigmas = logit_normal_sigmas(plan.steps, width, height, plan.mu, plan.std)
-        scheduler.set_timesteps(sigmas=sigmas[:-1].tolist(), device="cpu")
-        return scheduler
-
-    def _noise(
-        self,
-        grids: list[tuple[int, int]],
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: Tensor | Sequence[Tensor] | None,
-    ) -> list[Tensor]:
-        """Initial latents `(tokens, channels)` float32 of each picture."""
-        device = self._execution_device
-        shapes = [(math.prod(grid), self.transformer.config.in_channels) for grid in grids]
-        if latents is not None:
-            given = [tuple(sample.shape) for sample in latents]
-            if given != shapes:
-                raise ValueError(f"`latents` holds shapes {given}, but the pictures need {shapes}.")
-            return [sample.to(device, torch.float32) for sample in latents]
-        if isinstance(generator, (list, tuple)) and len(generator) == 1:
-            generator = generator[0]
-        if isinstance(generator, (list, tuple)):
-            if len(generator) != len(grids):
-                raise ValueError(
-                    f"`generator` has {len(generator)} generators for {len(grids)} pictures: give one, or one for each."
-                )
-            pairs = zip(shapes, generator, strict=True)
-            return [randn_tensor((1, *shape), each, device, torch.float32)[0] for shape, each in pairs]
-        if len(set(shapes)) == 1:
-            # One draw for all: how a generator fills a tensor depends on its size.
-            return list(randn_tensor((len(shapes), *shapes[0]), generator, device, torch.float32))
-        return [randn_tensor((1, *shape), generator, device, torch.float32)[0] for shape in shapes]
-
-
-def _plan(
-    preset: str | Preset | None,
-    steps: int,
-    scale: float | None,
-    schedule: Sequence[float] | Tensor | None,
-    mu: float,
-    std: float,
-) -> Preset:
-    """Steps, guidance, mu and std of a call: the arguments alone, or a preset under those that are not the default."""
-    values = None if schedule is None else tuple(float(value) for value in schedule)
-    if preset is None:
-        return Preset("", steps, guidance_per_step(steps, scale, values), mu, std)
-    base = find_preset(preset)
-    if steps != DEFAULT.steps:
-        base = base.with_steps(steps)
-    if values == DEFAULT.guidance:
-        values = None
-    guidance = base.guidance if scale is None and values is None else guidance_per_step(base.steps, scale, values)
-    return Preset(
-        base.name,
-        base.steps,
-        guidance,
-        mu=base.mu if mu == DEFAULT.mu else mu,
-        std=base.std if std == DEFAULT.std else std,
-    )
-
-
-def _lines(prompt: Any, strict: bool) -> list[str]:
-    """The line that the text encoder reads, for each prompt."""
-    if prompt is None:
-        raise ValueError("`prompt` is missing: give a caption, or a list of them.")
-    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-    if not prompts:
-        raise ValueError("`prompt` is an empty list: give at least one caption.")
-    return [prompt_line(one, strict=strict) for one in prompts]
 
 
 def _stack(tensors: list[Tensor]) -> Tensor | list[Tensor]:

@@ -1,0 +1,150 @@
+"""What the arguments of a pipeline's call mean: captions, sizes, schedules and noise, each checked."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from .captions import prompt_line
+from .schedule import PRESETS, Preset, find_preset, guidance_per_step, logit_normal_sigmas
+
+DEFAULT = PRESETS["V4_QUALITY_48"]
+DEFAULT_SIDE = 2048
+SIDE_LIMITS = (256, 2048)  # pixels, what the published weights were trained on
+MAX_ASPECT = 6  # longer side over shorter side, likewise
+
+
+def plan_of(
+    preset: str | Preset | None,
+    steps: int,
+    scale: float | None,
+    schedule: Sequence[float] | Tensor | None,
+    mu: float,
+    std: float,
+) -> Preset:
+    """Steps, guidance, mu and std of a call: the arguments alone, or a preset under those that are not the default."""
+    values = None if schedule is None else tuple(float(value) for value in schedule)
+    if preset is None:
+        return Preset("", steps, guidance_per_step(steps, scale, values), mu, std)
+    base = find_preset(preset)
+    if steps != DEFAULT.steps:
+        base = base.with_steps(steps)
+    if values == DEFAULT.guidance:
+        values = None
+    guidance = base.guidance if scale is None and values is None else guidance_per_step(base.steps, scale, values)
+    return Preset(
+        base.name,
+        base.steps,
+        guidance,
+        mu=base.mu if mu == DEFAULT.mu else mu,
+        std=base.std if std == DEFAULT.std else std,
+    )
+
+
+def lines_of(prompt: Any, strict: bool) -> list[str]:
+    """The line that the text encoder reads, for each prompt."""
+    if prompt is None:
+        raise ValueError("`prompt` is missing: give a caption, or a list of them.")
+    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+    if not prompts:
+        raise ValueError("`prompt` is an empty list: give at least one caption.")
+    return [prompt_line(one, strict=strict) for one in prompts]
+
+
+def sizes_of(
+    size: Any, height: int, width: int, prompts: int, unit: int, limits: Sequence[int] | None
+) -> list[tuple[int, int]]:
+    """`(width, height)` of each prompt.
+
+    Args:
+        size: One pair `(width, height)`, or one for each prompt; None for `width` and `height`.
+        height: Of all, in pixels.
+        width: Of all, in pixels.
+        prompts: How many there are.
+        unit: Pixels of a token's side.
+        limits: Smallest and largest side that the weights were trained on; None for the published ones'. Others are
+            warned about.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    if size is None:
+        sizes = [(width, height)] * prompts
+    else:
+        if (height, width) != (DEFAULT_SIDE, DEFAULT_SIDE):
+            raise ValueError("Give either `size` or `height` and `width`, not both.")
+        pairs = all(isinstance(pair, Sequence) for pair in size)
+        sizes = [tuple(pair) for pair in size] if pairs else [tuple(size)] * prompts
+    if len(sizes) != prompts or any(len(pair) != 2 for pair in sizes):
+        raise ValueError(f"`size` is {size!r}: give one (width, height), or one for each of the {prompts} prompts.")
+    least, most = limits or SIDE_LIMITS
+    for pair in dict.fromkeys(sizes):
+        if min(pair) < unit or any(side % unit for side in pair):
+            raise ValueError(
+                f"`width` and `height` are {pair[0]} and {pair[1]}: each must be a positive multiple of {unit}."
+            )
+        if min(pair) < least or max(pair) > most or max(pair) > MAX_ASPECT * min(pair):
+            warnings.warn(
+                f"{pair[0]} x {pair[1]} pixels are outside what the weights were trained on (sides of {least} to"
+                f" {most}, aspect ratio up to {MAX_ASPECT}:1): the picture may be poor.",
+                stacklevel=2,
+            )
+    return sizes
+
+
+def scheduler_of(scheduler: Any, plan: Preset, width: int, height: int) -> FlowMatchEulerDiscreteScheduler:
+    """A scheduler like the pipeline's, which is left alone, set to the noise levels of a picture."""
+    config = scheduler.config
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or config.stochastic_sampling:
+        raise ValueError(
+            f"`scheduler` is a {type(scheduler).__name__}: the engine takes plain Euler steps and needs a"
+            " FlowMatchEulerDiscreteScheduler without stochastic sampling."
+        )
+    own = type(scheduler).from_config(config)
+    sigmas = logit_normal_sigmas(plan.steps, width, height, plan.mu, plan.std)
+    own.set_timesteps(sigmas=sigmas[:-1].tolist(), device="cpu")
+    return own
+
+
+def noise_of(
+    grids: list[tuple[int, int]],
+    channels: int,
+    device: torch.device,
+    generator: torch.Generator | list[torch.Generator] | None,
+    latents: Tensor | Sequence[Tensor] | None,
+) -> list[Tensor]:
+    """Initial latents `(tokens, channels)` float32 of each picture: drawn, or `latents` where they are given.
+
+    Args:
+        grids: Rows and columns of tokens of each picture.
+        channels: Of a token.
+        device: Of the latents.
+        generator: One for all, drawn in order, or one for each picture.
+        latents: To start from.
+    """
+    shapes = [(math.prod(grid), channels) for grid in grids]
+    if latents is not None:
+        given = [tuple(sample.shape) for sample in latents]
+        if given != shapes:
+            raise ValueError(f"`latents` holds shapes {given}, but the pictures need {shapes}.")
+        return [sample.to(device, torch.float32) for sample in latents]
+    if isinstance(generator, (list, tuple)) and len(generator) == 1:
+        generator = generator[0]
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != len(grids):
+            raise ValueError(
+                f"`generator` has {len(generator)} generators for {len(grids)} pictures: give one, or one for each."
+            )
+        pairs = zip(shapes, generator, strict=True)
+        return [randn_tensor((1, *shape), each, device, torch.float32)[0] for shape, each in pairs]
+    if len(set(shapes)) == 1:
+        # One draw for all: how a generator fills a tensor depends on its size.
+        return list(randn_tensor((len(shapes), *shapes[0]), generator, device, torch.float32))
+    return [randn_tensor((1, *shape), generator, device, torch.float32)[0] for shape in shapes]
