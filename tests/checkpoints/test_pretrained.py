@@ -78,6 +78,17 @@ def test_a_pipeline_in_float8_draws_nearly_the_same(folder, weights, configs, pi
     assert 0 < difference.mean() < 5
 
 
+def test_a_folder_without_an_index_and_a_scheduler(folder, picture):
+    (folder / "model_index.json").unlink()
+    shutil.rmtree(folder / "scheduler")
+
+    assert np.array_equal(draw(Ideogram4Pipeline.from_pretrained(folder)), picture)
+
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(CheckpointError, match=r"no model_index\.json.* vae are missing \(there is .*transformer"):
+        Ideogram4Pipeline.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("both", [False, True], ids=["one branch", "both branches"])
 def test_a_pipeline_from_a_single_file(tmp_path, weights, picture, both):
     stored = original_weights(weights["transformer"])

@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from ..model import Ideogram4Transformer2DModel
-from .errors import CheckpointError
+from .errors import CheckpointError, some
 from .forms import open_checkpoint
 from .hub import HUB_ARGUMENTS, local_file
 from .names import PREFIXES
@@ -38,13 +38,41 @@ def _name_of(loader: type) -> tuple[str, str]:
 _OUR_NAMES = {_name_of(loader): _INDEX_NAMES[name] for name, loader in _LOADERS.items()}
 
 
+# What a folder without an index must hold to be a pipeline, and what it may.
+_PARTS = {
+    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+    "vae": ("diffusers", "AutoencoderKLFlux2"),
+    "tokenizer": ("transformers", "PreTrainedTokenizerFast"),
+    **_INDEX_NAMES,
+}
+_OPTIONAL = ("scheduler", "unconditional_transformer")
+
+
+def _index_of(folder: Path) -> dict[str, Any]:
+    """The index of a folder that has none, by the folders in it."""
+    found = [name for name in _PARTS if (folder / name).is_dir()]
+    missing = [name for name in _PARTS if name not in found and name not in _OPTIONAL]
+    if missing:
+        there = sorted(entry.name for entry in folder.iterdir())
+        raise CheckpointError(
+            f"{folder} is no pipeline: it has no model_index.json, and of the folders that would do without one"
+            f" {some(missing)} are missing (there is {some(there) or 'nothing'}). To use a transformer's file, call"
+            " `from_single_file`; for a single model, load it with its own class."
+        )
+    return {"_class_name": "Ideogram4Pipeline", **{name: list(_PARTS[name]) for name in found}}
+
+
 class PipelineFiles(DiffusionPipeline):
     """Loading and saving, for `Ideogram4Pipeline`."""
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
         """Read a folder's index, with our classes where it names those of diffusers and transformers."""
-        config = super().load_config(*args, **kwargs)
+        folder = Path(args[0]) if args and isinstance(args[0], (str, os.PathLike)) else None
+        if folder is not None and folder.is_dir() and not (folder / cls.config_name).is_file():
+            config: Any = _index_of(folder)
+        else:
+            config = super().load_config(*args, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
         for name, loader in _LOADERS.items():
             if tuple(index.get(name) or ()) == _INDEX_NAMES[name]:
@@ -64,6 +92,7 @@ class PipelineFiles(DiffusionPipeline):
     ) -> Any:
         """Load a pipeline from a folder in diffusers' layout, or a hub id. Its transformers may be of any form.
 
+        The folder may lack the index and the scheduler, if the folders of the other components have their usual names.
         Nothing that no caption needs is brought into memory: the text encoder's vision tower and the unconditional
         transformer's text projection stay in their files until the pipeline is saved.
 
@@ -77,6 +106,9 @@ class PipelineFiles(DiffusionPipeline):
         Raises:
             CheckpointError: a ValueError that names the file, and the tensor, that cannot be used.
         """
+        folder = Path(pretrained_model_name_or_path or "")
+        if folder.is_dir() and not (folder / "scheduler").is_dir():
+            kwargs.setdefault("scheduler", FlowMatchEulerDiscreteScheduler())  # leaves noise levels as they are
         with handing_on(dequantize=dequantize):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
