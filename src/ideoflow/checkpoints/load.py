@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from ..model import Ideogram4Transformer2DModel
 from ..precision.quantize import keep_projections_apart
 from .errors import CheckpointError
+from .finite import Finite
 from .forms import Checkpoint, StoredWeight
 from .resting import Resting
 from .source import Source
 
 FIRST = "input_proj"  # never kept in few bits: the type of its weight is taken for the model's
 NO_TEXT = "the unconditional branch takes no text. Load the model with `text_projection=True` to give it text tokens."
-AT_ONCE = 2**22  # values that are looked through at once, so that what this takes stays small
+TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 QUIET_SECONDS = 2  # before a progress bar is shown
 
 
@@ -56,6 +57,7 @@ def load_transformer(
     """
     model = checkpoint.empty_model(model_class)
     device = torch.device(device)
+    finite = Finite() if check else None
     resting: dict[str, list[StoredWeight]] = {"llm_cond_norm": [], "llm_cond_proj": []}
     progress = logging.tqdm(
         checkpoint.weights, desc=f"Loading {checkpoint.branch}", unit="tensor", delay=QUIET_SECONDS, leave=False
@@ -64,7 +66,11 @@ def load_transformer(
         if not text_projection and weight.name in resting:
             resting[weight.name].append(weight)
             continue
-        parts = {key: _tensor(checkpoint, info.name, device, dtype, check) for key, info in weight.infos.items()}
+        as_stored = (
+            TYPES.get(weight.infos["weight"].dtype) == dtype if weight.storage.name == "plain" else not dequantize
+        )
+        stays = device.type == "cpu" and as_stored
+        parts = {key: _tensor(checkpoint, info.name, device, stays, finite) for key, info in weight.infos.items()}
         for name, rows, _ in weight.pieces():
             piece = parts if rows is None else weight.storage.rows(parts, *rows)
             layer, _, parameter = name.rpartition(".")
@@ -88,11 +94,11 @@ def load_transformer(
     return model.eval()
 
 
-def _tensor(checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype, check: bool) -> Tensor:
-    """A tensor of the file on the device; mapped, where nothing has to be done to it."""
-    tensor = checkpoint.source.map(name)
-    if check:
-        check_finite(tensor, f"{checkpoint.source.infos[name].file}: {name!r}")
+def _tensor(checkpoint: Checkpoint, name: str, device: torch.device, stays: bool, check: Finite | None) -> Tensor:
+    """A tensor of the file on the device; mapped, if it stays as it is."""
+    tensor = checkpoint.source.map(name) if stays else checkpoint.source.read(name)
+    if check is not None:
+        check(tensor, f"{checkpoint.source.infos[name].file}: {name!r}")
     return tensor.to(device)
 
 
@@ -100,17 +106,3 @@ def _expanded(source: Source, weight: StoredWeight, dtype: torch.dtype) -> Tenso
     """A weight read whole from its file."""
     parts = {key: source.read(info.name) for key, info in weight.infos.items()}
     return weight.storage.expand(parts, dtype)
-
-
-def check_finite(tensor: Tensor, what: str) -> None:
-    """Raise a CheckpointError that begins with `what` where a value is infinite or not a number."""
-    if not tensor.is_floating_point():
-        return
-    for values in tensor.flatten().split(AT_ONCE):
-        if values.dtype == torch.float8_e4m3fn:  # has no infinity, and the same bits but for the sign if not a number
-            finite = not ((values.view(torch.uint8) & 0x7F) == 0x7F).any()
-        else:
-            low, high = torch.aminmax(values.to(torch.float32) if values.dtype.itemsize == 1 else values)
-            finite = bool(torch.isfinite(low) and torch.isfinite(high))
-        if not finite:
-            raise CheckpointError(f"{what} holds values that are not finite: the file is damaged, or never was good.")

@@ -45,10 +45,10 @@ class Source(Protocol):
     metadata: dict[str, str]
 
     def read(self, name: str) -> Tensor:
-        """A copy of a tensor, on the CPU: nothing of the file stays in memory."""
+        """A tensor on the CPU, to be copied: when it goes, nothing of the file stays in memory."""
 
     def map(self, name: str) -> Tensor:
-        """A tensor whose pages are read when they are first used, and can be dropped again; a copy where that fails."""
+        """A tensor to be kept: its pages are read when they are first used, and the system may drop them again."""
 
 
 class SafetensorsSource:
@@ -65,6 +65,8 @@ class SafetensorsSource:
 
     def __init__(self, path: Path, files: tuple[Path, ...], expected: Mapping[str, Path] | None = None) -> None:
         self.path, self.files = path, files
+        # One map of a file for all tensors that are kept: pages of two maps count twice in what a process holds.
+        self._maps: dict[Path, Any] = {}
         self.infos: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
         for file in files:
@@ -84,15 +86,24 @@ class SafetensorsSource:
                 )
 
     def read(self, name: str) -> Tensor:
-        return self.map(name).clone()
+        with _opened(self.infos[name].file) as opened:
+            return self._tensor(opened, name)
 
     def map(self, name: str) -> Tensor:
-        info = self.infos[name]
-        with _opened(info.file) as opened:
-            try:
-                return opened.get_tensor(name)
-            except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-                raise CheckpointError(f"{info.file}: the tensor {name!r} cannot be read: {error}.") from error
+        file = self.infos[name].file
+        if file not in self._maps:
+            self._maps[file] = _opened(file).__enter__()
+        return self._tensor(self._maps[file], name)
+
+    def _tensor(self, opened: Any, name: str) -> Tensor:
+        try:
+            return opened.get_tensor(name)
+        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+            file = self.infos[name].file
+            raise CheckpointError(f"{file}: the tensor {name!r} cannot be read: {error}.") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
 
 
 def open_source(path: str | os.PathLike[str], variant: str | None = None) -> Source:
