@@ -211,6 +211,11 @@ def _config(
     """The model's configuration, and what it says of a library that quantized the weights."""
     if isinstance(given, Mapping):
         return parse_config(given, "`config`"), given.get("quantization_config")
+    if given is None and HEADER in source.metadata:
+        try:
+            return parse_config(json.loads(source.metadata[HEADER]), f"the header of {source.path}"), None
+        except ValueError as error:
+            raise CheckpointError(f"the header of {source.path} holds no configuration: {error}.") from error
     folder = source.path if source.path.is_dir() else source.path.parent
     file = Path(given).expanduser() if given is not None else folder / "config.json"
     if file.is_dir():
@@ -221,11 +226,6 @@ def _config(
         return read_config(file), quantization
     if given is not None:
         raise CheckpointError(f"`config` is {str(given)!r}: there is no such file.")
-    if HEADER in source.metadata:
-        try:
-            return parse_config(json.loads(source.metadata[HEADER]), f"the header of {source.path}"), None
-        except ValueError as error:
-            raise CheckpointError(f"the header of {source.path} holds no configuration: {error}.") from error
     shapes = {name: shape for weight in weights for name, _, shape in weight.pieces()}
     return config_of_shapes(shapes, str(source.path)), None
 

@@ -73,6 +73,11 @@ def quantize_(module: nn.Module, kind: str, skip: str | Sequence[str] = ()) -> l
     return [name.removesuffix(".base_layer") for name in names]
 
 
+def is_quantized_layer(name: str) -> bool:
+    """Whether `quantize_` quantizes the layer of that name."""
+    return _LAYER.fullmatch(name) is not None
+
+
 def keep_projections_apart(model: Ideogram4Transformer2DModel) -> None:
     """Have diffusers' fusing of projections pass over quantized ones: it would fuse stored weights without scales."""
     for attention in model.layers.modules():
