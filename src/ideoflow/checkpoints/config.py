@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..model import Ideogram4Transformer2DModel
@@ -27,20 +25,13 @@ ORIGINAL_KEYS = {
 _PARAMETERS = inspect.signature(Ideogram4Transformer2DModel.__init__).parameters
 KEYS = tuple(name for name in _PARAMETERS if name != "self")
 DEFAULTS = {name: _PARAMETERS[name].default for name in KEYS}
+_COUNT = "a whole number above 0"
+_KINDS = {
+    "mrope_section": "three whole numbers above 0",
+    "rope_theta": "a number above 0",
+    "norm_eps": "a number above 0",
+}
 HEADER = "ideoflow.config"  # the key of single files that `convert` writes
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The model's configuration from a JSON file with either form's keys.
-
-    Raises:
-        CheckpointError: a file that is no such JSON.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
-    return parse_config(found, str(path))
 
 
 def parse_config(found: Any, where: str) -> dict[str, Any]:
@@ -65,9 +56,23 @@ def parse_config(found: Any, where: str) -> dict[str, Any]:
             f"{where} holds no configuration of this model: found {', '.join(list(found)[:8]) or 'nothing'}, expected"
             f" {', '.join(KEYS[:4])} ... or emb_dim, num_layers ..."
         )
-    if "mrope_section" in config and isinstance(config["mrope_section"], list):
+    for key, value in config.items():
+        if not _fits(key, value):
+            raise CheckpointError(
+                f"{where}: `{key}` is {value!r}, which is not of its kind: {_KINDS.get(key, _COUNT)}."
+            )
+    if "mrope_section" in config:
         config["mrope_section"] = tuple(config["mrope_section"])
     return config
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Whether a value is of the kind that the model takes; whether it suits the weights is seen later."""
+    if key == "mrope_section":
+        return isinstance(value, (list, tuple)) and len(value) == 3 and all(_fits("", one) for one in value)
+    if key in ("rope_theta", "norm_eps"):
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 
 
 def original_config(config: Mapping[str, Any]) -> dict[str, Any]:

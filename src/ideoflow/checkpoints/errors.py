@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+LONGEST = 120  # characters of a name that are shown
 PICKLES = {b"PK\x03\x04": "a zip archive, as torch.save writes"} | {
     bytes((0x80, protocol)): "a pickle" for protocol in range(2, 6)
 }
@@ -34,4 +35,5 @@ def refuse_pickle(path: Path, head: bytes) -> None:
 def some(names: list[str] | tuple[str, ...], most: int = 6) -> str:
     """The first few of `names`, and how many more there are."""
     more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    short = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names[:most]]
+    return ", ".join(short) + (f" and {more} more" if more > 0 else "")

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from ..model import Ideogram4Transformer2DModel
-from .config import HEADER, config_of_shapes, parse_config, read_config
+from .config import DEFAULTS, HEADER, config_of_shapes, parse_config
 from .errors import CheckpointError, some
+from .files import read_json
 from .names import Branch, Naming, Target, find_prefix, targets
 from .source import Source, TensorInfo, open_source
 from .storage import KINDS, Infos, Storage
@@ -188,7 +189,10 @@ def _weights(source: Source, prefix: str, naming: Naming) -> tuple[tuple[StoredW
         def read(part: str, infos: Infos = infos) -> torch.Tensor:
             return source.read(infos[part].name)
 
-        shape = tuple(storage.shape(infos, read))
+        try:
+            shape = tuple(storage.shape(infos, read))
+        except CheckpointError as error:
+            raise CheckpointError(f"{infos['weight'].file}: {error}") from error
         stored.append(StoredWeight(layer, parameter, storage, infos, shape, targets(layer, naming)))
     return tuple(stored), tuple(notes)
 
@@ -214,30 +218,49 @@ def _config(
     if given is None and HEADER in source.metadata:
         try:
             return parse_config(json.loads(source.metadata[HEADER]), f"the header of {source.path}"), None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"the header of {source.path} holds no configuration: {error}.") from error
     folder = source.path if source.path.is_dir() else source.path.parent
     file = Path(given).expanduser() if given is not None else folder / "config.json"
     if file.is_dir():
         file = file / "config.json"
     if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size < 2**20 else None
-        quantization = found.get("quantization_config") if isinstance(found, dict) else None
-        return read_config(file), quantization
+        found = read_json(file)
+        return parse_config(found, str(file)), found.get("quantization_config")
     if given is not None:
         raise CheckpointError(f"`config` is {str(given)!r}: there is no such file.")
     shapes = {name: shape for weight in weights for name, _, shape in weight.pieces()}
     return config_of_shapes(shapes, str(source.path)), None
 
 
+def _ranges(numbers: set[int]) -> str:
+    """`0 to 33`, or the numbers one by one where some are missing."""
+    whole = numbers == set(range(len(numbers)))
+    return f"0 to {len(numbers) - 1}" if whole and numbers else some([str(one) for one in sorted(numbers)]) or "none"
+
+
+def _is_float8_matrix(weight: StoredWeight) -> bool:
+    return weight.infos["weight"].dtype == "F8_E4M3" and len(weight.shape) == 2
+
+
 def _checked(source: Source, weights: tuple[StoredWeight, ...], config: Mapping[str, Any]) -> tuple[StoredWeight, ...]:
     """The weights in the model's order, where they are all of the model's and nothing else."""
+    layers = {int(match[1]) for weight in weights if (match := re.match(r"layers\.(\d{1,9})\.", weight.name))}
+    if config.get("num_layers", DEFAULTS["num_layers"]) != len(layers) or layers != set(range(len(layers))):
+        raise CheckpointError(
+            f"{source.path} holds the layers {_ranges(layers)}, and its configuration says"
+            f" {config.get('num_layers', DEFAULTS['num_layers'])!r} layers."
+        )
     try:
         with torch.device("meta"):
             model = Ideogram4Transformer2DModel(**config)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{source.path}: its configuration makes no model: {error}") from error
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    scaled = {weight.infos.keys() > {"weight"} for weight in weights if _is_float8_matrix(weight)}
+    if len(scaled) == 2:
+        bare = [w.infos["weight"].name for w in weights if _is_float8_matrix(w) and set(w.infos) == {"weight"}]
+        raise CheckpointError(f"{source.path}: fp8 weights without the scales that others have: {some(bare)}.")
     for weight in weights:
         if len(weight.targets) > 1 and (not weight.shape or weight.shape[0] % 3):
             raise CheckpointError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import CheckpointError, refuse_pickle, some
+from .files import read_json
 
+LARGEST_INDEX = 64 * 2**20  # bytes
 INDEX = ".safetensors.index"
 # What diffusers and transformers call the files of a folder, before a variant and `.safetensors`.
 STEMS = ("diffusion_pytorch_model", "model")
@@ -123,6 +124,8 @@ def open_source(path: str | os.PathLike[str], variant: str | None = None) -> Sou
         return _open_folder(path, variant)
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such file or folder.")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no file that can be opened, but a device, a pipe or the like.")
     if path.name.endswith(".json"):
         return _open_index(path)
     return _open_file(path)
@@ -153,13 +156,11 @@ def _with_variant(name: str, variant: str | None) -> str:
 
 
 def _open_index(path: Path) -> Source:
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        named = {str(name): str(file) for name, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is no index of shards: it must be JSON with a `weight_map` ({type(error).__name__}: {error})."
-        ) from error
+    found = read_json(path, LARGEST_INDEX)
+    weight_map = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{path} is no index of shards: it must hold a `weight_map` of tensors to files.")
+    named: dict[str, str] = weight_map
     shards = sorted(set(named.values()))
     outside = [shard for shard in shards if Path(shard).name != shard or shard in ("", ".", "..")]
     if outside:
@@ -191,7 +192,7 @@ class _opened:
         try:
             self.reader = safe_open(self.file, "pt", "cpu")
             return self.reader.__enter__()
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             size = self.file.stat().st_size if self.file.exists() else 0
             raise CheckpointError(
                 f"{self.file} ({size} bytes) is no whole safetensors file: {error}. It may be cut off or damaged: fetch"

@@ -9,6 +9,7 @@ import typer
 from .. import __version__
 from . import caption
 from . import train as train_command
+from .checkpoints import convert, inspect
 from .generate import generate
 
 app = typer.Typer(
@@ -20,6 +21,8 @@ app = typer.Typer(
 app.command()(generate)
 app.command("train")(train_command.command())
 app.add_typer(caption.app, name="caption")
+app.command()(convert)
+app.command()(inspect)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,147 @@
+"""`ideoflow convert` and `ideoflow inspect`: checkpoints into other forms, and what one holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import err, out, plain_errors, plain_warnings
+from .pictures import DTYPES
+
+SKETCH = "sketch"
+
+
+class Form(StrEnum):
+    peer = "peer"
+    original = "original"
+    fp8 = "fp8"
+    comfy_lora = "comfy-lora"
+    peer_lora = "peer-lora"
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="Pipeline folder, transformer or LoRA adapter in any form; or 'sketch'."),
+    ],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DST", help="A new folder, or a .safetensors file for one model.")
+    ],
+    to: Annotated[
+        Form,
+        typer.Option(
+            help="peer: diffusers' names. original: q, k and v as one. fp8: linear layers in 8 bits, a scale for each "
+            "row, under the source's names. comfy-lora, peer-lora: LoRA adapters.",
+        ),
+    ],
+    dtype: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(DTYPES)}: of weights that are not in fp8.", show_default="as they are"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST if it exists.")] = False,
+    variant: Annotated[str | None, typer.Option(help="Of a folder's files, such as fp16.", show_default="none")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="config.json of a file that has none.", show_default="beside SRC, or told from the shapes"),
+    ] = None,
+) -> None:
+    """Write a checkpoint in another form.
+
+    One weight at a time is in memory. What is written is read back and compared, and gets its name at the end: DST is
+    there whole or not at all. Of a pipeline's folder both transformers are converted and everything else is copied.
+
+    Examples:
+
+      ideoflow convert sketch my-model --to original
+
+      ideoflow convert ideogram4_fp8_scaled.safetensors my-transformer --to peer --dtype bfloat16
+    """
+    with plain_errors(), plain_warnings():
+        import torch
+
+        from ..checkpoints.convert import convert as convert_model
+        from ..checkpoints.convert import lossy, open_checkpoint
+
+        path = _path(source)
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"--dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
+        if to in (Form.comfy_lora, Form.peer_lora):
+            from ..checkpoints.lora import convert_lora
+
+            convert_lora(path, destination, to.value, overwrite=overwrite)
+        else:
+            wanted = getattr(torch, dtype) if dtype else None
+            form: Any = to.value
+            convert_model(path, destination, form, overwrite=overwrite, dtype=wanted, variant=variant, config=config)
+            for note in lossy(open_checkpoint(path, variant=variant, config=config), form, wanted):
+                err.print(f"note: {note}", markup=False)
+        out.print(str(destination), markup=False)
+
+
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="File, index or folder; 'sketch' for the bundled model.")],
+    variant: Annotated[str | None, typer.Option(help="Of a folder's files, such as fp16.", show_default="none")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All that is known, for programs; bytes throughout.")] = False,
+) -> None:
+    """Say what a file or folder holds, reading headers alone.
+
+    Form, configuration, parameters, types, bytes, and the memory that the weights need in each mode.
+
+    Examples:
+
+      ideoflow inspect sketch
+
+      ideoflow inspect model.safetensors --json
+    """
+    with plain_errors():
+        from ..checkpoints.inspect import inspect as look
+
+        found = look(_path(path), variant=variant)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for line in _lines(found):
+        out.print(line, markup=False)
+
+
+def _path(value: str) -> Path:
+    from .. import sketch
+
+    return sketch.path() if value == SKETCH and not Path(value).exists() else Path(value)
+
+
+def _lines(found: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """A description as text, one fact a line."""
+    for key, value in found.items():
+        name = key.replace("_", " ")
+        if value in ("", {}, [], None):
+            continue
+        if key == "parameters":
+            yield f"{indent}{name}: {value / 1e6:,.1f} M"
+        elif key == "bytes":
+            yield f"{indent}{name}: {_megabytes(value)}"
+        elif key in ("memory", "left_in_file", "parts"):
+            label = {"memory": "memory for weights", "left_in_file": "of which stays in the file"}.get(key, name)
+            yield f"{indent}{label}: " + ", ".join(f"{mode} {_megabytes(size)}" for mode, size in value.items())
+        elif key == "components" or (isinstance(value, Mapping) and "bytes" in value):
+            children = value.items() if key == "components" else ((key, value),)
+            for child, inner in children:
+                yield f"{indent}{child}:"
+                yield from _lines(inner, indent + "  ")
+        elif isinstance(value, Mapping):
+            yield f"{indent}{name}: " + ", ".join(f"{one} {other}" for one, other in value.items())
+        elif isinstance(value, list):
+            yield f"{indent}{name}: {', '.join(Path(one).name for one in value)}"
+        else:
+            yield f"{indent}{name}: {value}"
+
+
+def _megabytes(size: int) -> str:
+    return (
+        f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
+    )
