@@ -10,6 +10,7 @@ from .. import __version__
 from . import caption
 from . import train as train_command
 from .generate import generate
+from .simulate import simulate
 
 app = typer.Typer(
     help="Ideogram 4 as a packed-sequence engine: pictures from captions.",
@@ -18,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(simulate)
 app.command("train")(train_command.command())
 app.add_typer(caption.app, name="caption")
 
