@@ -28,7 +28,10 @@ def measure(rows: int, inner: int, outer: int, rounds: int) -> dict[str, object]
     upstream = torch.randn(rows, outer)
     exact = F.linear(x.double(), weight.double())
     sides = {"torch": F.linear, "oneDNN": onednn}
-    errors = {name: float((side(x, weight) - exact).abs().max() / exact.abs().max()) for name, side in sides.items()}
+    errors = {
+        name: float((side(x, weight) - exact).detach().abs().max() / exact.detach().abs().max())
+        for name, side in sides.items()
+    }
 
     def forward(side) -> None:
         with torch.no_grad():

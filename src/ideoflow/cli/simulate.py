@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -272,17 +273,21 @@ def _show(reports: dict[str, Report], cost: Cost, rate: float, devices: int) -> 
     noun = "device" if devices == 1 else "devices"
     out.print(f"{rate:.4g} requests a second on {devices} {noun}; a step takes {cost.a:.3g} s + {cost.b:.3g} s a token"
               f" + {cost.c:.3g} s a pair of tokens")  # fmt: skip
-    table = Table(caption="p50, p95, p99: seconds from arrival to picture that so many of a hundred do not exceed")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("policy", "pictures/s", "busy", "padding", "request", "count", "p50", "p95", "p99"):
-        table.add_column(name, justify="left" if name in ("policy", "request") else "right", no_wrap=True)
+        if name == "request":
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True, min_width=len(name))
     for name, figures in _figures(reports).items():
         first = [name, f"{figures['pictures_per_second']:.3g}", f"{figures['busy']:.0%}", f"{figures['padding']:.0%}"]
         for kind, own in figures["jobs"].items():
-            waits = [f"{own[share]:.3g}" for share in ("p50", "p95", "p99")]
+            waits = [f"{own[share]:5.3g}" for share in ("p50", "p95", "p99")]
             table.add_row(*first, kind, str(own["count"]), *waits)
             first = [""] * len(first)
         table.add_section()
     out.print(table, soft_wrap=False)
+    out.print("p50, p95, p99: seconds from arrival to picture that so many of a hundred requests do not exceed")
 
 
 def _write(figures: dict[str, Any], path: Path) -> None:
