@@ -1,23 +1,29 @@
 """What each part of the step's speed is worth on this processor: the step of `benchmarks.step`, parts added one by one.
 
 Run as `python -m benchmarks.ablation`. The stages alternate in one process; all velocities are compared first.
+
+`--profile` says beforehand what each part should be worth. The step without it is profiled; the share that the part
+changes is put at the rates of the two ways, of the same products or the same attention alone, from
+`benchmarks.products` and `benchmarks.attention`; of the short last block its products are counted; of compiling,
+element-wise work is taken for nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
-import json
 import statistics
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from unittest import mock
 
 import torch
 from torch import Tensor
 
-from benchmarks.step import CONFIG, OurStep, alternate, inputs, machine
+from benchmarks._measure import alternate, machine, make_parser, publish
+from benchmarks._profile import shares
+from benchmarks.attention import measure as attention_alone
+from benchmarks.products import measure as products_alone
+from benchmarks.step import CONFIG, OurStep, inputs
 from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.model import cpu_attention, linear
 from ideoflow.packing import Layout
@@ -88,21 +94,65 @@ def measure(dtype: torch.dtype, pixels: int, text: int, rounds: int) -> dict[str
     }
 
 
+@torch.no_grad()
+def foretell(dtype: torch.dtype, pixels: int, text: int) -> dict[str, dict[str, float]]:
+    """Of each stage but the first: the profile of the one before, and the time expected of it over that one's."""
+    torch.manual_seed(0)
+    branches = [Ideogram4Transformer2DModel(**CONFIG).eval().to(dtype) for _ in range(2)]
+    features, latents, grid = inputs(dtype, pixels, text)
+    # The short block's own way out of the text tokens is no part of the model: profile it last, on the model as it is.
+    profiles = []
+    for number in (0, 1, 3):
+        step = (
+            OurStep(branches, features, grid)
+            if number == 3
+            else WholeLastBlock(copy.deepcopy(branches), features, grid)
+        )
+        with stage(number):
+            profiles.append(shares(lambda step=step: step(latents)))  # type: ignore[misc]
+    before_products, before_attention, before_compiling = profiles
+    image = grid[0] * grid[1]
+    hidden, inner = CONFIG["attention_head_dim"] * CONFIG["num_attention_heads"], CONFIG["intermediate_size"]
+
+    products = 1.0
+    if dtype == torch.float32:
+        with torch.enable_grad():
+            rates = products_alone(text + image, hidden, inner, rounds=9)["forward"]
+        products = rates["torch"] / rates["oneDNN"]  # type: ignore[index]
+    milliseconds = attention_alone(
+        dtype, CONFIG["num_attention_heads"], CONFIG["attention_head_dim"], text + image, rounds=9
+    )["milliseconds"]
+    attention = milliseconds["products"] / milliseconds["fused"]  # type: ignore[index]
+    layer = 4 * hidden**2 + 3 * hidden * inner
+    spared = text * (layer - 2 * hidden**2) / ((text + 2 * image) * layer * CONFIG["num_layers"])
+
+    def scaled(part: str, profile: dict[str, float], ratio: float) -> float:
+        return 1 - profile[part] * (1 - ratio)
+
+    return {
+        STAGES[1]: {**before_products, "expected": scaled("products", before_products, products)},
+        STAGES[2]: {**before_attention, "expected": scaled("attention", before_attention, attention)},
+        STAGES[3]: {"expected": 1 - spared},
+        STAGES[4]: {**before_compiling, "expected": 1 - before_compiling["element-wise and the rest"]},
+    }
+
+
 def main() -> None:
     """Measure, print, and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--pixels", type=int, default=512, help="side of the picture")
     parser.add_argument("--text", type=int, default=200, help="tokens of the caption")
-    parser.add_argument("--rounds", type=int, default=5, help="counted calls of each stage")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    parser.add_argument("--profile", action="store_true", help="also say what each part should be worth")
     options = parser.parse_args()
-    results = [measure(getattr(torch, d), options.pixels, options.text, options.rounds) for d in options.dtype]
+    results = []
+    for name in options.dtype:
+        dtype = getattr(torch, name)
+        expected = foretell(dtype, options.pixels, options.text) if options.profile else {}
+        figures = measure(dtype, options.pixels, options.text, options.rounds)
+        results.append({**figures, "profile_of_the_stage_before": expected} if expected else figures)
     report = {"benchmark": "ablation", "config": CONFIG, "machine": machine(), "results": results}
-    print(json.dumps(report, indent=1))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    publish(report, options.out)
 
 
 if __name__ == "__main__":

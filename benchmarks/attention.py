@@ -6,16 +6,13 @@ limits in `ideoflow.model.cpu_attention`.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.step import alternate, machine
+from benchmarks._measure import alternate, machine, make_parser, write
 from ideoflow.model import cpu_attention
 
 HEADS = ((4, 256), (4, 128), (4, 64))
@@ -48,10 +45,10 @@ def measure(dtype: torch.dtype, heads: int, head_dim: int, length: int, rounds: 
 
 def main() -> None:
     """Measure, print, and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", nargs="+", type=int, default=[256, 512, 1024, 2048], help="tokens of the segment")
-    parser.add_argument("--rounds", type=int, default=9, help="counted calls of each side")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    parser = make_parser(__doc__, rounds=9)
+    parser.add_argument(
+        "--lengths", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096], help="tokens of the segment"
+    )
     options = parser.parse_args()
     results = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -62,9 +59,7 @@ def main() -> None:
                 times = "  ".join(f"{name} {value:8.2f} ms" for name, value in figures["milliseconds"].items())  # type: ignore[attr-defined]
                 print(f"{figures['dtype']:8} {heads} x {head_dim:3} {length:5} tokens  {times}", flush=True)
     report = {"benchmark": "attention", "machine": machine(), "results": results}
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    write(report, options.out)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,20 @@ machine, with a model too small to mean anything.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import gc
 import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import diffusers
 import torch
 from torch import Tensor
 
+from benchmarks._measure import machine, make_parser, write
 from benchmarks.roofline import IMPLEMENTATIONS, Config, Sample, count, work_of
-from benchmarks.step import OurStep, PeerStep, machine
+from benchmarks.step import OurStep, PeerStep
 from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.model.transformer import Context
 
@@ -154,11 +153,9 @@ def measure(sides: dict[str, Callable[[Tensor], Tensor]], latents: Tensor, round
 
 def main() -> None:
     """Measure all cases, print, and write after each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--tiny", action="store_true", help="a model of two narrow layers, on any device")
-    parser.add_argument("--rounds", type=int, default=5, help="counted calls of each side")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled sides out")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not options.tiny:
@@ -200,7 +197,7 @@ def main() -> None:
             {"pixels": pixels, "caption_tokens": text, "batch": batch, "sides": figures, "relative_difference": apart}
         )
         print(json.dumps(results[-1]), flush=True)
-        _write(options.out, report)
+        write(report, options.out)
         del sides, velocities
         gc.collect()
     if not options.no_compile:
@@ -221,15 +218,7 @@ def main() -> None:
             figures = measure(sides, latents, options.rounds)
             results.append({"pixels": pixels, "caption_tokens": text, "batch": batch, "sides": figures})
             print(json.dumps(results[-1]), flush=True)
-            _write(options.out, report)
-
-
-def _write(out: Path | None, report: dict[str, object]) -> None:
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part = out.with_suffix(".part")
-        part.write_text(json.dumps(report, indent=1) + "\n")
-        part.replace(out)
+            write(report, options.out)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,14 @@ moved: every argument read once, the result written once.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.step import machine
+from benchmarks._measure import machine, make_parser, publish
 from ideoflow.model import kernels
 from ideoflow.model.kernels import plain
 
@@ -101,11 +98,10 @@ def measure(name: str, tokens: int, dtype: torch.dtype, rounds: int, device: str
 
 def main() -> None:
     """Measure, print, and keep the figures as JSON if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16", "float16"], default=["bfloat16"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 8192, 32768], help="lengths of the stream")
     parser.add_argument("--rounds", type=int, default=21, help=f"counted rounds of {CALLS} calls of each side")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("No CUDA device: the Triton kernels are not compiled here, and there is nothing to measure.")
@@ -125,11 +121,7 @@ def main() -> None:
             for name in NAMES
         ],
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+    publish(report, options.out)
 
 
 if __name__ == "__main__":

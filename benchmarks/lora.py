@@ -8,10 +8,7 @@ pictures lie some that the model drew itself, before, of captions of the old wor
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import random
 import shutil
 import time
@@ -21,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks._measure import machine, make_parser, write
 from ideoflow import Ideogram4Pipeline, sketch
 from ideoflow.sketch import shapes, world
 from ideoflow.sketch.score import held_out, judge
@@ -80,7 +78,7 @@ def overlaps(pictures: list[Image.Image], samples: list[world.Sample], shape: st
 
 def main() -> None:
     """Train, draw, compare, print and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default="", help="model folder; the bundled one by default")
     parser.add_argument("--steps", type=int, default=640, help="training steps")
     parser.add_argument("--rank", type=int, default=16)
@@ -92,7 +90,6 @@ def main() -> None:
     parser.add_argument("--old", type=int, default=100, help="held-out pictures of the old world to draw")
     parser.add_argument("--folder", type=Path, default=Path("outputs/lora"))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     shutil.rmtree(options.folder, ignore_errors=True)
@@ -148,8 +145,7 @@ def main() -> None:
         "old_shapes_iou_after": mean(overlaps(after_old, old, None)),
         "prior": options.prior, "steps": options.steps, "rank": options.rank, "lr": options.lr,
         "targets": options.targets,
-        "threads": options.threads, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
+        "machine": machine(),
     }  # fmt: skip
     for name, value in figures.items():
         print(f"{name:24} {value}")
@@ -158,9 +154,7 @@ def main() -> None:
         for column, image in enumerate(pictures):
             sheet.paste(image.resize((104, 104)), (column * 110 + 3, row * 110 + 3))
     sheet.save(options.folder / "sheet.png")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+    write(figures, options.out)
 
 
 if __name__ == "__main__":

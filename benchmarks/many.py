@@ -6,19 +6,16 @@ alternate, from captions to pictures; before anything is timed, all pictures are
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import diffusers
 import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.step import alternate, machine
+from benchmarks._measure import alternate, machine, make_parser, publish
 from ideoflow import sketch
 from ideoflow.sketch.score import held_out
 from ideoflow.sketch.text import line
@@ -86,12 +83,10 @@ def apart(ours: list[Image.Image], theirs: list[Image.Image]) -> int:
 
 def main() -> None:
     """Compare, time, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--count", type=int, default=16, help="pictures")
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=5, help="counted calls of each side")
     parser.add_argument("--threads", type=int, help="of torch; all cores by default")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -115,10 +110,7 @@ def main() -> None:
         "pictures_per_second": {name: options.count / value for name, value in seconds.items()},
         "times_packed": {name: value / seconds["packed"] for name, value in seconds.items()},
     }
-    print(json.dumps(report, indent=1))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    publish(report, options.out)
 
 
 if __name__ == "__main__":

@@ -6,24 +6,20 @@ autoencoder stay in float32. The sides take turns, a chunk of captions each, and
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks._measure import machine, make_parser, write
 from ideoflow import Ideogram4Pipeline, sketch
 from ideoflow.precision import quantize_
 from ideoflow.sketch.score import held_out, score
 from ideoflow.sketch.text import line
 from ideoflow.sketch.world import Sample
-
-from .step import machine
 
 # The type to compute in and the kind of the blocks' weights.
 SIDES: dict[str, tuple[torch.dtype, str | None]] = {
@@ -107,27 +103,24 @@ def compare(names: Sequence[str], pictures: int, steps: int, batch: int, device:
 
 def main() -> None:
     """Measure, print, and keep the figures as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=["bf16", "fp8", "int8"])
     parser.add_argument("--pictures", type=int, default=40, help="held-out captions to draw")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=20, help="captions in one call")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     names = [REFERENCE, *(name for name in dict.fromkeys(options.sides) if name != REFERENCE)]
     results = compare(names, options.pictures, options.steps, options.batch, options.device)
-    if options.out:
-        report = {
-            "benchmark": "precision",
-            "machine": machine(),
-            "device": options.device,
-            "pictures": options.pictures,
-            "steps": options.steps,
-            "results": results,
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    report = {
+        "benchmark": "precision",
+        "machine": machine(),
+        "device": options.device,
+        "pictures": options.pictures,
+        "steps": options.steps,
+        "results": results,
+    }
+    write(report, options.out)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,13 @@ Run as `python -m benchmarks.products`. Both are compared with float64 first, th
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.step import alternate, machine
+from benchmarks._measure import alternate, machine, make_parser, publish
 from ideoflow.model.linear import ONEDNN_IS_FASTER, _OneDnnProduct
 
 SHAPES = {"query": (1224, 1024, 1024), "feed-forward in": (1224, 1024, 2736), "feed-forward out": (1224, 2736, 1024)}
@@ -31,7 +28,10 @@ def measure(rows: int, inner: int, outer: int, rounds: int) -> dict[str, object]
     upstream = torch.randn(rows, outer)
     exact = F.linear(x.double(), weight.double())
     sides = {"torch": F.linear, "oneDNN": onednn}
-    errors = {name: float((side(x, weight) - exact).abs().max() / exact.abs().max()) for name, side in sides.items()}
+    errors = {
+        name: float((side(x, weight) - exact).detach().abs().max() / exact.detach().abs().max())
+        for name, side in sides.items()
+    }
 
     def forward(side) -> None:
         with torch.no_grad():
@@ -50,19 +50,14 @@ def measure(rows: int, inner: int, outer: int, rounds: int) -> dict[str, object]
 
 def main() -> None:
     """Measure, print, and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="counted calls of each side")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    parser = make_parser(__doc__, rounds=15)
     options = parser.parse_args()
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or not torch.backends.mkldnn.is_available():
         print("this build of torch has no oneDNN: nothing to compare")
         return
     results = {name: measure(*shape, rounds=options.rounds) for name, shape in SHAPES.items()}
     report = {"benchmark": "products", "machine": machine(), "onednn_is_used": ONEDNN_IS_FASTER, "gflops": results}
-    print(json.dumps(report, indent=1))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    publish(report, options.out)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ from typing import Any, Literal
 
 import torch
 
+from benchmarks._measure import write
+
 BYTES = {"float32": 4, "bfloat16": 2, "bool": 1, "int64": 8}
 PEER_TEXT = 2048  # `max_sequence_length` of the peer's pipeline unless set
 
@@ -726,9 +728,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     machines = [measure(options.config)] if options.measure else options.machines
     figures = report(options.config, options.sample, machines, options.dtype, options.steps)
     print(show(figures))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+    write(figures, options.out)
 
 
 if __name__ == "__main__":

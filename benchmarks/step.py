@@ -10,14 +10,10 @@ import argparse
 import copy
 import ctypes
 import gc
-import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +21,7 @@ import diffusers
 import torch
 from torch import Tensor
 
+from benchmarks._measure import alternate, machine, make_parser, publish
 from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.engine import Denoiser, Request
 from ideoflow.packing import (
@@ -104,36 +101,6 @@ class OurStep:
         return (request.latents - latents.float()) / (1 - TIME)  # the Euler step undone
 
 
-def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side, one call of each in turn, after one that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, call in sides.items():
-            begun = time.perf_counter()
-            call()
-            if number:
-                seconds[name].append(time.perf_counter() - begun)
-    return seconds
-
-
-def machine() -> dict[str, object]:
-    """Where a figure was measured."""
-    model = [line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")]
-    return {
-        "processor": model[0] if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _cpu_info() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
 def inputs(dtype: torch.dtype, pixels: int, text: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """Random text features and latents, and the grid."""
     grid = (pixels // 16, pixels // 16)
@@ -211,13 +178,11 @@ def measure(dtype: torch.dtype, pixels: int, text: int, rounds: int, compiled: b
 
 def main() -> None:
     """Measure, print, and keep the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=7)
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--pixels", type=int, default=512, help="side of the picture")
     parser.add_argument("--text", type=int, default=200, help="tokens of the caption")
-    parser.add_argument("--rounds", type=int, default=7, help="counted calls of each side")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled sides out")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
@@ -232,11 +197,7 @@ def main() -> None:
             figures["bytes_beyond_weights"] = {side: memory_apart(side, options, dtype) for side in SIDES}
         results.append(figures)
     report = {"benchmark": "step", "config": CONFIG, "machine": machine(), "results": results}
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+    publish(report, options.out)
 
 
 if __name__ == "__main__":

@@ -10,22 +10,19 @@ anything is timed, every side's loss is compared with ours on the same samples, 
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
-import platform
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import diffusers
 import torch
 from torch import Tensor
 
+from benchmarks._measure import machine, make_parser, write
 from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.packing import (
     IMAGE_POSITION_OFFSET,
@@ -163,13 +160,12 @@ def fill(samples: Sequence[Made], indices: Sequence[int], budget: int, text: int
 
 def main() -> None:
     """Compare, time, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--sizes", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=4096, help="token budget of a batch, padding included")
     parser.add_argument("--repeats", type=int, default=5, help="epochs of each side")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -264,19 +260,16 @@ def main() -> None:
         "tokens": options.tokens, "packing_efficiency": statistics.mean(filled),
         "samples_per_second": median, "all": paces,
         "over_padding": median["packed"] / median["padded"], "over_buckets": median["packed"] / median["buckets"],
-        "relative_differences": differences, "threads": options.threads, "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "relative_differences": differences, "machine": machine(),
     }  # fmt: skip
-    print(f"{figures['machine']}, {options.threads} threads, torch {torch.__version__}")
+    print(", ".join(f"{name} {value}" for name, value in machine().items()))
     print(f"{len(made)} samples of {figures['sizes']} sizes, budget {options.tokens} tokens, float32")
     print(f"losses agree to {max(differences.values()):.1e}")
     for name, value in median.items():
         print(f"{name:8} {value:7.2f} samples/s")
     print(f"packed over padding {figures['over_padding']:.2f}x, over buckets {figures['over_buckets']:.2f}x")
     print(f"packing efficiency {figures['packing_efficiency']:.1%}")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+    write(figures, options.out)
 
 
 if __name__ == "__main__":

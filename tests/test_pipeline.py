@@ -434,6 +434,43 @@ def test_an_engine_of_the_pipeline_gives_pictures_and_previews(pipeline):
     assert [image.size for image in images] == [(48, 32), (48, 32)]  # after the first step of two, and the last
 
 
+def test_calls_may_come_between_and_within_the_steps_of_an_engine(pipeline):
+    call = dict(height=32, width=48, **QUICK)
+    alone = latents_of(pipeline, PROMPTS, generator=seeded(3), **call)
+    called = []
+
+    def call_within(request):
+        called.append(latents_of(pipeline, PROMPTS, generator=seeded(3), **call))
+
+    engine = pipeline.engine(max_tokens=200)
+    requests = pipeline.make_requests(PROMPTS, generator=seeded(4), size=(48, 32), defer=True, **QUICK)
+    requests[0].on_step = call_within
+    for request in requests:
+        engine.add(request)
+    for event in engine.run():
+        if event.kind == "step":
+            called.append(latents_of(pipeline, PROMPTS, generator=seeded(3), **call))
+
+    assert len(called) == 2 + 4 and all(torch.equal(own, alone) for own in called)
+    expected = latents_of(pipeline, PROMPTS, generator=seeded(4), **call)
+    assert all(relative(r.latents, own) <= 1e-5 for r, own in zip(requests, expected, strict=True))
+
+
+def test_a_deferred_caption_that_is_too_long_is_refused_when_its_request_is_made(pipeline):
+    with pytest.raises(ValueError, match="`max_sequence_length`"):
+        pipeline.make_requests(PROMPTS, size=(48, 32), max_sequence_length=4, defer=True, **QUICK)
+
+
+def test_requests_of_one_generator_draw_on_from_where_the_last_one_left(pipeline):
+    generator = seeded(5)
+    first, second = (
+        pipeline.make_requests(PROMPTS[0], size=(48, 32), generator=generator, **QUICK)[0] for _ in range(2)
+    )
+    both = pipeline.make_requests([PROMPTS[0]] * 2, size=(48, 32), generator=[seeded(5), seeded(6)], **QUICK)
+
+    assert torch.equal(first.latents, both[0].latents) and not torch.equal(first.latents, second.latents)
+
+
 def test_a_token_budget_changes_nothing_but_the_passes(pipeline):
     call = dict(size=[(32, 32), (48, 32), (64, 64)], generator=[seeded(i) for i in range(3)], **QUICK)
     whole = latents_of(pipeline, ["x", "y", "z"], **call)

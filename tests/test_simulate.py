@@ -2,10 +2,12 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
-from ideoflow.simulate import Cost, Job, fit, poisson, rate_of_load, simulate, simulate_batches
+from ideoflow.engine import Denoiser
+from ideoflow.simulate import Cost, Job, fit, measure, poisson, rate_of_load, simulate, simulate_batches
 
 SMALL = Job(20, 30, (7.0,) * 4, kind="small")
 LARGE = Job(50, 400, (7.0,) * 12, kind="large")
@@ -131,3 +133,52 @@ def test_percentiles_and_the_report():
         report.percentile(0.5, "x")
     with pytest.raises(ValueError, match="`jobs` is empty"):
         simulate([], COST)
+
+
+def test_a_slower_machine_takes_longer_while_it_is_slow():
+    jobs = [replace(SMALL, arrival=0.0), replace(SMALL, arrival=100.0)]
+    report = simulate(jobs, COST, pace=lambda now: 3.0 if now < 50 else 1.0)
+
+    slow, fast = (job.latency for job in report.jobs)
+    assert slow == pytest.approx(3 * fast)
+
+
+def test_fit_corrects_the_three_numbers_where_many_steps_say_so():
+    """Rows of a product are computed by the dozen: steps of some sizes take longer than a straight line has it."""
+    draw = random.Random(0)
+
+    def true(n):
+        return 0.01 + 1e-4 * n * (1.3 if n > 300 else 1.0)
+
+    sizes = [n for n in (100, 200, 299, 310, 400, 600) for _ in range(50)]
+    cost = fit([([n], true(n) * draw.uniform(0.95, 1.05)) for n in sizes])
+
+    for n in set(sizes):
+        assert cost.step([n]) == pytest.approx(true(n), rel=0.02)
+    plain = replace(cost, factors=())
+    assert max(abs(plain.step([n]) / true(n) - 1) for n in set(sizes)) > 0.04
+    assert cost.step([10]) > 0 and cost.step([5000]) == pytest.approx(cost.factors[-1][1] * plain.step([5000]))
+
+
+def test_measured_steps_are_those_of_the_pipeline(monkeypatch):
+    """A pipeline whose steps take a known time gives that time back."""
+    from ideoflow import sketch
+
+    pipe, clock = sketch.load(), [0.0]
+    true = Cost(0.5, 0.01, 1e-4)
+    plain = Denoiser.step
+
+    def step(self, requests):
+        plain(self, requests)
+        lengths = [request.text_tokens + request.image_tokens for request in requests]
+        lengths += [request.image_tokens for request in requests if request.guidance[request.step - 1] != 1]
+        clock[0] += true.step(lengths)
+
+    monkeypatch.setattr(Denoiser, "step", step)
+    monkeypatch.setattr("ideoflow.simulate.timing.time.perf_counter", lambda: clock[0])
+    kinds = [(5.0, Job(20, 36, (2.0,) * 3)), (1.0, Job(30, 64, (2.0, 1.0)))]
+    seen = []
+    cost = measure(pipe, kinds, max_tokens=300, progress=lambda done, total: seen.append((done, total)))
+
+    assert [cost.a, cost.b, cost.c] == pytest.approx([true.a, true.b, true.c], rel=1e-6)
+    assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(done for done, _ in seen)

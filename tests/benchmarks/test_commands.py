@@ -8,13 +8,13 @@ import pytest
 
 TINY = {
     "step": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--no-compile"],
-    "ablation": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1"],
+    "ablation": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--profile"],
     "full": ["--tiny", "--rounds", "1", "--no-compile"],
     "products": ["--rounds", "1"],
     "attention": ["--rounds", "1", "--lengths", "8", "16"],
     "loading": ["--layers", "1", "--repeats", "1"],
     "many": ["--count", "4", "--steps", "1", "--rounds", "1"],
-    "traffic": ["--count", "20", "--repeats", "1", "--measured", "2", "--load", "9"],
+    "traffic": ["--seconds", "1", "--repeats", "1", "--measured", "2", "--load", "9"],
     "training": ["--samples", "3", "--sizes", "2", "--repeats", "1", "--tokens", "1500"],
     "lora": ["--steps", "2", "--prior", "1", "--old", "2", "--asked", "2"],
 }

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -404,3 +405,252 @@ def test_waiting_requests_are_listed_in_the_order_of_the_policy(denoiser, make_r
     engine.add(low), engine.add(high)
 
     assert engine.requests == [high, low]
+
+
+# What callers do that they should not, or rarely
+
+
+def test_a_step_within_a_step_is_refused_and_fails_the_caller_alone(engine, make_request, alone):
+    def nested(request):
+        engine.step()
+
+    good, bad = make_request(**SAMPLES[1]), make_request(1, on_step=nested, steps=3)
+    engine.add(good), engine.add(bad)
+    events = list(engine.run())
+
+    assert bad.step == 1 and "a step is under way" in str(bad.error)
+    assert kinds(events, good).count("step") == good.steps
+    assert_same(good.latents, alone[1])
+
+
+def test_a_second_thread_may_not_step(denoiser, make_request):
+    inside, go_on, seen = threading.Event(), threading.Event(), []
+
+    def wait(request):
+        inside.set()
+        go_on.wait(10)
+
+    engine = Engine(denoiser)
+    engine.add(make_request(1, steps=1, on_step=wait))
+    thread = threading.Thread(target=lambda: seen.extend(engine.run()))
+    thread.start()
+    inside.wait(10)
+    with pytest.raises(RuntimeError, match="call `step` and `run` from one thread"):
+        engine.step()
+    go_on.set()
+    thread.join()
+
+    assert kinds(seen)[-1] == "finished"
+
+
+def test_callbacks_may_add_and_cancel(engine, make_request, alone):
+    late = make_request(**SAMPLES[0])
+    requests = [make_request(**sample) for sample in SAMPLES[1:3]]
+
+    def meddle(request):
+        if request.step == 2:
+            engine.add(late)
+        if request.step == 4:
+            engine.cancel(requests[1])
+            engine.cancel(request)
+
+    requests[0].on_step = meddle
+    for request in requests:
+        engine.add(request)
+    events = list(engine.run())
+
+    assert [kinds(events, request)[-1] for request in (*requests, late)] == ["cancelled", "cancelled", "finished"]
+    assert requests[0].step == 4 and kinds(events, requests[0]).count("step") == 3
+    assert_same(late.latents, alone[0])
+
+
+def test_events_may_add_and_cancel_and_nothing_follows_a_last_event(engine, make_request):
+    first, second = engine.add(make_request(1, steps=3)), engine.add(make_request(2, steps=3))
+    third, events = make_request(3, steps=2), []
+    for event in engine.run():
+        events.append(event)
+        if event.request is first and event.kind == "step":
+            assert engine.cancel(second) and engine.cancel(first)
+            engine.add(third)
+
+    assert kinds(events, first)[-1] == kinds(events, second)[-1] == "cancelled"
+    assert kinds(events, third)[-1] == "finished"
+
+
+def test_requests_may_come_after_a_run_has_ended(engine, make_request):
+    engine.complete([make_request(1, steps=2)])
+    late = engine.add(make_request(2, steps=2))
+
+    assert not engine.idle and kinds(engine.run(), late) == ["queued", "started", "step", "step", "finished"]
+
+
+def test_a_request_given_twice_at_once_is_refused_before_any_step(engine, make_request):
+    request = make_request(1)
+    with pytest.raises(ValueError, match="holds a request twice"):
+        engine.advance([request, make_request(2), request])
+    assert request.step == 0
+
+
+@pytest.mark.parametrize("change", [lambda x: x[:-1], lambda x: x.T, lambda x: None, lambda x: x.tolist()])
+def test_a_callback_that_leaves_latents_of_another_form_fails_its_request_alone(engine, make_request, alone, change):
+    def spoil(request):
+        request.latents = change(request.latents)
+
+    good, bad = make_request(**SAMPLES[1]), make_request(1, on_step=spoil)
+    engine.add(good), engine.add(bad)
+    list(engine.run())
+
+    assert bad.status == "failed" and "keep a tensor of shape (6, 16)" in str(bad.error)
+    assert_same(good.latents, alone[1])
+
+
+def test_a_callback_may_leave_latents_in_another_type(engine, make_request):
+    def widen(request):
+        request.latents = request.latents.double()
+
+    plain, wide = make_request(1, steps=3), make_request(1, steps=3, on_step=widen)
+    engine.complete([plain, wide])
+
+    assert wide.latents.dtype == torch.float32
+    assert_same(wide.latents, plain.latents)
+
+
+@pytest.mark.parametrize("when", ["callback", "picture", "decoding", "caption"])
+def test_an_interrupt_loses_nothing(denoiser, make_request, alone, when):
+    """The keyboard's interrupt may come anywhere, and the loop may be taken up again."""
+    broken = []
+
+    def interrupt(*_):
+        if not broken:
+            broken.append(True)
+            raise KeyboardInterrupt
+        return None
+
+    def decode(request, latents):
+        if when == "decoding":
+            interrupt()
+        return latents
+
+    def to_image(picture):
+        if when == "picture":
+            interrupt()
+        return picture
+
+    engine = Engine(denoiser, decode=decode, to_image=to_image)
+    requests = [make_request(**sample) for sample in SAMPLES[:3]]
+    if when == "callback":
+        requests[1].on_step = interrupt
+    if when == "caption":
+        contexts = requests[1].conditional, requests[1].unconditional
+        requests[1].prepare = lambda: interrupt() or contexts
+        requests[1].conditional = requests[1].unconditional = None
+    for request in requests:
+        engine.add(request)
+    events = []
+    with pytest.raises(KeyboardInterrupt):
+        for event in engine.run():
+            events.append(event)
+    events += engine.run()
+
+    for request, latents in zip(requests, alone, strict=False):
+        story = kinds(events, request)
+        assert story == ["queued", "started", *["step"] * request.steps, "finished"]
+        assert_same(request.latents, latents)
+
+
+def test_cancelling_from_another_thread_leaves_the_pass_under_way_whole(denoiser, make_request, transformers):
+    """A request that makes its own contexts keeps them until the pass ends; then they are let go."""
+    calls, passes = [], []
+    request = deferred(make_request, denoiser, calls, seed=1, steps=3)
+    other = make_request(2, steps=3)
+    engine = Engine(denoiser)
+    engine.add(request), engine.add(other)
+
+    def cancel(module, args):
+        passes.append(len(args[0]))
+        if len(passes) == 1:
+            thread = threading.Thread(target=engine.cancel, args=(request,))
+            thread.start()
+            thread.join()
+
+    handle = transformers[0].layers[0].feed_forward.w1.register_forward_pre_hook(cancel)
+    events = list(engine.run())
+    handle.remove()
+
+    assert passes == [22, 11, 11]  # no pass is taken again
+    assert kinds(events, request) == ["queued", "started", "cancelled"] and request.conditional is None
+    assert other.status == "done"
+
+
+def test_a_caption_that_is_cancelled_while_it_is_encoded_is_let_go(denoiser, make_request):
+    engine = Engine(denoiser)
+    request = deferred(make_request, denoiser, [], seed=1)
+    plain = request.prepare
+
+    def prepare():
+        engine.cancel(request)
+        return plain()
+
+    request.prepare = prepare
+    engine.add(request)
+
+    assert kinds(engine.run()) == ["queued", "cancelled"] and request.conditional is None
+
+
+def test_large_requests_that_memory_cannot_hold_leave_the_budget_of_others(denoiser, make_request, breaks):
+    breaks(torch.OutOfMemoryError("CUDA out of memory"), lambda lengths: max(lengths) > 30)
+    engine = Engine(denoiser, max_tokens=40)
+    for seed in range(4):
+        engine.add(make_request(seed, 17, (4, 4)))  # 49 tokens in a step
+    small = [engine.add(make_request(seed, 5, (2, 3))) for seed in range(2)]
+    list(engine.run())
+
+    assert engine.max_tokens == 40 and {request.status for request in small} == {"done"}
+
+
+def test_complete_steps_the_others_to_their_end_before_it_raises(engine, make_request):
+    bad, good = make_request(1, id="bad"), make_request(2)
+    bad.latents[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="Request bad"):
+        engine.complete([bad, good])
+    assert good.status == "done" and engine.idle
+
+
+@pytest.mark.parametrize("priority", ["high", None, float("nan"), float("inf"), 1j])
+def test_a_priority_is_a_number(make_request, priority):
+    with pytest.raises(ValueError, match=r"`priority` is .*: give a number"):
+        make_request(1, priority=priority)
+
+
+@pytest.mark.parametrize("priority", [0.5, True, -3])
+def test_priorities_need_not_be_whole(denoiser, make_request, priority):
+    engine = Engine(denoiser, policy="priority")
+    low = engine.add(make_request(1, priority=-4))
+    odd = engine.add(make_request(2, priority=priority))
+
+    assert engine.requests == [odd, low]
+
+
+def test_a_request_has_a_step(make_request):
+    with pytest.raises(ValueError, match="`guidance` is empty"):
+        replace(make_request(1), guidance=(), sigmas=torch.zeros(1))
+
+
+def test_a_request_for_another_transformer_is_refused_with_its_sizes(engine, make_request):
+    narrow = make_request(1)
+    narrow.latents = narrow.latents[:, :8]
+    with pytest.raises(ValueError, match="has 8 channels of latents, but the transformer takes 16"):
+        engine.add(narrow)
+    other = make_request(2)
+    other.conditional = replace(other.conditional, text=other.conditional.text[:, :8])
+    with pytest.raises(ValueError, match="has 8 channels of text"):
+        engine.add(other)
+
+
+def test_limits_that_cannot_be_are_refused(denoiser):
+    with pytest.raises(ValueError, match="`max_request_tokens` is 0"):
+        Engine(denoiser, max_request_tokens=0)
+    with pytest.raises(ValueError, match="`preview_every` is 2"):
+        Engine(denoiser, preview_every=2)
+    with pytest.raises(ValueError, match="`preview_every` is -1"):
+        Engine(denoiser, decode=lambda request, latents: latents, preview_every=-1)

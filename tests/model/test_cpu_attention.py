@@ -55,13 +55,14 @@ def test_views_of_one_product_are_taken_as_they_are():
 
 def test_short_narrow_or_trained_segments_are_left_to_the_fused_kernel(monkeypatch):
     monkeypatch.setattr(cpu_attention, "FASTER", {torch.float32: True})
-    long, short = torch.empty(1, cpu_attention.SHORTEST, 1, 128), torch.empty(1, 100, 1, 128)
+    long, short = torch.empty(1, 1024, 1, 128), torch.empty(1, 1023, 1, 128)
 
     assert not cpu_attention.is_faster(long, long)  # a gradient may be asked for
     with torch.no_grad():
         assert cpu_attention.is_faster(long, long)
         assert not cpu_attention.is_faster(long, short)
-        assert not cpu_attention.is_faster(long[..., :64], long[..., :64])
+        assert not cpu_attention.is_faster(long[..., :64], torch.empty(1, 4096, 1, 64))
+        assert cpu_attention.is_faster(torch.empty(1, 9, 1, 256), torch.empty(1, 512, 1, 256))
         assert not cpu_attention.is_faster(long.double(), long.double())
 
 
@@ -78,7 +79,7 @@ def test_the_transformer_takes_it_for_long_segments(ours, monkeypatch):
         expected = ours.velocity(latents, times, context)
         assert calls == []
         monkeypatch.setattr(cpu_attention, "FASTER", {torch.float32: True})
-        monkeypatch.setattr(cpu_attention, "SHORTEST", 10)
+        monkeypatch.setattr(cpu_attention, "SMALLEST", 10 * ours.layers[0].attention.head_dim)
         monkeypatch.setattr(cpu_attention, "NARROWEST", 1)
         torch.testing.assert_close(ours.velocity(latents, times, context), expected, atol=1e-5, rtol=1e-5)
 

@@ -11,6 +11,7 @@ from . import caption
 from . import train as train_command
 from .checkpoints import convert, inspect
 from .generate import generate
+from .simulate import simulate
 
 app = typer.Typer(
     help="Ideogram 4 as a packed-sequence engine: pictures from captions.",
@@ -19,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(simulate)
 app.command("train")(train_command.command())
 app.add_typer(caption.app, name="caption")
 app.command()(convert)

@@ -107,13 +107,29 @@ class Denoiser:
                 raise ValueError(f"{request} is not prepared: call its `prepare` before its first step.")
 
     def check(self, request: Request) -> None:
-        """Raise ValueError if a step that `request` has before it is guided and there is no branch to guide it."""
+        """See that the transformers can take the steps that `request` has before it.
+
+        Raises:
+            ValueError: if one is guided and there is no branch to guide it, or the request was made for other sizes of
+                transformer.
+        """
         ahead = [guidance for guidance in request.guidance[request.step :] if guidance != 1]
         if ahead and self._unconditional is None:
             raise ValueError(
                 f"{request} is guided ({ahead[0]}), but there is no `unconditional_transformer`: load one, or use"
                 " guidance 1."
             )
+        sizes = self._conditional.transformer.config
+        found = [("channels of latents", request.latents.shape[1], sizes.in_channels)]
+        if request.conditional is not None:
+            hidden = sizes.num_attention_heads * sizes.attention_head_dim
+            found.append(("channels of text", request.conditional.text.shape[1], hidden))
+        for what, given, wanted in found:
+            if given != wanted:
+                raise ValueError(
+                    f"{request} has {given} {what}, but the transformer takes {wanted}: let the pipeline that steps a"
+                    " request make it."
+                )
 
 
 class _Branch:

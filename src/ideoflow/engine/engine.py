@@ -39,6 +39,9 @@ class Engine:
         to_image: Makes of that tensor what events carry; may wait for the device.
         preview_every: Give every so many steps a preview of the clean picture as estimated by then; 0 for none. Needs
             `decode`.
+
+    Raises:
+        ValueError: a limit below 1, an unknown policy, or previews that cannot be.
     """
 
     def __init__(
@@ -53,6 +56,12 @@ class Engine:
         to_image: Callable[[Tensor], Any] | None = None,
         preview_every: int = 0,
     ) -> None:
+        if max_request_tokens is not None and max_request_tokens < 1:
+            raise ValueError(f"`max_request_tokens` is {max_request_tokens}: give at least 1, or None for no limit.")
+        if preview_every < 0 or (preview_every and decode is None):
+            raise ValueError(
+                f"`preview_every` is {preview_every}: give 0 for no previews, or a number of steps and `decode`."
+            )
         self.denoiser = denoiser
         self.max_request_tokens = max_request_tokens
         self.preview_every = preview_every
@@ -60,6 +69,9 @@ class Engine:
         self._to_image = to_image or (lambda tensor: tensor)
         self._scheduler: Scheduler[Request] = Scheduler(max_tokens, max_requests, policy)
         self._lock = Lock()
+        self._step_lock = Lock()  # held while a step is under way
+        self._running: list[Request] = []  # of the step under way
+        self._done: list[Request] = []  # that have taken their last step, and are not being decoded yet
         self._events: deque[Event] = deque()
         self._started: set[Request] = set()
         self._ahead: dict[Request, Pending[Any]] = {}  # contexts that are being made for requests that wait
@@ -80,7 +92,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do and nothing to tell."""
-        return not (len(self._scheduler) or self._events or self._decoding)
+        return not (len(self._scheduler) or self._events or self._done or self._decoding)
 
     def add(self, request: Request) -> Request:
         """Let a request take part from the next step on. From any thread.
@@ -129,6 +141,9 @@ class Engine:
 
         Returns:
             What has happened since the last call, oldest first; empty if the engine is idle.
+
+        Raises:
+            RuntimeError: if a step is under way: in another thread, or the one that has called back.
         """
         self._work()
         return [self._events.popleft() for _ in range(len(self._events))]
@@ -138,6 +153,9 @@ class Engine:
 
         Yields:
             What happens, in order.
+
+        Raises:
+            RuntimeError: as `step`.
         """
         while True:
             while self._events:
@@ -150,13 +168,13 @@ class Engine:
         """Add requests and step until the engine is idle.
 
         Raises:
-            Exception: that of the first request that failed.
+            Exception: that of the first request that failed, once the others are done.
         """
         for request in requests:
             self.add(request)
-        for event in self.run():
-            if event.error is not None:
-                raise event.error
+        errors = [event.error for event in self.run() if event.error is not None]
+        if errors:
+            raise errors[0]
 
     def advance(self, requests: Sequence[Request]) -> dict[Request, Exception]:
         """Take one step of exactly these requests, in as many passes as the budget asks for.
@@ -165,7 +183,12 @@ class Engine:
 
         Returns:
             What each request failed from that did not take its step; empty if all did.
+
+        Raises:
+            ValueError: if a request occurs twice.
         """
+        if len(set(requests)) != len(requests):
+            raise ValueError("`requests` holds a request twice: a request takes one step at a time.")
         failures: dict[Request, Exception] = {}
         rest = list(requests)
         while rest:
@@ -175,23 +198,54 @@ class Engine:
         return failures
 
     def _work(self) -> None:
-        """One step: pick, start, advance, look at the outcome, tell."""
+        """One step: pick, start, advance, look at the outcome, tell.
+
+        An interrupt from the keyboard may come anywhere: what is done by then is told, the rest is done next time.
+        """
+        if not self._step_lock.acquire(blocking=False):
+            raise RuntimeError(
+                "a step is under way: call `step` and `run` from one thread, and not from what the engine calls back;"
+                " `add` and `cancel` may be called from anywhere."
+            )
+        try:
+            with self._lock:
+                self._running = self._scheduler.pick()
+            before: dict[Request, tuple[int, int]] = {}
+            failures: dict[Request, Exception] = {}
+            previews: dict[Request, Any] = {}
+            try:
+                for request in self._running:
+                    if self._start(request):
+                        before[request] = (request.step, request.tokens)
+                failures |= self.advance(list(before))
+                self._prepare_ahead()
+                for request in before:
+                    if request not in failures:
+                        try:
+                            self._look(request, previews)
+                        except Exception as error:
+                            failures[request] = error
+            finally:
+                self._settle(before, failures, previews)
+            while self._done:
+                self._decode_done(self._done[0])
+                del self._done[0]
+            self._tell_decoded()
+        finally:
+            self._step_lock.release()
+
+    def _settle(
+        self, before: dict[Request, tuple[int, int]], failures: dict[Request, Exception], previews: dict[Request, Any]
+    ) -> None:
+        """Count and tell what became of the requests of a step, which had taken so many steps, of so many tokens."""
         with self._lock:
-            chosen = self._scheduler.pick()
-        chosen = [request for request in chosen if self._start(request)]
-        tokens = {request: request.tokens for request in chosen}
-        failures = self.advance(chosen)
-        self._prepare_ahead()
-        previews: dict[Request, Any] = {}
-        for request in chosen:
-            if request not in failures:
-                try:
-                    self._look(request, previews)
-                except Exception as error:
-                    failures[request] = error
-        with self._lock:
-            taken = [request for request in chosen if request in self._scheduler]  # not cancelled meanwhile
-            self._scheduler.ran(taken, [tokens[request] for request in taken])
+            running, self._running = self._running, []
+            for request in running:
+                if request not in self._scheduler:  # cancelled meanwhile
+                    request.release()
+            here = [request for request in before if request in self._scheduler]  # not cancelled meanwhile
+            taken = [request for request in here if request in failures or request.step > before[request][0]]
+            self._scheduler.ran(taken, [before[request][1] for request in taken])
             for request in taken:
                 if request in failures:
                     self._leave(request, "failed", failures[request])
@@ -199,10 +253,7 @@ class Engine:
                 self._tell("step", request, image=previews.get(request))
                 if request.status == "done":
                     self._scheduler.remove(request)
-        for request in taken:
-            if request.status == "done":
-                self._decode_done(request)
-        self._tell_decoded()
+                    self._done.append(request)
 
     def _start(self, request: Request) -> bool:
         """Make the contexts of a request that comes to its first step; whether that went well."""
@@ -219,7 +270,7 @@ class Engine:
             return False
         with self._lock:
             if request not in self._scheduler:
-                return False
+                return False  # cancelled meanwhile: `_settle` lets go of its contexts
             self._started.add(request)
             self._tell("started", request)
         return True
@@ -269,7 +320,9 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         tokens = sum(request.tokens for request in requests)
-        budget = max(1, min(tokens, self.max_tokens or tokens) // 2)
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            return  # such as one large request alone: it says nothing of passes within the budget
+        budget = max(1, tokens // 2)
         logger.warning(
             "Out of memory in a pass of %d requests with %d tokens: from now on a pass has at most %d.",
             len(requests), tokens, budget,
@@ -279,7 +332,9 @@ class Engine:
     def _look(self, request: Request, previews: dict[Request, Any]) -> None:
         """Call a request back after its step, see that its latents are finite, and add its preview if one is due."""
         if request.on_step is not None:
+            shape = request.latents.shape
             request.on_step(request)
+            request.check_latents(shape)
         # On a device each look would wait for it: there the last step tells.
         if request.status == "done" or request.latents.device.type == "cpu":
             request.check()
@@ -304,10 +359,9 @@ class Engine:
 
     def _tell_decoded(self) -> None:
         """Tell of pictures that are decoded; where nothing else is left to do, wait for them."""
-        decoding, self._decoding = self._decoding, []
-        for request, pending in decoding:
+        for one in list(self._decoding):
+            request, pending = one
             if not pending.ready and len(self._scheduler):
-                self._decoding.append((request, pending))
                 continue
             try:
                 image = self._to_image(pending.take())
@@ -316,6 +370,7 @@ class Engine:
                 self._tell("failed", request, error=error)
             else:
                 self._tell("finished", request, image=image)
+            self._decoding.remove(one)
 
     def _leave(self, request: Request, kind: Kind, error: Exception | None = None) -> None:
         """Give up a request; the caller holds the lock."""
@@ -323,7 +378,8 @@ class Engine:
         self._scheduler.remove(request)
         self._started.discard(request)
         self._ahead.pop(request, None)
-        request.release()
+        if request not in self._running:  # or the step under way would be left without its contexts
+            request.release()
         self._tell(kind, request, error=error)
 
     def _tell(self, kind: Kind, request: Request, image: Any = None, error: Exception | None = None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -64,6 +66,10 @@ class Request:
         Raises:
             ValueError: naming the part that does not.
         """
+        if len(self.guidance) == 0:
+            raise ValueError(f"{self}: `guidance` is empty: give the guidance of each step, of one at least.")
+        if not _is_finite_number(self.priority):
+            raise ValueError(f"{self}: `priority` is {self.priority!r}: give a number; higher goes first.")
         self._check_contexts()
         tokens = self.image_tokens
         if self.latents.ndim != 2 or self.latents.shape[0] != tokens:
@@ -178,6 +184,18 @@ class Request:
                 " bfloat16 or float32 where float16 overflows."
             )
 
+    def check_latents(self, shape: torch.Size) -> None:
+        """See that latents that somebody else has set are a tensor of this shape, and keep them in float32.
+
+        Raises:
+            ValueError: if not.
+        """
+        given = self.latents
+        if not isinstance(given, Tensor) or given.shape != shape:
+            what = f"has shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"is a {type(given).__name__}"
+            raise ValueError(f"{self}: after `on_step` its `latents` {what}: keep a tensor of shape {tuple(shape)}.")
+        self.latents = given.to(self._times.device, torch.float32)
+
     def _check_contexts(self) -> None:
         if self.conditional is None:
             if self.prepare is None:
@@ -191,3 +209,7 @@ class Request:
         if self.unconditional is None and any(guidance != 1 for guidance in self.guidance):
             raise ValueError(f"{self}: guidance other than 1 needs the `unconditional` context.")
         self.text_tokens = self.conditional.layout.tokens - self.image_tokens
+
+
+def _is_finite_number(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .linear import ONEDNN_IS_FASTER, linear
 
-SHORTEST = 1024  # tokens of a segment, and
-NARROWEST = 128  # channels of a head; below them the fused kernel is about as fast (`python -m benchmarks.attention`)
+NARROWEST = 128  # channels of a head, and
+SMALLEST = 2**17  # entries of a head's keys; below them the fused kernel is as fast (`python -m benchmarks.attention`)
 QUERIES = 1024  # at a time, so that the scores of a head take few megabytes
 
 
@@ -33,8 +33,8 @@ def is_faster(query: Tensor, key: Tensor) -> bool:
     return (
         FASTER.get(query.dtype, False)
         and query.device.type == "cpu"
-        and key.shape[1] >= SHORTEST
         and key.shape[-1] >= NARROWEST
+        and key.shape[1] * key.shape[-1] >= SMALLEST
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
     )

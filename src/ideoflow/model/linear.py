@@ -41,8 +41,8 @@ def _is_intel() -> bool:
 def _onednn_is_faster() -> bool:
     """Whether oneDNN's float32 products beat those that torch takes.
 
-    Torch asks MKL for them, which keeps its AVX-512 kernels to Intel's processors: on an AMD Zen 5, oneDNN computes 430
-    GFLOP/s on two cores where MKL computes 190 (`python -m benchmarks.products`).
+    Torch asks MKL for them, which keeps its AVX-512 kernels to Intel's processors: on two cores of an AMD Zen 5, oneDNN
+    computes 315 to 398 GFLOP/s where MKL computes 133 to 185 (`python -m benchmarks.products`).
     """
     return (
         torch.backends.mkldnn.is_available()

@@ -1,0 +1,300 @@
+"""`ideoflow simulate`: traffic through the engine's scheduler, without a machine: who would wait how long."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .console import err, out, plain_errors, plain_warnings
+from .generate import PRESET_NAMES
+
+if TYPE_CHECKING:
+    from ..simulate import Cost, Job, Report
+
+BATCHES = "batches"
+UNIT = 16  # pixels of an image token's side
+GUIDANCE = 7.0  # any but 1 takes both branches
+FORM = "WIDTHxHEIGHT:STEPS[:WEIGHT[:CAPTION]], such as 1024x1024:20:0.9 or 1024x1024:turbo:2:400"
+
+
+def simulate(
+    job: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--job",
+            "-j",
+            metavar="WxH:STEPS[:WEIGHT[:CAPTION]]",
+            help="A kind of request: size in pixels, steps (a number, or quality, default or turbo), how often it comes"
+            " in proportion to the others (1), tokens of its caption (300). Repeat it for a mix.",
+            show_default=False,
+        ),
+    ] = None,
+    cost: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B[,C[,START[,FINISH]]]",
+            help="Seconds of a step: A + B * tokens + C * (sum of squared segment lengths); START of a caption,"
+            " FINISH of a picture's image token.",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help='Fit the cost from measured steps: [{"segments": [lengths], "seconds": s}, ...], or such a list under'
+            ' the key "steps".',
+            show_default=False,
+        ),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the cost now: the bundled model's, on this machine's CPU.")
+    ] = False,
+    load: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the time that the traffic would keep the devices busy if each request ran alone.",
+            show_default="0.8",
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a second, in place of --load.", show_default=False)
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            "-p",
+            help="fair, fifo, priority; or batches: the usual server, batches of equal size and steps that run to"
+            " their end. Repeat it to compare.",
+            show_default="fair",
+        ),
+    ] = None,
+    devices: Annotated[int, typer.Option(min=1, help="How many, each with an engine of its own.")] = 1,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a step, both branches together.", show_default="no limit")
+    ] = None,
+    max_requests: Annotated[
+        int | None, typer.Option(min=1, help="Requests of a step.", show_default="no limit")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="The most requests of a batch under --policy batches.")] = 4,
+    count: Annotated[int, typer.Option(min=1, help="Requests to play.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0,
+    file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write all figures.", show_default=False)
+    ] = None,
+) -> None:
+    """Play traffic through the engine's scheduler: pictures a second, and how long each kind of request waits.
+
+    Requests arrive at random. Nothing is drawn: a cost model says how long a step takes. Give it as numbers, as
+    measured steps, or have it measured.
+
+    Examples:
+
+      ideoflow simulate -j 512x512:20:9 -j 1024x1024:48 --cost 0.002,4e-6,3e-10
+
+      ideoflow simulate -j 1024x1024:turbo --cost 0.002,4e-6 -p fair -p batches
+
+      ideoflow simulate -j 96x96:12:5 -j 192x192:48 --measure --max-tokens 450
+
+      ideoflow simulate -j 1024x1024:20 --steps steps.json --rate 3 --devices 4
+    """
+    with plain_errors():
+        if not job:
+            raise ValueError(f"--job is missing: what comes? Give {FORM}.")
+        if load is not None and rate is not None:
+            raise ValueError("--load and --rate say the same thing: give one of them.")
+        for name, value in (("load", load), ("rate", rate)):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--{name} {value:g}: give a number above 0.")
+        if (cost is not None) + (steps is not None) + measure != 1:
+            raise ValueError(
+                "how long does a step take? Give one of --cost A,B,C (seconds), --steps FILE.json (measured ones) and"
+                " --measure (the bundled model on this machine)."
+            )
+        policies = _policies(policy or ["fair"])
+        numbers = _cost(cost) if cost is not None else None
+        from ..simulate import poisson, rate_of_load
+
+        kinds = [_job(text) for text in job]
+        with _bar() as progress:
+            if numbers is not None:
+                model = numbers
+            elif steps is not None:
+                model = _fitted(steps)
+            else:
+                model = _measured(kinds, max_tokens, max_requests, progress("measuring steps"))
+            if rate is None:
+                rate = rate_of_load(kinds, model, 0.8 if load is None else load, devices)
+            traffic = poisson(kinds, rate, count, seed)
+            limits = {"devices": devices, "max_tokens": max_tokens, "max_requests": max_requests}
+            reports = {name: _play(name, traffic, model, limits, batch, progress(name)) for name in policies}
+        _show(reports, model, rate, devices)
+        if file is not None:
+            settings = {"jobs": job, "load": load, "rate": rate, "count": count, "seed": seed, "batch": batch, **limits}
+            figures = {"settings": settings, "cost": asdict(model), "policies": _figures(reports)}
+            _write(figures, file)
+
+
+def _policies(names: Sequence[str]) -> list[str]:
+    from ..engine import POLICIES
+
+    known = [*POLICIES, BATCHES]
+    wanted = list(dict.fromkeys(part.strip() for name in names for part in name.split(",")))
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"--policy {name!r} is unknown: choose from {', '.join(known)}.")
+    return wanted
+
+
+def _job(text: str) -> tuple[float, Job]:
+    """`(weight, job)` of one --job."""
+    from ..schedule import PRESETS
+    from ..simulate import Job
+
+    size, *rest = text.lower().replace("×", "x").split(":")  # noqa: RUF001
+    try:
+        width, height = (int(side) for side in size.split("x"))
+        steps, weight, caption = [*rest, *("", "1", "300")[len(rest) :]]
+        if steps in PRESET_NAMES or steps.upper() in PRESETS:
+            guidance = PRESETS[PRESET_NAMES.get(steps, steps.upper())].guidance
+        else:
+            guidance = (GUIDANCE,) * int(steps)
+        share, tokens = float(weight), int(caption)
+    except ValueError:
+        raise ValueError(f"--job {text!r} is not {FORM}.") from None
+    if min(width, height) < UNIT or width % UNIT or height % UNIT:
+        raise ValueError(f"--job {text!r}: width and height are pixels, positive multiples of {UNIT}.")
+    if not guidance or tokens < 1 or not 0 < share < math.inf:
+        raise ValueError(f"--job {text!r}: steps and caption are at least 1, and the weight is above 0.")
+    name = f"{width}x{height}:{rest[0]}" + (f":{caption}" if len(rest) > 2 else "")
+    return share, Job(tokens, width // UNIT * (height // UNIT), guidance, kind=name)
+
+
+def _cost(text: str) -> Cost:
+    from ..simulate import Cost
+
+    try:
+        a, b, *more = (float(part) for part in text.split(","))
+        c, start, finish = [*more, *(0.0,) * (3 - len(more))]
+    except ValueError:
+        raise ValueError(
+            f"--cost {text!r} is not A,B[,C[,START[,FINISH]]] in seconds, such as 0.002,4e-6,3e-10."
+        ) from None
+    numbers = (a, b, c, start, finish)
+    if not all(0 <= number < math.inf for number in numbers) or not any(numbers[:3]):
+        raise ValueError(f"--cost {text!r}: the numbers are seconds, none below 0, and not all of A, B and C are 0.")
+    return Cost(*numbers)
+
+
+def _fitted(path: Path) -> Cost:
+    """The cost model of measured steps in a file."""
+    from ..simulate import fit
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found = found["steps"] if isinstance(found, dict) else found
+        steps = [([int(length) for length in step["segments"]], float(step["seconds"])) for step in found]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'--steps {path} is not a list of {{"segments": [lengths], "seconds": s}}: {type(error).__name__}: {error}'
+        ) from None
+    if any(seconds <= 0 or min(lengths, default=0) < 1 for lengths, seconds in steps):
+        raise ValueError(f"--steps {path}: every step needs at least one segment, lengths from 1, and seconds above 0.")
+    return fit(steps)
+
+
+def _measured(
+    kinds: Sequence[tuple[float, Job]], max_tokens: int | None, max_requests: int | None, progress: Any
+) -> Cost:
+    # Read when torch loads. Threads that spin while they wait starve the one they wait for where cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from .. import sketch
+    from ..simulate import measure
+
+    with plain_warnings():
+        pipe = sketch.load()
+        return measure(pipe, kinds, max_tokens=max_tokens, max_requests=max_requests, progress=progress)
+
+
+def _play(name: str, traffic: Sequence[Job], cost: Cost, limits: dict[str, Any], batch: int, progress: Any) -> Report:
+    from ..simulate import simulate, simulate_batches
+
+    if name == BATCHES:
+        return simulate_batches(traffic, cost, batch=batch, devices=limits["devices"])
+    return simulate(traffic, cost, policy=name, **limits, progress=progress)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """A function that begins a bar of a name, and returns what moves it on."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+
+        def begin(name: str) -> Callable[[int, int], None]:
+            task = bars.add_task(name, total=None)
+            return lambda done, total: bars.update(task, completed=done, total=total)
+
+        yield begin
+
+
+def _figures(reports: dict[str, Report]) -> dict[str, dict[str, Any]]:
+    """Of each policy, ready to be written as JSON; latencies are seconds."""
+    return {
+        name: {
+            "pictures_per_second": report.throughput,
+            "seconds": report.seconds,
+            "busy": report.busy,
+            "padding": report.waste,
+            "jobs": {
+                kind: {
+                    "count": sum(job.kind == kind for job in report.jobs),
+                    **{f"p{share * 100:.0f}": report.percentile(share, kind) for share in (0.5, 0.95, 0.99)},
+                }
+                for kind in dict.fromkeys(job.kind for job in report.jobs)
+            },
+        }
+        for name, report in reports.items()
+    }
+
+
+def _show(reports: dict[str, Report], cost: Cost, rate: float, devices: int) -> None:
+    noun = "device" if devices == 1 else "devices"
+    out.print(f"{rate:.4g} requests a second on {devices} {noun}; a step takes {cost.a:.3g} s + {cost.b:.3g} s a token"
+              f" + {cost.c:.3g} s a pair of tokens")  # fmt: skip
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("policy", "pictures/s", "busy", "padding", "request", "count", "p50", "p95", "p99"):
+        if name == "request":
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True, min_width=len(name))
+    for name, figures in _figures(reports).items():
+        first = [name, f"{figures['pictures_per_second']:.3g}", f"{figures['busy']:.0%}", f"{figures['padding']:.0%}"]
+        for kind, own in figures["jobs"].items():
+            waits = [f"{own[share]:5.3g}" for share in ("p50", "p95", "p99")]
+            table.add_row(*first, kind, str(own["count"]), *waits)
+            first = [""] * len(first)
+        table.add_section()
+    out.print(table, soft_wrap=False)
+    out.print("p50, p95, p99: seconds from arrival to picture that so many of a hundred requests do not exceed")
+
+
+def _write(figures: dict[str, Any], path: Path) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,12 @@
+"""A discrete-event simulator of the engine's scheduler, for traffic and machines that are not at hand.
+
+Simulated devices run the very `Scheduler` of the engine, and a cost model says how long a step takes; `fit` finds it
+from measured steps, and `measure` measures them. Times are seconds.
+"""
+
+from .cost import Cost, fit
+from .fleet import Report, simulate, simulate_batches
+from .timing import measure
+from .traffic import Job, poisson, rate_of_load
+
+__all__ = ["Cost", "Job", "Report", "fit", "measure", "poisson", "rate_of_load", "simulate", "simulate_batches"]

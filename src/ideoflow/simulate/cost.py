@@ -1,0 +1,111 @@
+"""What a step costs: three numbers, and what measured steps say the three are off by."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+GROUPS = 24  # sizes of step at the most at which a fit is corrected, each by the mean
+GROUP = 20  # of at least so many steps
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a step: `a + b * tokens + c * sum(tokens_i ** 2)` over the segments i of all its branches.
+
+    Attributes:
+        a: of any step.
+        b: of a token.
+        c: of a pair of tokens that attend to each other.
+        start: of a request, before its first step (its caption).
+        finish: of an image token, after the last step (the picture).
+        factors: `(tokens, factor)` pairs in rising order: by what to multiply a step of so many tokens. Between them
+            the factor changes linearly, beyond them not at all. Products do not grow smoothly with their rows, so a
+            processor may be a fifth off the three numbers at some sizes.
+    """
+
+    a: float
+    b: float
+    c: float = 0.0
+    start: float = 0.0
+    finish: float = 0.0
+    factors: tuple[tuple[float, float], ...] = ()
+
+    def step(self, segments: Sequence[int]) -> float:
+        """Seconds of a step whose segments have these lengths."""
+        tokens = sum(segments)
+        return self._factor(tokens) * (self.a + self.b * tokens + self.c * sum(length**2 for length in segments))
+
+    def _factor(self, tokens: int) -> float:
+        if not self.factors:
+            return 1.0
+        after = bisect.bisect(self.factors, (tokens, 0.0))
+        if after in (0, len(self.factors)):
+            return self.factors[min(after, len(self.factors) - 1)][1]
+        (low, first), (high, last) = self.factors[after - 1 : after + 1]
+        return first + (last - first) * (tokens - low) / (high - low)
+
+
+def fit(steps: Sequence[tuple[Sequence[int], float]]) -> Cost:
+    """The cost model nearest to measured steps: least squares of the error relative to the model's own prediction.
+
+    Relative to what was measured, slow steps would count for little, and the model would be too fast on average. Where
+    there are many steps, those of like sizes correct the three numbers by their mean (`Cost.factors`).
+
+    Args:
+        steps: `(lengths of all segments, seconds)` of each measured step; at least three of different kinds.
+
+    Raises:
+        ValueError: if there are too few.
+    """
+    if len(steps) < 3:
+        raise ValueError(f"`steps` holds {len(steps)}: measure at least three, of different numbers of tokens.")
+    seconds = torch.tensor([value for _, value in steps], dtype=torch.float64)
+    terms = torch.tensor([[1.0, sum(lengths), sum(n**2 for n in lengths)] for lengths, _ in steps], dtype=torch.float64)
+    predicted = seconds.mean().expand(len(steps))
+    for _ in range(4):
+        numbers = _least_squares(terms / predicted[:, None], seconds / predicted)
+        predicted = (terms @ numbers).clamp_min(1e-12)
+    cost = Cost(*numbers.tolist())
+    return replace(cost, factors=_factors(steps, cost))
+
+
+def _factors(steps: Sequence[tuple[Sequence[int], float]], cost: Cost) -> tuple[tuple[float, float], ...]:
+    """By what the model is off at groups of steps of like sizes; none if there are too few for two groups."""
+    ordered = sorted(((sum(lengths), seconds, cost.step(lengths)) for lengths, seconds in steps), key=lambda s: s[0])
+    size = max(GROUP, math.ceil(len(ordered) / GROUPS))
+    groups: list[list[tuple[int, float, float]]] = []
+    for _, equal in itertools.groupby(ordered, key=lambda step: step[0]):
+        if not groups or len(groups[-1]) >= size:
+            groups.append([])
+        groups[-1] += equal
+    if groups and len(groups[-1]) < GROUP:
+        last = groups.pop()
+        groups[-1:] = [groups[-1] + last] if groups else []
+    if len(groups) < 2:
+        return ()
+    factors = []
+    for group in groups:
+        tokens, seconds, own = (sum(column) for column in zip(*group, strict=True))
+        factors.append((tokens / len(group), seconds / own))
+    return tuple(factors)
+
+
+def _least_squares(terms: Tensor, values: Tensor) -> Tensor:
+    """The nearest combination of the terms (n, 3) to the values (n,) of which no number is below zero."""
+    best, error = torch.zeros(3, dtype=torch.float64), math.inf
+    for size in (3, 2, 1):
+        for chosen in itertools.combinations(range(3), size):
+            columns = terms[:, list(chosen)]
+            found = torch.linalg.lstsq(columns, values[:, None]).solution[:, 0]
+            off = float((columns @ found - values).square().sum())
+            if bool((found >= 0).all()) and off < error:
+                best, error = torch.zeros(3, dtype=torch.float64), off
+                best[list(chosen)] = found
+    return best

@@ -1,0 +1,164 @@
+"""`ideoflow simulate`: its figures are the library's, its mistakes are one line, its file is whole."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ideoflow.cli import app
+from ideoflow.schedule import PRESETS
+from ideoflow.simulate import Cost, Job, poisson, rate_of_load, simulate, simulate_batches
+
+COST = "0.002,4e-6,3e-10"
+MIX = ["--job", "512x512:20:0.9", "--job", "1024x768:turbo:0.1:400"]
+SMALL = Job(300, 32 * 32, (7.0,) * 20, kind="512x512:20")
+LARGE = Job(400, 64 * 48, PRESETS["V4_TURBO_12"].guidance, kind="1024x768:turbo:400")
+
+
+def run(*arguments: str, fails: int = 0):
+    done = CliRunner().invoke(app, ["simulate", *arguments], env={"COLUMNS": "120"})
+    assert done.exit_code == fails, done.output
+    return done
+
+
+def figures(*arguments: str, tmp_path: Path):
+    file = tmp_path / "figures.json"
+    run(*arguments, "--json", str(file))
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    return json.loads(file.read_text())
+
+
+def test_the_figures_are_those_of_the_library(tmp_path: Path):
+    options = ["--max-tokens", "9000", "--devices", "2", "--count", "200", "--seed", "3", "-p", "fifo", "-p", "fair"]
+    found = figures(*MIX, "--cost", COST, "--load", "0.7", *options, tmp_path=tmp_path)
+
+    cost, kinds = Cost(0.002, 4e-6, 3e-10), [(0.9, SMALL), (0.1, LARGE)]
+    rate = rate_of_load(kinds, cost, 0.7, devices=2)
+    traffic = poisson(kinds, rate, 200, seed=3)
+    assert found["settings"]["rate"] == pytest.approx(rate) and list(found["policies"]) == ["fifo", "fair"]
+    for policy, own in found["policies"].items():
+        report = simulate(traffic, cost, devices=2, policy=policy, max_tokens=9000)
+        assert own["pictures_per_second"] == pytest.approx(report.throughput)
+        for kind in (SMALL.kind, LARGE.kind):
+            assert own["jobs"][kind]["p95"] == pytest.approx(report.percentile(0.95, kind))
+        assert sum(kind["count"] for kind in own["jobs"].values()) == 200
+
+
+def test_batches_of_equal_size_stand_beside_the_policies(tmp_path: Path):
+    found = figures(*MIX, "--cost", COST, "--rate", "3", "--policy", "fair,batches", "--batch", "2", "--count", "100",
+                    tmp_path=tmp_path)  # fmt: skip
+
+    traffic = poisson([(0.9, SMALL), (0.1, LARGE)], 3.0, 100)
+    report = simulate_batches(traffic, Cost(0.002, 4e-6, 3e-10), batch=2)
+    assert found["policies"]["batches"]["busy"] == pytest.approx(report.busy)
+    assert found["policies"]["batches"]["padding"] == pytest.approx(report.waste)
+
+
+def test_the_table_shows_each_kind_under_each_policy():
+    shown = run(*MIX, "--cost", COST, "-p", "fifo", "-p", "fair", "--count", "50").stdout
+
+    assert shown.count("512x512:20") == 2 and shown.count("1024x768:turbo:400") == 2
+    assert all(word in shown for word in ("requests a second on 1 device", "pictures/s", "p95", "fifo", "fair"))
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_the_cost_is_fitted_from_measured_steps(tmp_path: Path, wrapped: bool):
+    true = Cost(0.004, 3e-6, 2e-9)
+    sets = [[100 * n, 37 * n] * (1 + n % 3) for n in range(1, 15)]
+    steps = [{"segments": lengths, "seconds": true.step(lengths)} for lengths in sets]
+    file = tmp_path / "steps.json"
+    file.write_text(json.dumps({"steps": steps} if wrapped else steps))
+    cost = Cost(**figures("-j", "512x512:4", "--steps", str(file), "--count", "5", tmp_path=tmp_path)["cost"])
+
+    assert [cost.a, cost.b, cost.c] == pytest.approx([true.a, true.b, true.c], rel=1e-6)
+
+
+def test_captions_and_pictures_cost_what_is_given(tmp_path: Path):
+    options = ["-j", "32x16:3:1:10", "--cost", "1,0,0,5,0.25", "--rate", "1e-6", "--count", "1"]
+    found = figures(*options, tmp_path=tmp_path)
+
+    assert found["policies"]["fair"]["jobs"]["32x16:3:10"]["p50"] == pytest.approx(5 + 3 + 2 * 0.25)
+
+
+def test_the_bundled_model_is_measured(tmp_path: Path):
+    options = ["-j", "96x96:12:5:40", "-j", "192x192:20:1:40", "--measure", "--max-tokens", "450", "--count", "20"]
+    found = figures(*options, tmp_path=tmp_path)
+    cost = Cost(**{**found["cost"], "factors": tuple(map(tuple, found["cost"]["factors"]))})
+
+    assert cost.step((76, 36)) > 0 and cost.step((184, 144)) > cost.step((76, 36))
+    assert cost.start > 0 and cost.finish > 0
+
+
+def test_an_old_file_is_replaced_whole(tmp_path: Path):
+    file = tmp_path / "figures.json"
+    file.write_text("old and longer than nothing")
+    figures(*MIX, "--cost", COST, "--count", "10", tmp_path=tmp_path)
+
+    assert "policies" in json.loads(file.read_text()) and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--cost", COST], "--job is missing"),
+        ([*MIX], "how long does a step take? Give one of --cost"),
+        ([*MIX, "--cost", COST, "--measure"], "Give one of --cost"),
+        ([*MIX, "--cost", "0.1"], "--cost '0.1' is not A,B"),
+        ([*MIX, "--cost", "1,2,3,4,5,6"], "is not A,B"),
+        ([*MIX, "--cost", "1,-2"], "none below 0"),
+        ([*MIX, "--cost", "0,0"], "not all of A, B and C are 0"),
+        ([*MIX, "--cost", "nan,1"], "none below 0"),
+        ([*MIX, "--cost", COST, "--load", "0.5", "--rate", "1"], "--load and --rate say the same thing"),
+        ([*MIX, "--cost", COST, "--load", "0"], "--load 0: give a number above 0"),
+        ([*MIX, "--cost", COST, "--policy", "lifo"], "'lifo' is unknown: choose from fair, fifo, priority, batches"),
+        (["-j", "512x512", "--cost", COST], "--job '512x512' is not WIDTHxHEIGHT:STEPS"),
+        (["-j", "512:20", "--cost", COST], "is not WIDTHxHEIGHT:STEPS"),
+        (["-j", "512x512:slow", "--cost", COST], "is not WIDTHxHEIGHT:STEPS"),
+        (["-j", "500x512:20", "--cost", COST], "positive multiples of 16"),
+        (["-j", "512x512:0", "--cost", COST], "steps and caption are at least 1"),
+        (["-j", "512x512:20:-1", "--cost", COST], "the weight is above 0"),
+        (["-j", "512x512:20:1:0", "--cost", COST], "steps and caption are at least 1"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_says_what_to_do(arguments: list[str], says: str):
+    done = run(*arguments, fails=2)
+    assert says in done.stderr and len(done.stderr.strip().splitlines()) == 1 and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{}", "KeyError: 'steps'"),
+        ("nothing", "is not a list of"),
+        ('[{"segments": 3, "seconds": 1}]', "TypeError"),
+        ('[{"segments": [0], "seconds": 1}]', "lengths from 1"),
+        ('[{"segments": [5], "seconds": 1}]', "measure at least three"),
+    ],
+)
+def test_a_file_of_steps_that_cannot_be_read_is_named(tmp_path: Path, text: str, says: str):
+    file = tmp_path / "steps.json"
+    file.write_text(text)
+    assert says in run(*MIX, "--steps", str(file), fails=2).stderr
+    file.unlink()
+    assert "No such file" in run(*MIX, "--steps", str(file), fails=2).stderr
+
+
+def test_the_help_has_examples_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    shown = run("--help").stdout
+    lines = [line.strip(" │") for line in shown.splitlines()]
+    examples = [line.split()[2:] for line in lines if line.startswith("ideoflow simulate -")]
+    assert len(examples) == 4
+    for example in examples:
+        if "--measure" not in example and "--steps" not in example:
+            run(*example, "--count", "20")
+
+
+def test_progress_counts_all_jobs():
+    seen: list[tuple[int, int]] = []
+    traffic = poisson([(1.0, replace(SMALL))], 1.0, 30)
+    simulate(traffic, Cost(0.002, 4e-6), progress=lambda done, total: seen.append((done, total)))
+
+    assert seen == [(n, 30) for n in range(1, 31)]
