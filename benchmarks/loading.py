@@ -7,7 +7,6 @@ file count in it, though they can be dropped at any time. Sums of loaded weights
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.step import machine
+from benchmarks._measure import machine, make_parser, write
 from ideoflow import Ideogram4Transformer2DModel
 
 CONFIG: dict[str, Any] = dict(num_attention_heads=4, intermediate_size=4096, llm_features_dim=13312, num_layers=34)
@@ -143,17 +142,14 @@ def measure(folder: Path, config: dict[str, Any], repeats: int) -> list[dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--layers", type=int, default=CONFIG["num_layers"], help="34 make a file of 1.2 GB")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--repeats", type=int, default=3, help="loads of each form and side (%(default)s)")
     arguments = parser.parse_args()
     print(json.dumps(machine()))
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), {**CONFIG, "num_layers": arguments.layers}, arguments.repeats)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+    write({"machine": machine(), "rows": rows}, arguments.out)
 
 
 if __name__ == "__main__":
