@@ -70,6 +70,14 @@ _EXPANDED = {"F8_E4M3", "F8_E5M2"}  # bfloat16 holds each of their values
 _INTEGERS = {"I64", "I32", "I16", "I8", "U8"}  # that an alpha may be
 
 
+class UnknownTensorsError(CheckpointError):
+    """Tensors beside an adapter's that cannot be loaded; `told` names them and says why."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(f"{told} To load the rest without them, pass `ignore_unknown=True`.")
+        self.told = told
+
+
 @dataclass(frozen=True)
 class Adapter:
     """What is added to one layer's weight: `up @ down * alpha / rank`.
@@ -155,6 +163,7 @@ def read_lora(
 
     Raises:
         CheckpointError: a ValueError that names the file and the tensor that cannot be used, and says why.
+        UnknownTensorsError: such an error, where the rest could be loaded without them.
     """
     weights: Source = _Given(source) if isinstance(source, Mapping) else open_source(source)
     origin = str(weights.path)
@@ -172,7 +181,7 @@ def read_lora(
     if unknown:
         told = f"{origin} holds {_count(unknown)} that cannot be loaded: {_reasons(unknown)}."
         if not ignore_unknown:
-            raise CheckpointError(f"{told} To load the rest without them, pass `ignore_unknown=True`.")
+            raise UnknownTensorsError(told)
         warnings.warn(f"{told} They are left out.", stacklevel=2)
     layers = {
         layer: Adapter(**{part: _read(origin, weights, name) for part, name in parts.items()})

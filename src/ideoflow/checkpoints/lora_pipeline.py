@@ -167,7 +167,7 @@ def _choose(where: str, names: list[str]) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise CheckpointError(f"{where} holds {some(found)}: name one with `weight_name`.")
+        raise CheckpointError(f"{where} holds {some(found)}: give the path of one, or its `weight_name`.")
     pickled = [name for name in names if name.endswith(PICKLED)]
     if pickled:
         raise CheckpointError(
