@@ -11,7 +11,6 @@ import PIL.Image
 import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders import Ideogram4LoraLoaderMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import latents as latent_tokens
 from .arguments import DEFAULT, lines_of, noise_of, plan_of, scheduler_of, sizes_of
+from .checkpoints.lora_pipeline import PipelineAdapters
 from .checkpoints.pipeline import PipelineFiles
 from .engine import Denoiser, Engine, Policy, Request
 from .model import Context, Ideogram4Transformer2DModel
@@ -45,7 +45,7 @@ class Ideogram4PipelineOutput(BaseOutput):
     images: list[PIL.Image.Image] | np.ndarray | Tensor | list[np.ndarray] | list[Tensor]
 
 
-class Ideogram4Pipeline(PipelineFiles, Ideogram4LoraLoaderMixin):
+class Ideogram4Pipeline(PipelineFiles, PipelineAdapters):
     """Ideogram 4: from captions to pictures, any number, sizes and captions in one packed stream of tokens.
 
     Opens and writes the folder layout of diffusers' pipeline of this name: each opens what the other wrote.

@@ -204,6 +204,49 @@ def test_a_lora_changes_the_picture_and_its_scale_is_kept(generate, pipeline: Id
     np.testing.assert_array_equal(pixels("again.png"), pixels("2.5.png"))
 
 
+def test_a_lora_of_comfyui_draws_what_the_same_in_diffusers_form_draws(generate):
+    """q, k and v as one, and an alpha, from the command line on."""
+    torch.manual_seed(1)
+    down, up = torch.randn(4, 32) / 4, torch.randn(96, 4)
+    comfy = {"lora_unet_layers_0_attention_qkv.lora_down.weight": down}
+    comfy |= {"lora_unet_layers_0_attention_qkv.lora_up.weight": up}
+    save_file(comfy | {"lora_unet_layers_0_attention_qkv.alpha": torch.tensor(2.0)}, "comfy.safetensors")
+    peer = {}
+    for name, rows in zip(("to_q", "to_k", "to_v"), up.chunk(3), strict=True):
+        peer[f"transformer.layers.0.attention.{name}.lora_A.weight"] = down.clone()
+        peer[f"transformer.layers.0.attention.{name}.lora_B.weight"] = rows / 2
+    save_file(peer, "peer.safetensors")
+    for name in ("comfy", "peer"):
+        generate(LINE, "--lora", f"{name}.safetensors:0.8", "--out", f"{name}.png")
+    generate(LINE, "--out", "plain.png")
+    np.testing.assert_array_equal(pixels("comfy.png"), pixels("peer.png"))
+    assert (pixels("comfy.png") != pixels("plain.png")).any()
+
+    save_file(comfy | {"lora_te1_text_model_fc1.lora_down.weight": down.clone()}, "more.safetensors")
+    refused = generate(LINE, "--lora", "more.safetensors", "--out", "more.png", fails=2).stderr
+    assert "lora_te1_text_model_fc1" in refused and "--ignore-unknown" in refused and "ignore_unknown" not in refused
+    warned = generate(LINE, "--lora", "more.safetensors", "--ignore-unknown", "--out", "more.png").stderr
+    assert "lora_te1_text_model_fc1" in warned and Path("more.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({"lora_unet_layers_0_attention_qkv.lora_down.weight": torch.ones(2, 32)}, "has no partner"),
+        ({"transformer.layers.0.attention.to_q.lokr_w1": torch.ones(2, 2)}, "LoKr"),
+        ({"diffusion_model.layers.0.attention.o.lora_A.weight": torch.full((2, 32), torch.nan),
+          "diffusion_model.layers.0.attention.o.lora_B.weight": torch.ones(32, 2)}, "not finite"),
+    ],
+    ids=["half", "lokr", "nan"],
+)  # fmt: skip
+def test_a_lora_that_cannot_be_used_is_told_in_one_line(generate, tensors: dict, says: str):
+    save_file(tensors, "a.safetensors")
+    message = generate(LINE, "--lora", "a.safetensors", "--out", "a.png", fails=2).stderr
+    assert "a.safetensors" in message and says in message and message.count("error:") == 1
+    Path("a.safetensors").write_bytes(Path("a.safetensors").read_bytes()[:-8])
+    assert "no whole safetensors file" in generate(LINE, "--lora", "a.safetensors", fails=2).stderr
+
+
 def test_bfloat16_is_used_when_asked(generate):
     generate(LINE, "--dtype", "bfloat16", "--out", "a.png")
     generate(LINE, "--out", "b.png")
@@ -266,6 +309,7 @@ def test_the_bundled_model_is_the_default_with_its_own_size_and_guidance():
         ([LINE, "--model", "no/such/folder"], "no/such/folder"),
         ([LINE, "--model", "./folder"], "--model './folder': there is no such folder"),
         ([LINE, "--lora", "no-such-file.safetensors"], "no-such-file.safetensors"),
+        ([LINE, "--lora", "somewhere:nan"], "finite number as the strength"),
         ([LINE, "--out", "a.jpg"], "PNG"),
         ([LINE, "--seed", str(2**64)], "below 2**64"),
         ([LINE, "--seed", str(2**64 - 1), "-n", "2"], "below 2**64"),

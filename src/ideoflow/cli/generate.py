@@ -124,8 +124,20 @@ def generate(
     ] = None,
     lora: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATH[:SCALE]", help="A LoRA adapter and its strength (1 if left out); may be repeated."),
+        typer.Option(
+            metavar="PATH[:SCALE]",
+            help="A LoRA adapter of any form (diffusers, ComfyUI, kohya, peft ...) and its strength (1 if left out); "
+            "may be repeated.",
+        ),
     ] = None,
+    ignore_unknown: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-unknown",
+            help="Leave out, with a warning, what a --lora file holds beside LoRA adapters of the model; without it "
+            "such a file is refused.",
+        ),
+    ] = False,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -223,7 +235,7 @@ def generate(
             pictures = [jobs[index].picture for index in members]
             for index in members:
                 _report_differences(jobs[index], len(pictures))
-            images = _draw(settings, pictures, compile, max_tokens)
+            images = _draw(settings, pictures, compile, max_tokens, ignore_unknown)
             paths = []
             for index, picture, image in zip(members, pictures, images, strict=True):
                 text = to_metadata(picture, settings, len(pictures)) if metadata else None
@@ -293,7 +305,9 @@ def _jobs(prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int
     return [Job(Picture(prompt.text, width, height, seed + i, prompt.name), settings, recipe) for i in range(n)]
 
 
-def _draw(settings: Settings, pictures: Sequence[Picture], compiled: bool, max_tokens: int | None) -> list[Image]:
+def _draw(
+    settings: Settings, pictures: Sequence[Picture], compiled: bool, max_tokens: int | None, ignore_unknown: bool
+) -> list[Image]:
     """All pictures of one setting in one call."""
     import torch
 
@@ -302,7 +316,7 @@ def _draw(settings: Settings, pictures: Sequence[Picture], compiled: bool, max_t
 
     preset = find_preset(settings.preset)
     with plain_warnings(), err.status(f"loading {settings.model} on {settings.device}"):
-        pipe = _load(settings)
+        pipe = _load(settings, ignore_unknown)
     pipe.set_progress_bar_config(disable=True)
     if compiled:
         pipe.compile()
@@ -344,10 +358,11 @@ def _draw(settings: Settings, pictures: Sequence[Picture], compiled: bool, max_t
     return result.images
 
 
-def _load(settings: Settings) -> Ideogram4Pipeline:
+def _load(settings: Settings, ignore_unknown: bool) -> Ideogram4Pipeline:
     """The pipeline with its adapters, on its device."""
     import torch
 
+    from ..checkpoints.lora import UnknownTensorsError
     from ..checkpoints.pipeline import HUB_ID
     from ..pipeline import Ideogram4Pipeline
 
@@ -368,7 +383,10 @@ def _load(settings: Settings) -> Ideogram4Pipeline:
         else:
             pipe = Ideogram4Pipeline.from_pretrained(path if path.is_dir() else settings.model, dtype=dtype)
     for number, lora in enumerate(settings.loras):
-        pipe.load_lora_weights(lora.path, adapter_name=f"lora{number}")
+        try:
+            pipe.load_lora_weights(lora.path, adapter_name=f"lora{number}", ignore_unknown=ignore_unknown)
+        except UnknownTensorsError as error:
+            raise ValueError(f"{error.told} To draw without them, give --ignore-unknown.") from error
     if settings.loras:
         pipe.set_adapters(
             [f"lora{number}" for number in range(len(settings.loras))], [lora.scale for lora in settings.loras]
@@ -407,6 +425,8 @@ def _lora(value: str) -> Lora:
         lora = Lora(path, float(scale)) if colon else Lora(value)
     except ValueError:
         lora = Lora(value)
+    if not math.isfinite(lora.scale):
+        raise ValueError(f"--lora {value!r}: give a finite number as the strength.")
     if lora.path.endswith(".safetensors") and not Path(lora.path).exists():
         raise ValueError(f"--lora {value!r}: there is no file {lora.path}.")
     return lora

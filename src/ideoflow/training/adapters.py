@@ -14,6 +14,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..checkpoints.lora import Adapter, Lora
+from ..checkpoints.lora_convert import to_comfy
 from ..model import Ideogram4Transformer2DModel
 from .parallel import whole
 
@@ -24,7 +26,6 @@ PRESETS = {
     "attention+feed_forward": r"layers\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123])",
     "all": r"layers\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123]|adaln_modulation)",
 }
-QKV = ("to_q", "to_k", "to_v")
 
 
 @dataclass(frozen=True)
@@ -145,43 +146,26 @@ def save_adapter(
     unknown = set(also) - {"comfy"}
     if unknown:
         raise ValueError(f"`also` holds {', '.join(sorted(unknown))}; it may hold comfy.")
-    files = {FILE: {f"transformer.{n}.{key}.weight": t for n, parts in weights.items() for key, t in parts.items()}}
-    if "comfy" in also:
-        files[COMFY_FILE] = comfy_form(weights)
+    files = _files(weights, metadata, "comfy" in also)
     folder.mkdir(parents=True, exist_ok=True)
-    header = {"format": "pt"} | {name: str(value) for name, value in metadata.items()}
-    for name, tensors in files.items():
+    for name, (tensors, header) in files.items():
         temporary = folder / f".{name}.{os.getpid()}"
         save_file({key: t.cpu().contiguous() for key, t in tensors.items()}, temporary, metadata=header)
         os.replace(temporary, folder / name)
     return [folder / name for name in files]
 
 
-def comfy_form(weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The adapter for the original checkpoint's layers, where q, k and v are one matrix and the output is `o`.
-
-    Three adapters of rank r on q, k and v are one of rank 3r on qkv: their `lora_A` one below the other, their `lora_B`
-    as blocks of a diagonal. All layers get that rank, filled up with zeros, because loaders differ in how they scale
-    layers of different ranks.
-    """
-    layers: dict[str, dict[str, Tensor]] = {}
-    for name, parts in weights.items():
-        if "lora_magnitude_vector" in parts:
-            raise ValueError("`also` holds comfy, which has no common form for DoRA: train without `dora`.")
-        attention, _, last = name.rpartition(".")
-        if last not in QKV:
-            layers[name.replace("to_out.0", "o")] = dict(parts)
-        elif f"{attention}.qkv" not in layers:
-            blocks = [weights.get(f"{attention}.{one}") for one in QKV]
-            nothing = {key: torch.zeros_like(tensor) for key, tensor in parts.items()}
-            layers[f"{attention}.qkv"] = {
-                "lora_A": torch.cat([(block or nothing)["lora_A"] for block in blocks]),
-                "lora_B": torch.block_diag(*((block or nothing)["lora_B"] for block in blocks)),
-            }
-    rank = max(len(parts["lora_A"]) for parts in layers.values())
-    form: dict[str, Tensor] = {}
-    for name, parts in layers.items():
-        missing = rank - len(parts["lora_A"])
-        form[f"diffusion_model.{name}.lora_A.weight"] = nn.functional.pad(parts["lora_A"], (0, 0, 0, missing))
-        form[f"diffusion_model.{name}.lora_B.weight"] = nn.functional.pad(parts["lora_B"], (0, missing))
-    return form
+def _files(
+    weights: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str], comfy: bool
+) -> dict[str, tuple[dict[str, Tensor], dict[str, str]]]:
+    """Tensors and header of each file."""
+    layers = {
+        name: Adapter(parts["lora_A"].cpu(), parts["lora_B"].cpu(), magnitude=parts.get("lora_magnitude_vector"))
+        for name, parts in weights.items()
+    }
+    if comfy and any(adapter.magnitude is not None for adapter in layers.values()):
+        raise ValueError("`also` holds comfy, which has no common form for DoRA: train without `dora`.")
+    header = {"format": "pt"} | {name: str(value) for name, value in metadata.items()}
+    lora = Lora("the trained adapter", "peer", layers, header)
+    forms = {FILE: lora} | ({COMFY_FILE: to_comfy(lora)} if comfy else {})
+    return {name: (form.tensors(), form.metadata) for name, form in forms.items()}

@@ -1,0 +1,195 @@
+"""How a pipeline loads LoRA adapters: the file is found, read in whatever form, and handed to diffusers' loader."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diffusers.loaders import Ideogram4LoraLoaderMixin
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import HfHubHTTPError
+from torch import Tensor, promote_types
+
+from .errors import CheckpointError, some
+from .hub import HUB_ARGUMENTS, local_file
+from .lora import Lora, read_lora
+from .lora_convert import peft_settings, to_peer
+
+# Which file of a folder, where several could be meant: what diffusers and peft write.
+USUAL = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_OTHERS = ("proxies", "use_safetensors", "low_cpu_mem_usage", "return_lora_metadata")
+
+LoraSource = str | os.PathLike[str] | Mapping[str, Tensor]
+
+
+class PipelineAdapters(Ideogram4LoraLoaderMixin):
+    """Loading of adapters, for `Ideogram4Pipeline`. Weighing, fusing and unloading are diffusers'."""
+
+    @classmethod
+    def lora_state_dict(
+        cls, pretrained_model_name_or_path_or_dict: LoraSource, *, ignore_unknown: bool = False, **kwargs: Any
+    ) -> Any:
+        """The adapters of a file of any form under diffusers' names; shapes are compared with no model.
+
+        Returns:
+            The tensors; with `return_lora_metadata=True`, also peft's configuration, which holds the strengths.
+        """
+        lora = to_peer(_read(pretrained_model_name_or_path_or_dict, None, ignore_unknown, kwargs))
+        tensors = _loadable(lora)
+        return (tensors, peft_settings(lora)) if kwargs.get("return_lora_metadata") else tensors
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: LoraSource,
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        *,
+        ignore_unknown: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Load LoRA adapters of any form into the conditional transformer; see docs/lora.md for the forms.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: A safetensors file, a folder or a hub id that holds one, or tensors
+                by their names in one.
+            adapter_name: To weigh, swap and delete it by; None for the next free default.
+            hotswap: Put the weights in the place of the loaded adapter of that name.
+            ignore_unknown: Leave out, with a warning, what is no LoRA adapter of this model; False to refuse the file.
+            kwargs: `weight_name` and `subfolder` of the file in the folder, those of the hub, `low_cpu_mem_usage`.
+
+        Raises:
+            CheckpointError: a ValueError that names the file and the tensor that cannot be used.
+            ValueError: an adapter name that is taken.
+        """
+        if adapter_name is not None and (not adapter_name or "." in adapter_name):
+            raise ValueError(f"`adapter_name` is {adapter_name!r}: give a name without dots.")
+        config = self.transformer.config
+        lora = to_peer(_read(pretrained_model_name_or_path_or_dict, config, ignore_unknown, kwargs))
+        settings = peft_settings(lora)
+        old = getattr(self.transformer, "peft_config", {}).get(adapter_name) if hotswap else None
+        with _strengths_of(old, settings):
+            self.load_lora_into_transformer(
+                _loadable(lora),
+                transformer=self.transformer,
+                adapter_name=adapter_name,
+                metadata=settings,
+                _pipeline=self,
+                hotswap=hotswap,
+                low_cpu_mem_usage=kwargs.get("low_cpu_mem_usage", True),
+            )
+        for name, adapter in lora.layers.items() if old is not None else ():
+            layer = self.transformer.get_submodule(name)  # peft sets the product of these alone
+            layer.r[adapter_name] = adapter.rank
+            layer.lora_alpha[adapter_name] = float(adapter.scale * adapter.rank)
+
+
+@contextmanager
+def _strengths_of(old: Any, settings: Mapping[str, Any]) -> Iterator[None]:
+    """While an adapter is swapped: peft refuses one of other strengths than the old one's, yet sets them rightly."""
+    if old is None:
+        yield
+        return
+    kept, old.alpha_pattern = old.alpha_pattern, settings["transformer.alpha_pattern"]
+    try:
+        yield
+    except Exception:
+        old.alpha_pattern = kept
+        raise
+
+
+def _loadable(lora: Lora) -> dict[str, Tensor]:
+    """Tensors under diffusers' names, both matrices of an adapter of one type: they are multiplied as they are."""
+    layers = {}
+    for name, adapter in lora.layers.items():
+        dtype = promote_types(adapter.down.dtype, adapter.up.dtype)
+        layers[name] = replace(adapter, down=adapter.down.to(dtype), up=adapter.up.to(dtype))
+    return replace(lora, layers=layers).tensors()
+
+
+def _read(source: LoraSource, config: Mapping[str, Any] | None, ignore_unknown: bool, kwargs: dict[str, Any]) -> Lora:
+    unknown = set(kwargs) - {*HUB_ARGUMENTS, *_OTHERS, "weight_name", "subfolder"}
+    if unknown:
+        raise TypeError(f"{', '.join(sorted(unknown))}: no such argument of `load_lora_weights`.")
+    if kwargs.get("use_safetensors") is False:
+        raise CheckpointError("`use_safetensors=False` asks for pickled weights, which are never opened here.")
+    if not isinstance(source, Mapping):
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key)}
+        source = find_lora(source, kwargs.get("weight_name"), kwargs.get("subfolder"), hub)
+    return read_lora(source, config, ignore_unknown=ignore_unknown)
+
+
+def find_lora(
+    path: str | os.PathLike[str],
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    hub: Mapping[str, Any] | None = None,
+) -> Path:
+    """The file of an adapter: of a path, a folder, a hub's address of a file, or a hub id.
+
+    Args:
+        path: Any of these.
+        weight_name: Of the file in the folder; None for what diffusers and peft call theirs, or the only one.
+        subfolder: Of the folder.
+        hub: Arguments of `huggingface_hub`.
+
+    Raises:
+        CheckpointError: no such file, or several that could be meant.
+    """
+    if str(path).startswith(("http://", "https://")):
+        return local_file(path, dict(hub or {}))
+    place = Path(path).expanduser()
+    if place.is_file():
+        return place
+    if place.is_dir():
+        folder = place / (subfolder or "")
+        if weight_name is not None:
+            if not (folder / weight_name).is_file():
+                raise CheckpointError(f"{folder}: there is no file {weight_name!r} in this folder.")
+            return folder / weight_name
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_file()) if folder.is_dir() else []
+        return folder / _choose(str(folder), names)
+    if place.is_absolute() or str(path).startswith((".", "~")) or place.suffix in (".safetensors", *PICKLED):
+        raise CheckpointError(f"{place}: there is no such file or folder.")
+    return _of_hub(str(path), weight_name, subfolder, hub or {})
+
+
+def _choose(where: str, names: list[str]) -> str:
+    found = [name for name in names if name.endswith(".safetensors")]
+    for name in USUAL:
+        if name in found:
+            return name
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(f"{where} holds {some(found)}: give the path of one, or its `weight_name`.")
+    pickled = [name for name in names if name.endswith(PICKLED)]
+    if pickled:
+        raise CheckpointError(
+            f"{where} holds {some(pickled)} and no safetensors file: such files can run code when they are opened, so"
+            " they never are. Convert them to safetensors with a program that you trust them with."
+        )
+    raise CheckpointError(f"{where} holds no safetensors file.")
+
+
+def _of_hub(repository: str, weight_name: str | None, subfolder: str | None, hub: Mapping[str, Any]) -> Path:
+    inside = f"{subfolder}/" if subfolder else ""
+    try:
+        if weight_name is None and hub.get("local_files_only"):
+            weight_name = USUAL[0]
+        elif weight_name is None:
+            names = HfApi(token=hub.get("token")).list_repo_files(repository, revision=hub.get("revision"))
+            here = [name.removeprefix(inside) for name in names if name.startswith(inside)]
+            weight_name = _choose(repository, [name for name in here if "/" not in name])
+        return Path(hf_hub_download(repository, inside + weight_name, **hub))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"{repository}: there is no such file or folder here, and as a hub id it cannot be fetched"
+            f" ({type(error).__name__}: {reason[0] if reason else 'no reason given'})."
+        ) from error
