@@ -125,16 +125,24 @@ def write_gguf(
     only: Callable[[str], bool] = blocks_only,
     metadata: Mapping[str, str] | None = None,
     original_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    reshape: bool = False,
     plain: str = "F32",
 ) -> Path:
-    """A GGUF file by the gguf package's writer: linear weights in `kind` where a row is whole blocks of it."""
+    """A GGUF file by the gguf package's writer: linear weights in `kind` where a row is whole blocks of it.
+
+    With `reshape`, also those whose rows are not, if all rows together are: in another shape, as ComfyUI's tools do it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, "ideogram")
     for key, text in (metadata or {}).items():
         writer.add_string(key, text)
-    for name, shape in (original_shapes or {}).items():
-        writer.add_array(f"comfy.gguf.orig_shape.{prefix}{name}", list(shape))
     values = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0]
+    shapes, weights = dict(original_shapes or {}), dict(weights)
+    for name, tensor in weights.items():
+        if reshape and is_linear(name, tensor) and only(name) and tensor.shape[1] % values:
+            shapes[name], weights[name] = tuple(tensor.shape), tensor.reshape(-1, values)
+    for name, shape in shapes.items():
+        writer.add_array(f"comfy.gguf.orig_shape.{prefix}{name}", list(shape))
     for name, tensor in weights.items():
         stored = prefix + name
         if is_linear(name, tensor) and only(name) and tensor.shape[1] % values == 0:

@@ -15,7 +15,9 @@ from diffusers import GGUFQuantizationConfig
 from gguf import GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
+from ideoflow import Ideogram4Pipeline, sketch
 from ideoflow.checkpoints import CheckpointError, load_transformer, open_checkpoint
 from ideoflow.checkpoints.gguf import PLAIN, QUANTIZED, GgufSource
 from ideoflow.checkpoints.storage.gguf import PART, Gguf, GgufLinear, expand
@@ -195,6 +197,37 @@ def test_a_quantization_config_says_what_to_compute_in(model, tmp_path):
     plain = open_checkpoint(tmp_path / "x.safetensors", config=dict(model.config))
     with pytest.raises(CheckpointError, match=r"is for GGUF files, and .*x\.safetensors is peer"):
         load_transformer(plain, quantization_config=GGUFQuantizationConfig())
+
+
+def test_a_pipeline_from_a_gguf_file_draws_nearly_the_same(tmp_path):
+    """Of tensors in another shape too, as ComfyUI's tools write those whose rows are no whole blocks."""
+    weights = {
+        branch: load_file(next((sketch.path() / branch).glob("*.safetensors")))
+        for branch in ("transformer", "unconditional_transformer")
+    }
+    files = [
+        write_gguf(tmp_path / f"{branch}.gguf", original_weights(one), "Q4_K", reshape=True)
+        for branch, one in weights.items()
+    ]
+    quantized = load_transformer(open_checkpoint(files[0], config=sketch.path() / "transformer"))
+    layers = [layer for layer in quantized.modules() if isinstance(layer, GgufLinear)]
+    assert len(layers) == 7 * 8 and {layer.kind for layer in layers} == {"Q4_K"}
+
+    pipes = [
+        Ideogram4Pipeline.from_single_file(
+            files[0], unconditional_transformer=files[1], config=sketch.path(), dequantize=dequantize
+        )
+        for dequantize in (False, True)
+    ]
+    call = dict(height=96, width=96, num_inference_steps=2, guidance_scale=2.0, guidance_schedule=None)
+    pictures = []
+    for pipe in (*pipes, sketch.load()):
+        pipe.set_progress_bar_config(disable=True)
+        image = pipe("a red circle", generator=torch.Generator().manual_seed(5), **call).images[0]
+        pictures.append(np.asarray(image).astype(int))
+    kept, expanded, exact = pictures
+    assert np.abs(kept - expanded).max() <= 1
+    assert 0 < np.abs(kept - exact).mean() < 20
 
 
 def header(tensors=1, entries=0, body=b"", version=3) -> bytes:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import bitsandbytes
 import diffusers
+import numpy as np
 import peft
 import pytest
 import torch
@@ -20,7 +23,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, Qwen3VLModel
 
-from ideoflow import Ideogram4Transformer2DModel, sketch
+from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import CheckpointError, load_transformer, open_checkpoint
 from ideoflow.checkpoints.storage.nf4 import NF4
 
@@ -167,6 +170,38 @@ def test_what_is_saved_is_in_bitsandbytes_form_for_us_and_for_the_peer(model, in
             if isinstance(layer, Linear4bit):
                 layer.support_avx512bf16_for_cpu = False
         torch.testing.assert_close(peer.eval()(**inputs).sample, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pipeline_in_four_bits_is_saved_with_what_it_left_in_its_files(tmp_path):
+    """The unconditional transformer's text projection, which no reader of the saved folder may take for 4 bits."""
+    folder = Path(shutil.copytree(sketch.path(), tmp_path / "model"))
+    branches = ("transformer", "unconditional_transformer")
+    stored = {}
+    for branch in branches:
+        file = next((folder / branch).glob("*.safetensors"))
+        stored[branch] = four_bits(load_file(file), nested=True, only=lambda name: name.startswith(("layers", "llm")))
+        file.unlink()
+        write(folder / branch / "model.safetensors", stored[branch])
+    pipe = Ideogram4Pipeline.from_pretrained(folder)
+    assert not list(pipe.unconditional_transformer.llm_cond_proj.parameters())
+
+    pipe.save_pretrained(tmp_path / "saved")
+
+    for branch in branches:
+        loaded = load_transformer(open_checkpoint(tmp_path / "saved" / branch), dequantize=True)
+        assert_same(loaded, dequantized(stored[branch]))
+    config = json.loads((tmp_path / "saved" / branches[1] / "config.json").read_text())["quantization_config"]
+    assert {"input_proj", "llm_cond_proj"} < set(config["llm_int8_skip_modules"])
+    assert "layers.0.attention.to_q" not in config["llm_int8_skip_modules"]
+    call = dict(height=96, width=96, num_inference_steps=2, guidance_scale=2.0, guidance_schedule=None)
+    pictures = []
+    for one in (pipe, Ideogram4Pipeline.from_pretrained(tmp_path / "saved"), sketch.load()):
+        one.set_progress_bar_config(disable=True)
+        image = one("a red circle", generator=torch.Generator().manual_seed(5), **call).images[0]
+        pictures.append(np.asarray(image).astype(int))
+    kept, again, exact = pictures
+    assert np.array_equal(kept, again)
+    assert 0 < np.abs(kept - exact).mean() < 20
 
 
 def test_an_adapter_trains_on_four_bits_as_on_expanded_weights(model, inputs_of, tmp_path):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...model import Ideogram4Transformer2DModel
 from ..errors import CheckpointError
+from ..resting import Resting
 from .base import AT_ONCE, Infos, Parts, Storage
 
 logger = logging.get_logger(__name__)
@@ -195,7 +196,7 @@ class NF4(Storage):
         plain = [
             name
             for name, layer in model.named_modules()
-            if isinstance(layer, nn.Linear) and not isinstance(layer, Linear4bit)
+            if isinstance(layer, (nn.Linear, Resting)) and not isinstance(layer, Linear4bit)
         ]
         config = BitsAndBytesConfig(
             load_in_4bit=True,
