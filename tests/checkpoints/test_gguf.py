@@ -234,6 +234,35 @@ def header(tensors=1, entries=0, body=b"", version=3) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", version, tensors, entries) + body
 
 
+@pytest.mark.parametrize("kind", [kind for kind, sizes in QUANTIZED.items() if sizes.scales])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_scales_that_are_not_finite_are_refused_by_name(kind, number):
+    sizes = QUANTIZED[kind]
+    for offset in sizes.scales:
+        data = random_blocks(kind, 4, 256)
+        parts = {"weight": torch.from_numpy(data).flatten(), PART: torch.tensor([sizes.number, 4, 256])}
+        Gguf().check(parts, "it")
+        last = parts["weight"].view(-1, sizes.size)[-1]
+        last[offset : offset + 2] = torch.from_numpy(np.array([number], np.float16).view(np.uint8))
+        assert not torch.isfinite(Gguf().expand(parts, torch.float32)).all()
+        with pytest.raises(CheckpointError, match="it holds scales that are not finite"):
+            Gguf().check(parts, "it")
+
+
+def test_a_file_with_such_scales_is_refused_unless_it_is_not_looked_through(model, tmp_path):
+    name = "layers.1.feed_forward.w2.weight"
+    file = write_gguf(tmp_path / "x.gguf", model.state_dict())
+    checkpoint = open_checkpoint(file, config=dict(model.config))
+    blocks = checkpoint.source.read(name)
+    data = bytearray(file.read_bytes())
+    place = data.index(bytes(blocks[:68].tolist()))
+    data[place + 34 : place + 36] = np.array([np.inf], np.float16).tobytes()
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=rf"x\.gguf: '{name}' holds scales"):
+        load_transformer(checkpoint)
+    load_transformer(checkpoint, check=False)
+
+
 def string(text: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text
 

@@ -78,6 +78,8 @@ def load_transformer(
             resting[weight.name].append(weight)
             continue
         parts = {key: _tensor(checkpoint, info.name, device, dtype, check) for key, info in weight.infos.items()}
+        if check:
+            weight.storage.check(parts, f"{weight.infos['weight'].file}: {weight.infos['weight'].name!r}")
         for name, rows, _ in weight.pieces():
             piece = parts if rows is None else weight.storage.rows(parts, *rows)
             layer, _, parameter = name.rpartition(".")

@@ -34,6 +34,10 @@ class Storage(ABC):
             CheckpointError: parts that do not fit each other.
         """
 
+    def check(self, parts: Parts, what: str) -> None:
+        """Raise a CheckpointError that begins with `what` where values in the bytes of a part are not finite."""
+        return None
+
     @abstractmethod
     def rows(self, parts: Parts, start: int, stop: int) -> dict[str, Tensor]:
         """The parts of rows `start` to `stop` of the weight: q, k or v of a fused projection."""

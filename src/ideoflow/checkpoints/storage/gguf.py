@@ -32,6 +32,13 @@ class Gguf(Storage):
     def shape(self, infos: Infos, read: Callable[[str], Tensor]) -> tuple[int, ...]:
         return infos["weight"].shape
 
+    def check(self, parts: Parts, what: str) -> None:
+        sizes = QUANTIZED[_kind(parts)]
+        for offset in sizes.scales:
+            for blocks in parts["weight"].view(-1, sizes.size).split(AT_ONCE // sizes.values):
+                if not torch.isfinite(blocks[:, offset : offset + 2].contiguous().view(torch.float16)).all():
+                    raise CheckpointError(f"{what} holds scales that are not finite: the file is damaged.")
+
     def rows(self, parts: Parts, start: int, stop: int) -> dict[str, Tensor]:
         """Exact: of the blocks, or, where a border lies inside a block, of their values."""
         kind, shape = _kind(parts), _shape(parts)
