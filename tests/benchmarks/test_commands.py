@@ -12,6 +12,7 @@ TINY = {
     "full": ["--tiny", "--rounds", "1", "--no-compile"],
     "products": ["--rounds", "1"],
     "attention": ["--rounds", "1", "--lengths", "8", "16"],
+    "forms": ["--pictures", "1", "--steps", "1"],
     "loading": ["--layers", "1", "--repeats", "1"],
     "many": ["--count", "4", "--steps", "1", "--rounds", "1"],
     "traffic": ["--seconds", "1", "--repeats", "1", "--measured", "2", "--load", "9"],

@@ -221,6 +221,7 @@ class _Maker:
         for key, tensor in tensors.items():
             info = weight.infos[key]
             self.finite(tensor, f"{info.file}: {info.name!r}")
+        weight.storage.check(tensors, f"{weight.infos['weight'].file}: {weight.infos['weight'].name!r}")
         return tensors if rows is None else weight.storage.rows(tensors, *rows)
 
 

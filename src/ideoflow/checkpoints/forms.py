@@ -24,7 +24,7 @@ from .storage import KINDS, Infos, Storage
 
 # A tensor's layer, and what it is of that layer: a weight, or what belongs with one.
 _PART = re.compile(
-    r"(?P<layer>.+?)\.(?P<part>weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)"
+    r"(?P<layer>.+?)\.(?P<part>weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+|gguf)"
     r"|weight_scale|scale_weight|input_scale|scale_input|comfy_quant|weight|bias)"
 )
 # Notes of programs on the whole file: no weights.

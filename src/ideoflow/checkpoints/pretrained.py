@@ -62,7 +62,7 @@ def from_pretrained(
     hub = {key: given[key] for key in HUB_ARGUMENTS if key in given}
     folder = local_folder(path, kwargs.get("subfolder"), variant, hub)
     checkpoint = open_checkpoint(folder, variant=variant, config=kwargs.get("config"))
-    needs_theirs = [key for key in (*THEIRS, "quantization_config") if key in given]
+    needs_theirs = [key for key in THEIRS if key in given]
     if device is None:
         needs_theirs.append("device_map")
     if needs_theirs:
@@ -71,11 +71,8 @@ def from_pretrained(
                 f"`{needs_theirs[0]}` is for checkpoints in diffusers' form, and {folder} is {checkpoint.form}: convert"
                 " it first (ideoflow convert SRC DST --to peer), or leave the argument out."
             )
-        for key in ("config", *OURS):
-            kwargs.pop(key, None)
-        return theirs(
-            folder, **{key: value for key, value in kwargs.items() if key not in ("subfolder", *HUB_ARGUMENTS)}
-        )
+        settled = {"config", "subfolder", *OURS, *HUB_ARGUMENTS} - {"quantization_config"}
+        return theirs(folder, **{key: value for key, value in kwargs.items() if key not in settled})
     assert device is not None
     return _load(cls, checkpoint, device, kwargs)
 
@@ -99,12 +96,12 @@ def from_single_file(
     return _load(cls, checkpoint, device, kwargs)
 
 
-OURS = ("dequantize", "text_projection", "check")
+OURS = ("dequantize", "text_projection", "check", "quantization_config")
 
 
 def _load(cls: type[Model], checkpoint: Checkpoint, device: torch.device, kwargs: dict[str, Any]) -> Model:
     unknown = set(kwargs) - {*OURS, *HUB_ARGUMENTS, *THEIRS, *IGNORED}
-    unknown -= {"config", "subfolder", "variant", "device_map", "quantization_config", "dtype", "torch_dtype"}
+    unknown -= {"config", "subfolder", "variant", "device_map", "dtype", "torch_dtype"}
     if unknown:
         raise TypeError(f"{', '.join(sorted(unknown))}: no such argument of `from_pretrained` or `from_single_file`.")
     dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32

@@ -179,6 +179,10 @@ def _open_file(path: Path) -> Source:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
     refuse_pickle(path, head)
+    if head.startswith(b"GGUF"):  # as the length of a safetensors header this would be more than a gigabyte
+        from .gguf import GgufSource  # needs this module
+
+        return GgufSource(path)
     return SafetensorsSource(path, (path,))
 
 

@@ -71,7 +71,7 @@ def convert(
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"--dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
         if to in (Form.comfy_lora, Form.peer_lora):
-            from ..checkpoints.lora import convert_lora
+            from ..checkpoints.lora_convert import convert_lora
 
             convert_lora(path, destination, to.value, overwrite=overwrite)
         else:

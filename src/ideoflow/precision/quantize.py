@@ -81,8 +81,15 @@ def is_quantized_layer(name: str) -> bool:
 def keep_projections_apart(model: Ideogram4Transformer2DModel) -> None:
     """Have diffusers' fusing of projections pass over quantized ones: it would fuse stored weights without scales."""
     for attention in model.layers.modules():
-        if hasattr(attention, "to_q") and any(isinstance(part, QuantizedLinear) for part in attention.modules()):
+        if hasattr(attention, "to_q") and any(_is_quantized(part) for part in attention.modules()):
             attention._supports_qkv_fusion = False  # type: ignore[assignment]
+
+
+def _is_quantized(layer: nn.Module) -> bool:
+    """Whether a layer's weight is more, or less, than a matrix of floating-point numbers: any library's."""
+    if not isinstance(layer, nn.Linear):
+        return False
+    return type(layer.weight) not in (torch.Tensor, nn.Parameter) or layer.weight.dtype.itemsize < 2
 
 
 def dequantize_(module: nn.Module, dtype: torch.dtype | None = None) -> list[str]:

@@ -2,8 +2,10 @@
 
 from .base import Infos, Parts, Storage
 from .float8 import Float8
+from .gguf import Gguf
+from .nf4 import NF4
 from .plain import Plain
 
-KINDS: tuple[Storage, ...] = (Plain(), Float8())
+KINDS: tuple[Storage, ...] = (Plain(), Float8(), NF4(), Gguf())
 
-__all__ = ["KINDS", "Float8", "Infos", "Parts", "Plain", "Storage"]
+__all__ = ["KINDS", "NF4", "Float8", "Gguf", "Infos", "Parts", "Plain", "Storage"]

@@ -9,10 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...model import Ideogram4Transformer2DModel
 from ..source import TensorInfo
 
 Infos = Mapping[str, TensorInfo]  # by what follows the layer's name and a dot: "weight", "weight_scale", ...
 Parts = Mapping[str, Tensor]  # the same, read
+AT_ONCE = 2**22  # values that are worked on at once, so that what this takes stays small
 
 
 class Storage(ABC):
@@ -32,6 +34,10 @@ class Storage(ABC):
             CheckpointError: parts that do not fit each other.
         """
 
+    def check(self, parts: Parts, what: str) -> None:
+        """Raise a CheckpointError that begins with `what` where values in the bytes of a part are not finite."""
+        return None
+
     @abstractmethod
     def rows(self, parts: Parts, start: int, stop: int) -> dict[str, Tensor]:
         """The parts of rows `start` to `stop` of the weight: q, k or v of a fused projection."""
@@ -42,4 +48,8 @@ class Storage(ABC):
 
     def layer(self, parts: Parts, dtype: torch.dtype) -> nn.Linear | None:
         """A layer without bias that keeps the weight as stored and computes in `dtype`; None where none can be had."""
+        return None
+
+    def finish(self, model: Ideogram4Transformer2DModel, dtype: torch.dtype) -> None:
+        """Say to a model what others ask of it that has layers of this kind, once all of them are in their places."""
         return None
