@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ._imports import quietly
+
 if TYPE_CHECKING:
     from .captions import Caption
     from .model import Ideogram4Transformer2DModel
@@ -35,7 +37,8 @@ def __getattr__(name: str) -> Any:
     """Import the module that holds a public name when the name is first asked for (PEP 562)."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULE_OF[name], __name__), name)
+    with quietly():
+        value = getattr(importlib.import_module(_MODULE_OF[name], __name__), name)
     globals()[name] = value
     return value
 

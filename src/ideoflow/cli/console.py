@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from .._imports import quietly
+
 # Exit codes: 0 done; 1 the work itself failed; 2 something given was wrong; 130 interrupted from the keyboard.
 FAILED = 1
 WRONG_INPUT = 2
@@ -68,7 +70,8 @@ def _no_hub(error: BaseException | None) -> BaseException | None:
 def plain_errors() -> Iterator[None]:
     """Turn the errors that a user can cause into one line and an exit code; bugs keep their traceback."""
     try:
-        yield
+        with quietly():
+            yield
     except OSError as error:
         if unreachable := _no_hub(error):
             fail(_NO_HUB.format(unreachable), FAILED)
