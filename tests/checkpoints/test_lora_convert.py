@@ -195,6 +195,16 @@ def test_blocks_are_told_by_their_zeros_alone():
     assert to_comfy(shared).layers["layers.0.attention.qkv"].rank == 6
 
 
+def test_the_sign_of_zero_is_kept():
+    tensors = peer_tensors()
+    name = "transformer.layers.0.attention.{}.lora_A.weight"
+    for last in ("to_q", "to_k", "to_v"):
+        tensors[name.format(last)][0, 0] = -0.0 if last == "to_k" else 0.0
+    comfy = to_comfy(read_lora(tensors))
+    assert comfy.layers["layers.0.attention.qkv"].rank == 18  # not one and the same
+    assert same_bits(to_peer(comfy).tensors(), tensors)
+
+
 def test_a_part_that_has_no_adapter_adds_no_rank():
     tensors = {key: tensor for key, tensor in peer_tensors().items() if "to_k" not in key}
     tensors["transformer.layers.0.attention.to_q.lora_A.weight"] += 1  # no longer shared
@@ -260,9 +270,11 @@ def test_a_note_that_leads_elsewhere_is_not_believed(note):
 
 def test_a_note_of_other_weights_is_not_believed():
     """Trained further after conversion: the blocks have changed, the note has not."""
-    comfy = to_comfy(
-        read_lora(peer_tensors() | {"transformer.layers.0.attention.to_q.lora_B.weight": torch.zeros(HIDDEN, 6)})
-    )
+    peer = to_peer(read_lora(spelled(original(alpha=None, blocks=True), "diffusion_model.")))
+    query = peer.layers["layers.0.attention.to_q"]
+    peer.layers["layers.0.attention.to_q"] = replace(query, up=torch.zeros_like(query.up))
+    comfy = to_comfy(peer)
+    assert PEER_NOTE in comfy.metadata and to_peer(comfy).layers["layers.0.attention.to_q"].rank == 2
     name = "layers.0.attention.qkv"
     adapter = comfy.layers[name]
     changed = replace(comfy, layers=comfy.layers | {name: replace(adapter, up=adapter.up + 0.5)})

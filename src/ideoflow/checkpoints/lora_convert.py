@@ -312,14 +312,14 @@ def _thirds(adapter: Adapter, number: int) -> Pieces:
 
 
 def _blocks(adapter: Adapter, number: int) -> list[int] | None:
-    """The ranks of the blocks where `up` is a block diagonal; None where it is not."""
+    """The ranks of the blocks if `up` is a block diagonal; None where a component is of several layers, or of none."""
     if adapter.magnitude is not None or adapter.bias is not None:
         return None
     used = (each_bit(adapter.up) != 0).reshape(number, -1, adapter.rank).any(1)  # (layers, rank)
     if (used.sum(0) != 1).any():
         return None
-    owner = used.int().argmax(0)
-    return torch.bincount(owner, minlength=number).tolist() if bool((owner.diff() >= 0).all()) else None
+    ranks: list[int] = used.sum(1).tolist()
+    return ranks
 
 
 def _cut(adapter: Adapter, ranks: Sequence[int]) -> Pieces:

@@ -73,6 +73,8 @@ class PipelineAdapters(Ideogram4LoraLoaderMixin):
         lora = to_peer(_read(pretrained_model_name_or_path_or_dict, config, ignore_unknown, kwargs))
         settings = peft_settings(lora)
         old = getattr(self.transformer, "peft_config", {}).get(adapter_name) if hotswap else None
+        # Read now: peft may take the tensors themselves, and leave the old ones in their place.
+        strengths = {name: (a.rank, float(a.scale * a.rank)) for name, a in lora.layers.items()}
         with _strengths_of(old, settings):
             self.load_lora_into_transformer(
                 _loadable(lora),
@@ -83,10 +85,9 @@ class PipelineAdapters(Ideogram4LoraLoaderMixin):
                 hotswap=hotswap,
                 low_cpu_mem_usage=kwargs.get("low_cpu_mem_usage", True),
             )
-        for name, adapter in lora.layers.items() if old is not None else ():
-            layer = self.transformer.get_submodule(name)  # peft sets the product of these alone
-            layer.r[adapter_name] = adapter.rank
-            layer.lora_alpha[adapter_name] = float(adapter.scale * adapter.rank)
+        for name, (rank, alpha) in strengths.items() if old is not None else ():
+            layer = self.transformer.get_submodule(name)  # peft sets the quotient of these alone
+            layer.r[adapter_name], layer.lora_alpha[adapter_name] = rank, alpha
 
 
 @contextmanager
