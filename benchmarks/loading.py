@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from benchmarks._measure import machine, make_parser, write
 from ideoflow import Ideogram4Transformer2DModel
+from tests.checkpoints.forms import float8_rows, original_weights
 
 CONFIG: dict[str, Any] = dict(num_attention_heads=4, intermediate_size=4096, llm_features_dim=13312, num_layers=34)
 
@@ -79,20 +80,8 @@ def write_forms(folder: Path, config: dict[str, Any]) -> dict[str, float]:
     model.save_pretrained(folder / "shards", max_shard_size="300MB")
     settings = (folder / "peer" / "config.json").read_text()
     weights = model.state_dict()
-    original, eight = {}, {}
-    for name, tensor in weights.items():
-        if ".to_q." in name:
-            three = [weights[name.replace("to_q", one)] for one in ("to_q", "to_k", "to_v")]
-            original[name.replace("to_q", "qkv")] = torch.cat(three)
-        elif ".to_k." not in name and ".to_v." not in name:
-            original[name.replace("to_out.0", "o")] = tensor
-        if name.startswith("layers.") and tensor.ndim == 2:
-            scale = tensor.float().abs().amax(1) / 448
-            eight[name] = (tensor / scale[:, None]).to(torch.float8_e4m3fn)
-            eight[name.replace("weight", "weight_scale")] = scale
-        else:
-            eight[name] = tensor
-    for form, stored in (("original", original), ("fp8", eight)):
+    eight = float8_rows(weights, lambda name: name.startswith("layers."))
+    for form, stored in (("original", original_weights(weights)), ("fp8", eight)):
         (folder / form).mkdir()
         save_file(stored, folder / form / "model.safetensors")
         (folder / form / "config.json").write_text(settings)

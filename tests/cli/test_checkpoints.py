@@ -97,3 +97,20 @@ def test_what_cannot_be_read_is_said_in_a_line(command):
         )
         assert message in run(*arguments, fails=2).stderr
     assert not Path("out").exists()
+
+
+def test_adapters_go_there_and_back():
+    tensors = {}
+    for name in ("to_q", "to_k", "to_v"):
+        tensors[f"transformer.layers.0.attention.{name}.lora_A.weight"] = torch.randn(4, 256)
+        tensors[f"transformer.layers.0.attention.{name}.lora_B.weight"] = torch.randn(256, 4)
+    save_file(tensors, "a.safetensors")
+    run("convert", "a.safetensors", "b.safetensors", "--to", "comfy-lora")
+    assert set(load_file("b.safetensors")) >= {"diffusion_model.layers.0.attention.qkv.lora_A.weight"}
+    run("convert", "b.safetensors", "c.safetensors", "--to", "peer-lora")
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file("c.safetensors").items())
+
+    save_file({**tensors, "transformer.layers.0.attention.norm_q.diff": torch.randn(64)}, "odd.safetensors")
+    assert "norm_q.diff" in run("convert", "odd.safetensors", "d.safetensors", "--to", "comfy-lora", fails=2).stderr
+    run("convert", "odd.safetensors", "d.safetensors", "--to", "comfy-lora", "--ignore-unknown")
+    assert load_file("d.safetensors").keys() == load_file("b.safetensors").keys()

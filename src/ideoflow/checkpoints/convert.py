@@ -20,13 +20,14 @@ from ..precision.linear import quantize_rows
 from ..precision.quantize import is_quantized_layer
 from .config import DEFAULTS, HEADER, original_config
 from .errors import CheckpointError, some
+from .files import sync
 from .finite import Finite
 from .forms import Checkpoint, StoredWeight, open_checkpoint
 from .load import QUIET_SECONDS, TYPES
 from .names import ORIGINAL, PEER, QKV, Branch, Naming, original_name
 from .source import SafetensorsSource
 from .storage import Float8
-from .write import Entry, bits, in_place, sync_folder, write_safetensors
+from .write import Entry, bits, in_place, write_safetensors
 
 To = Literal["peer", "original", "fp8"]
 FORMS: tuple[To, ...] = ("peer", "original", "fp8")
@@ -111,7 +112,7 @@ def convert(
                 _write_folder(target, entries, _config(checkpoint, naming), STEMS[to], max_shard_bytes, step)
             _compare(target, entries, one, step)
         if not single:
-            sync_folder(temporary)
+            sync(temporary)
     return destination
 
 
@@ -266,7 +267,7 @@ def _write_folder(
     for name, shard in zip(names, shards, strict=True):
         write_safetensors(folder / name, shard, on_written=on_written)
     _write_json(folder / "config.json", config)
-    sync_folder(folder)
+    sync(folder)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import CheckpointError
+from .files import sync
 from .lora import HEADER, Adapter, Lora, as_alpha, each_bit, parse_settings, read_lora
 from .names import ORIGINAL, original_name, targets
 
@@ -201,7 +202,7 @@ def _put(temporary: Path, destination: Path, overwrite: bool) -> None:
     mask = os.umask(0)
     os.umask(mask)
     temporary.chmod(0o666 & ~mask)
-    _sync(temporary)
+    sync(temporary)
     if overwrite:
         os.replace(temporary, destination)
     else:
@@ -214,15 +215,7 @@ def _put(temporary: Path, destination: Path, overwrite: bool) -> None:
                 raise
             os.replace(temporary, destination)  # a file system without links
     with suppress(PermissionError):  # Windows opens no folders
-        _sync(destination.parent)
-
-
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+        sync(destination.parent)
 
 
 def _difference(found: Lora, expected: Lora) -> str | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
+from .files import sync
 
 DTYPES = {
     torch.float64: "F64",
@@ -106,15 +107,6 @@ def write_safetensors(
         os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def in_place(destination: Path, overwrite: bool) -> Iterator[Path]:
     """Give a path beside `destination` to write a file or a folder to, and rename it to `destination` at the end.
@@ -140,7 +132,7 @@ def in_place(destination: Path, overwrite: bool) -> Iterator[Path]:
         if destination.is_dir():
             os.rename(destination, old)
         os.replace(temporary, destination)
-        sync_folder(parent)
+        sync(parent)
         _remove(old)
     except OSError as error:
         raise CheckpointError(f"{destination} cannot be written: {error.strerror or error}.") from error

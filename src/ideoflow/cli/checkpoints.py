@@ -44,6 +44,9 @@ def convert(
         typer.Option(help=f"{', '.join(DTYPES)}: of weights that are not in fp8.", show_default="as they are"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST if it exists.")] = False,
+    ignore_unknown: Annotated[
+        bool, typer.Option("--ignore-unknown", help="Leave out what is no LoRA adapter of this model, and say so.")
+    ] = False,
     variant: Annotated[str | None, typer.Option(help="Of a folder's files, such as fp16.", show_default="none")] = None,
     config: Annotated[
         Path | None,
@@ -61,7 +64,7 @@ def convert(
 
       ideoflow convert ideogram4_fp8_scaled.safetensors my-transformer --to peer --dtype bfloat16
     """
-    with plain_errors(), plain_warnings():
+    with plain_errors():
         import torch
 
         from ..checkpoints.convert import convert as convert_model
@@ -73,7 +76,8 @@ def convert(
         if to in (Form.comfy_lora, Form.peer_lora):
             from ..checkpoints.lora_convert import convert_lora
 
-            convert_lora(path, destination, to.value, overwrite=overwrite)
+            with plain_warnings():
+                convert_lora(path, destination, to.value, overwrite=overwrite, ignore_unknown=ignore_unknown)
         else:
             wanted = getattr(torch, dtype) if dtype else None
             form: Any = to.value

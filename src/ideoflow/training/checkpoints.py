@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..checkpoints.files import sync
 from .parallel import like
 
 NAME = "step-{:07d}"
@@ -59,11 +60,11 @@ def save(folder: Path, state: State, keep: int) -> Path:
         save_file(tensors, temporary / f"{part}.safetensors")
     (temporary / "state.json").write_text(json.dumps({"step": state.step, "values": state.values}))
     for path in (*temporary.iterdir(), temporary):
-        _flush(path)
+        sync(path)
     if final.exists():  # a run that was told to begin again
         shutil.rmtree(final)
     temporary.rename(final)
-    _flush(folder)
+    sync(folder)
     for old in saved(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     for left in folder.glob(".step-*"):
@@ -93,14 +94,6 @@ def load(path: Path) -> State:
 def _read(path: Path) -> dict[str, Tensor]:
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
