@@ -9,6 +9,7 @@ import typer
 from .. import __version__
 from . import caption
 from . import train as train_command
+from .fit import fit
 from .generate import generate
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(fit)
 app.command("train")(train_command.command())
 app.add_typer(caption.app, name="caption")
 
