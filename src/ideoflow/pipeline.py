@@ -21,6 +21,7 @@ from .arguments import DEFAULT, lines_of, noise_of, plan_of, scheduler_of, sizes
 from .checkpoints.lora_pipeline import PipelineAdapters
 from .checkpoints.pipeline import PipelineFiles
 from .engine import Denoiser, Engine, Policy, Request
+from .fitting import Plan, fit
 from .model import Context, Ideogram4Transformer2DModel
 from .precision import quantize_
 from .schedule import Preset, limit_guidance
@@ -106,6 +107,7 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters):
         self.vae_scale_factor = latent_tokens.scale_factor(vae) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor * self.patch_size)
         self.text_cache = TextCache(TEXT_CACHE_BYTES)
+        self.plan: Plan | None = None
         self._guidance_scale: float | None = None
         self._attention_kwargs: dict[str, Any] | None = None
         self._num_timesteps = 0
@@ -151,7 +153,8 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters):
 
         Args:
             attention_kwargs: As in `__call__`.
-            max_tokens: Tokens of one pass over all its requests and both branches; no limit if None.
+            max_tokens: Tokens of one pass over all its requests and both branches; None for what `fit` chose, else for
+                no limit.
             max_requests: Requests of one pass; no limit if None.
             policy: Who goes first where not all fit: "fair", "fifo" or "priority".
             max_request_tokens: Refuse requests of which one step has more tokens.
@@ -166,6 +169,8 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters):
             raise ValueError(f"`output_type` is {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}.")
         if preview_every < 0:
             raise ValueError(f"`preview_every` is {preview_every}: give 0 for no previews, or a number of steps.")
+        if max_tokens is None and self.plan is not None:
+            max_tokens = self.plan.max_tokens
         decodes = output_type != "latent"
         if preview_every and not decodes:
             raise ValueError('`preview_every` needs an `output_type` of pictures: "pil", "np" or "pt".')
@@ -179,6 +184,25 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters):
             to_image=lambda picture: self.image_processor.postprocess(picture[None], output_type=output_type)[0],
             preview_every=preview_every,
         )
+
+    def fit(self, memory: str | int | float = "auto", **options: Any) -> Plan:
+        """Fit the pipeline into a device's memory: precision, offloading, tiled decoding and passes, by a plan.
+
+        Call it once, on a pipeline as it was loaded, before `compile`; it moves the components itself.
+
+        Args:
+            memory: "12GB", "12GiB", "11500MB", a number of bytes, or "auto" for what is free on the device.
+            options: Of `ideoflow.fitting.fit` and `ideoflow.fitting.plan`: `device`, `size`, `pictures`,
+                `caption_tokens`, `allow`, `quantize` and others.
+
+        Returns:
+            The plan, which `print` shows and `pipe.plan` keeps.
+
+        Raises:
+            DoesNotFit: a ValueError that names the nearest plan and the memory it needs.
+            RuntimeError: if the pipeline is fitted, compiled or offloaded already.
+        """
+        return fit(self, memory, **options)
 
     def compile(self, **options: Any) -> None:
         """Compile the blocks of the transformers, once for all sizes, captions and numbers of pictures.
@@ -432,8 +456,8 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters):
             guidance_interval: `(start, stop)`, shares of the steps: guidance is 1 before and after, where a step costs
                 about half. It changes the picture; None guides every step.
             max_tokens: Tokens that go through the transformers in one pass, both branches together; more are split over
-                several passes, which changes nothing but memory. None for one pass. If memory runs out, the call goes
-                on with half as many.
+                several passes, which changes nothing but memory. None for what `fit` chose, else for one pass. If
+                memory runs out, the call goes on with half as many.
 
         Returns:
             The pictures, `num_images_per_prompt` for each prompt, in the order of the prompts.

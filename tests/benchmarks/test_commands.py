@@ -7,6 +7,7 @@ import sys
 import pytest
 
 TINY = {
+    "memory": ["--small", "--cases", "1", "--pixels", "64"],
     "step": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--no-compile"],
     "ablation": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--profile"],
     "full": ["--tiny", "--rounds", "1", "--no-compile"],

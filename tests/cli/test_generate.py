@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from ideoflow import Ideogram4Pipeline
+from ideoflow.checkpoints.convert import convert
 from ideoflow.cli import app
 from ideoflow.schedule import PRESETS
 from ideoflow.sketch import GUIDANCE
@@ -375,6 +376,14 @@ def test_a_transformers_file_draws_with_the_rest_of_another_model(generate, tiny
     assert settings("b.png")["base"] == str(tiny_folder)
     invoke("b.png", "--out", "c.png")
     assert (pixels("a.png") == pixels("c.png")).all()
+
+
+def test_what_is_in_few_bits_is_not_quantized_again(generate, tiny_folder: Path):
+    convert(tiny_folder, "fp8", "fp8")
+    assert (
+        "--quantize int8: `module` has a Float8Linear"
+        in generate(LINE, "--model", "fp8", "--quantize", "int8", fails=2).stderr
+    )
 
 
 @pytest.mark.parametrize("arguments", [["--base", "x"], ["--model", "sketch", "--base", "x"]])

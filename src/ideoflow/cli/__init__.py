@@ -10,6 +10,7 @@ from .. import __version__
 from . import caption
 from . import train as train_command
 from .checkpoints import convert, inspect
+from .fit import fit
 from .generate import generate
 from .simulate import simulate
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(simulate)
+app.command()(fit)
 app.command("train")(train_command.command())
 app.add_typer(caption.app, name="caption")
 app.command()(convert)

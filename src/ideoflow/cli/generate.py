@@ -7,7 +7,7 @@ import os
 import random
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -189,6 +189,18 @@ def generate(
             show_default="all in one pass",
         ),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Fit the model into so much of the device's memory: 12GB, 12GiB, 11500MB, or auto for what is free. "
+            "May offload, split passes, decode in tiles and, where nothing else fits, round weights; warns of what "
+            "changes pictures. `ideoflow fit` shows plans.",
+            show_default="everything on the device",
+        ),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="With --memory, print the plan to standard error.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse captions that break the schema; without it they draw a warning.")
     ] = False,
@@ -235,7 +247,7 @@ def generate(
             pictures = [jobs[index].picture for index in members]
             for index in members:
                 _report_differences(jobs[index], len(pictures))
-            images = _draw(settings, pictures, compile, max_tokens, ignore_unknown)
+            images, settings = _draw(settings, pictures, compile, max_tokens, memory, verbose, ignore_unknown)
             paths = []
             for index, picture, image in zip(members, pictures, images, strict=True):
                 text = to_metadata(picture, settings, len(pictures)) if metadata else None
@@ -306,9 +318,15 @@ def _jobs(prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int
 
 
 def _draw(
-    settings: Settings, pictures: Sequence[Picture], compiled: bool, max_tokens: int | None, ignore_unknown: bool
-) -> list[Image]:
-    """All pictures of one setting in one call."""
+    settings: Settings,
+    pictures: Sequence[Picture],
+    compiled: bool,
+    max_tokens: int | None,
+    memory: str | None,
+    verbose: bool,
+    ignore_unknown: bool,
+) -> tuple[list[Image], Settings]:
+    """All pictures of one setting in one call, and the settings that they were drawn with."""
     import torch
 
     from ..captions import CaptionWarning
@@ -316,7 +334,10 @@ def _draw(
 
     preset = find_preset(settings.preset)
     with plain_warnings(), err.status(f"loading {settings.model} on {settings.device}"):
-        pipe = _load(settings, ignore_unknown)
+        pipe = _load(settings, ignore_unknown, place=memory is None)
+        if memory is not None:
+            steps = settings.steps or preset.steps
+            settings = _fit(pipe, settings, pictures, steps, memory, verbose)
     pipe.set_progress_bar_config(disable=True)
     if compiled:
         pipe.compile()
@@ -355,11 +376,35 @@ def _draw(
             callback_on_step_end_tensor_inputs=[],
             max_tokens=max_tokens,
         )
-    return result.images
+    return result.images, settings
 
 
-def _load(settings: Settings, ignore_unknown: bool) -> Ideogram4Pipeline:
-    """The pipeline with its adapters, on its device."""
+def _fit(
+    pipe: Ideogram4Pipeline, settings: Settings, pictures: Sequence[Picture], steps: int, memory: str, verbose: bool
+) -> Settings:
+    """Fit the pipeline for these pictures, and say how; the settings, with the precision that came of it."""
+    from ..text_encoder import tokenise
+
+    tokens = max(len(ids) for ids in tokenise(pipe.tokenizer, [picture.caption for picture in pictures]))
+    plan = pipe.fit(
+        memory,
+        device=settings.device,
+        size=max(((picture.width, picture.height) for picture in pictures), key=lambda size: size[0] * size[1]),
+        caption_tokens=tokens,
+        pictures=len(pictures),
+        steps=steps,
+        quantize=settings.quantize,
+    )
+    if verbose:
+        err.print(str(plan), markup=False)
+    for loss in plan.losses:
+        warn(f"to fit into {memory}: {loss}.")
+    kind = plan.precision if plan.precision in QUANTIZED else None
+    return replace(settings, dtype=plan.cast or settings.dtype, quantize=kind)
+
+
+def _load(settings: Settings, ignore_unknown: bool, place: bool = True) -> Ideogram4Pipeline:
+    """The pipeline with its adapters; where `place` says so, on its device and quantized."""
     import torch
 
     from ..checkpoints.lora import UnknownTensorsError
@@ -391,9 +436,13 @@ def _load(settings: Settings, ignore_unknown: bool) -> Ideogram4Pipeline:
         pipe.set_adapters(
             [f"lora{number}" for number in range(len(settings.loras))], [lora.scale for lora in settings.loras]
         )
-    pipe.to(settings.device)
-    if settings.quantize:
-        pipe.quantize(settings.quantize)
+    if place:
+        pipe.to(settings.device)
+    if place and settings.quantize:
+        try:
+            pipe.quantize(settings.quantize)
+        except TypeError as error:  # the file holds few bits already
+            raise ValueError(f"--quantize {settings.quantize}: {error}") from error
     return pipe
 
 

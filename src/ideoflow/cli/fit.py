@@ -1,0 +1,118 @@
+"""`ideoflow fit`: what would be done to draw in so much memory, from configurations alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import WRONG_INPUT, err, fail, out, plain_errors
+from .generate import _size
+from .pictures import DTYPES
+
+if TYPE_CHECKING:
+    from ..fitting import Plan
+
+AUTO = "auto"
+
+
+def fit(
+    memory: Annotated[
+        list[str],
+        typer.Option(
+            "--memory",
+            "-m",
+            help='What the device has: "12GB" (12e9 bytes), "12GiB" (12 x 2^30), "11500MB"; "auto" for what is free on '
+            "this machine's. Given several times, a table with a line for each.",
+            show_default=False,
+        ),
+    ],
+    size: Annotated[
+        str, typer.Option("--size", "-s", metavar="WxH", help="Width and height of the pictures in pixels.")
+    ] = "1024x1024",
+    caption_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the caption, template included.")] = 500,
+    pictures: Annotated[int, typer.Option("--pictures", "-n", min=1, help="Pictures of one call.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A model's folder in the diffusers layout, whose configurations are read; its weights are not.",
+            show_default="the full configuration",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="That the weights are loaded in: float32, bfloat16 or float16.")
+    ] = "bfloat16",
+    device: Annotated[str, typer.Option(help="cuda, or cpu, where memory is that of the whole process.")] = "cuda",
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A loss that may be taken where nothing without it fits: bfloat16, int8, fp8, nf4, tiled, or none; "
+            "may be repeated.",
+            show_default="bfloat16, int8 and tiled; nf4 where bitsandbytes is installed",
+        ),
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="int8, fp8 or nf4 for the transformers, needed or not.", show_default="none")
+    ] = None,
+    host_memory: Annotated[
+        str | None,
+        typer.Option(help="For weights that wait in host memory, such as 32GB.", show_default="no limit"),
+    ] = None,
+) -> None:
+    """Print how the model would be fitted into so much memory. Needs no weights and no GPU.
+
+    The plan says for each component its precision and where it lies while captions are encoded, pictures denoised and
+    decoded; the peak of each phase with its terms; and how fast it would be, by an estimate. Plans without loss come
+    first. `ideoflow generate --memory` carries a plan out.
+
+    Examples:
+
+      ideoflow fit --memory 12GB
+
+      ideoflow fit --memory 8GB --memory 24GB --memory 80GB --size 2048x2048      (a table)
+
+      ideoflow fit --memory 24GB --quantize int8 --pictures 4
+
+      ideoflow fit --memory 16GB --device cpu --model path/to/model --dtype float32
+    """
+    with plain_errors():
+        from ..fitting import DoesNotFit, Model, table
+
+        width, height = _size(size)
+        if dtype not in DTYPES:
+            raise ValueError(f"--dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
+        subject = Model.full(dtype) if model is None else Model.of_folder(model, dtype)
+        options: dict[str, Any] = dict(
+            size=(width, height),
+            caption_tokens=caption_tokens,
+            pictures=pictures,
+            steps=steps,
+            device=device,
+            allow=None if not allow else [] if allow == ["none"] else allow,
+            quantize=quantize,
+            host_memory=host_memory,
+        )
+        rows: list[tuple[int, Plan | DoesNotFit]] = []
+        for amount in memory:
+            rows.append(_plan(subject, amount, options))
+        if len(rows) > 1:
+            out.print(table(rows), markup=False)
+            return
+        found = rows[0][1]
+        if isinstance(found, DoesNotFit):
+            err.print(str(found.nearest), markup=False)
+            fail(str(found), WRONG_INPUT)
+        out.print(str(found), markup=False)
+
+
+def _plan(subject: Any, amount: str, options: dict[str, Any]) -> tuple[int, Any]:
+    """Bytes, and the plan for them or the refusal."""
+    from ..fitting import DoesNotFit, free_memory, parse_memory, plan
+
+    value = free_memory(options["device"]) if amount == AUTO else parse_memory(amount)
+    try:
+        return value, plan(subject, value, **options)
+    except DoesNotFit as refusal:
+        return value, refusal

@@ -1,0 +1,138 @@
+"""`ideoflow fit` and `ideoflow generate --memory`: plans printed, and carried out."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from ideoflow import sketch
+from ideoflow.cli import app
+from ideoflow.fitting import Model, plan
+
+LINE = '{"compositional_deconstruction":{"background":"plain red","elements":[{"type":"obj","desc":"a dot"}]}}'
+
+
+def invoke(*arguments: str, fails: int = 0) -> Result:
+    result = CliRunner().invoke(app, [*arguments])
+    assert result.exit_code == fails, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def test_a_plan_is_printed_as_python_prints_it():
+    assert invoke("fit", "--memory", "12GB").stdout.strip() == str(plan(None, "12GB"))
+
+
+def test_the_options_reach_the_plan():
+    options = ["--size", "512x768", "--pictures", "3", "--caption-tokens", "99", "--steps", "12", "--quantize", "int8"]
+    printed = invoke("fit", "--memory", "24GiB", *options, "--host-memory", "40GB").stdout.strip()
+    expected = plan(None, "24GiB", (512, 768), 99, 3, steps=12, quantize="int8", host_memory="40GB")
+    assert printed == str(expected)
+
+
+def test_several_amounts_make_a_table_and_one_that_does_not_fit_stays_in_it():
+    lines = invoke("fit", "--memory", "1GB", "--memory", "8GB", "--memory", "80GB").stdout.strip().splitlines()
+    assert len(lines) == 5 and "does not fit: needs" in lines[2]
+    assert "streamed" in lines[3] and "stays" in lines[4]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_a_folder_and_a_type_are_planned_for():
+    printed = invoke(
+        "fit",
+        "--memory",
+        "2GB",
+        "--device",
+        "cpu",
+        "--model",
+        str(sketch.path()),
+        "--dtype",
+        "float32",
+        "--size",
+        "128x96",
+    ).stdout.strip()
+    assert printed == str(plan(Model.of_folder(sketch.path(), "float32"), "2GB", (128, 96), device="cpu"))
+
+
+def test_no_loss_at_all_can_be_asked_for():
+    refused = invoke("fit", "--memory", "3GB", "--allow", "none", fails=2)
+    assert "do not fit" in refused.stderr and "are missing" in refused.stderr
+    assert "lossy" not in refused.stderr
+    assert (
+        "tiles of"
+        in invoke("fit", "--memory", "3GB", "--allow", "tiled", "--allow", "int8", "--size", "1536x1536").stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--memory", "12"], "name a unit"),
+        (["--memory", "much"], "12GB"),
+        (["--memory", "12GB", "--size", "big"], "--size"),
+        (["--memory", "12GB", "--dtype", "int8"], "--dtype"),
+        (["--memory", "12GB", "--model", "nowhere"], "config.json is missing"),
+        (["--memory", "12GB", "--quantize", "int2"], "`quantize`"),
+        (["--memory", "12GB", "--allow", "all"], "`allow`"),
+    ],
+)
+def test_mistakes_are_named(arguments, message):
+    assert message in " ".join(invoke("fit", *arguments, fails=2).stderr.split())
+
+
+def test_help_teaches():
+    printed = " ".join(invoke("fit", "--help").stdout.split())
+    assert "ideoflow fit --memory 12GB" in printed and "--host-memory" in printed
+
+
+def test_auto_is_what_is_free_here():
+    printed = invoke(
+        "fit", "--memory", "auto", "--device", "cpu", "--model", str(sketch.path()), "--size", "64x64"
+    ).stdout
+    assert re.search(r"in \d+\.\d\d GB on cpu", printed)
+
+
+# Drawing
+
+
+@pytest.fixture
+def generate(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, fails: int = 0) -> Result:
+        options = ["--model", str(tiny_folder), "--size", "48x32", "--steps", "2", "--seed", "5", "--device", "cpu"]
+        return invoke("generate", LINE, *options, *arguments, fails=fails)
+
+    return run
+
+
+def settings(path: str) -> dict:
+    with Image.open(path) as image:
+        image.load()
+        return json.loads(image.text["ideoflow"])
+
+
+def test_a_picture_that_fits_is_the_same_as_without(generate):
+    generate("--out", "a.png")
+    result = generate("--memory", "4GB", "--verbose", "--out", "b.png")
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    assert "Plan for this pipeline in 4.00 GB on cpu: 1 picture of 48 x 32 pixels" in result.stderr
+    assert result.stdout.strip() == "b.png"
+    assert "Plan for" not in generate("--memory", "auto", "--out", "c.png").stderr
+
+
+def test_what_was_rounded_to_fit_is_warned_about_and_kept_in_the_file(generate):
+    result = generate("--memory", "4GB", "--quantize", "int8", "--out", "a.png")
+    assert "to fit into 4GB: the blocks' linear layers in int8" in " ".join(result.stderr.split())
+    assert settings("a.png")["quantize"] == "int8"
+    invoke("generate", "a.png", "--out", "again.png")
+    with Image.open("a.png") as one, Image.open("again.png") as other:
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_too_little_memory_ends_in_one_line(generate):
+    assert "The nearest plan needs" in generate("--memory", "100MB", fails=2).stderr
