@@ -8,8 +8,8 @@ from benchmarks.memory import Case, measure_apart
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from /proc")
 
-# The pipeline weighs some hundred MB here, so what the allocator keeps of freed memory, about a hundred, counts for more
-# than in the benchmark, which is held to 15%.
+# The pipeline weighs some hundred MB here, so what the allocator keeps of freed memory, about a hundred, counts for
+# more than in the benchmark, which is held to 15%.
 TOLERANCE = 0.2
 
 
