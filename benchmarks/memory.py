@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoTokenizer, Qwen3VLConfig
 
-from benchmarks.step import machine
+from benchmarks._measure import machine
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints.text_encoder import Qwen3VLModel
 from ideoflow.fitting import Plan, carry_out, plan

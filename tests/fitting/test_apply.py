@@ -119,8 +119,9 @@ def test_fit_reads_what_is_free(pipeline):
 
 
 def test_fit_rounds_float32_where_it_must(pipeline):
-    exact = plan(pipeline, "4GB", device="cpu", size=(64, 48), allow=())
-    made = pipeline.fit(exact.needed - 10**4, device="cpu", size=(64, 48), allow=["bfloat16"])
+    options = dict(device="cpu", size=(64, 48), caption_tokens=8)
+    exact = plan(pipeline, "4GB", **options, allow=())
+    made = pipeline.fit(exact.needed - 10**4, **options, allow=["bfloat16"])
     assert made.cast == "bfloat16" and made.losses
     assert all(getattr(pipeline, name).dtype == torch.bfloat16 for name in ("text_encoder", *BRANCHES, "vae"))
     assert np.isfinite(draw(pipeline)).all()
