@@ -1,4 +1,4 @@
-"""When the Triton kernels are used and when plain torch is; stand-ins take the kernels' place, so no GPU is needed."""
+"""When Triton kernels are used, when lean and when plain torch; stand-ins take the kernels' place: no GPU is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ideoflow.model import kernels
-from ideoflow.model.kernels import plain
+from ideoflow.model.kernels import lean, plain
 
 EPS = 1e-5
 NAMES = ("norm_scale", "gate_norm_add", "norm_rotate", "swiglu")
@@ -237,6 +237,22 @@ def test_cpu_tensors_do_not_ask_for_triton(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(kernels, "_triton_kernels", lambda: pytest.fail("triton was asked for"))
     assert not kernels.available(X)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cpu_takes_lean_torch_but_for_gradients_and_other_types(name, dtype, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    arguments = tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in ARGUMENTS[name])
+    used = []
+    right = getattr(lean, name)
+    monkeypatch.setattr(lean, name, lambda *given: used.append(name) or right(*given))
+    result = call(name, arguments)
+    assert bool(used) == (dtype != torch.float64) and result.dtype == dtype
+    assert torch.allclose(result.double(), getattr(plain, name)(*arguments).double(), rtol=0.02, atol=0.1)
+    used.clear()
+    call(name, (arguments[0].clone().requires_grad_(), *arguments[1:])).sum().backward()
+    assert not used
 
 
 WITHOUT_TRITON = """

@@ -1,4 +1,4 @@
-"""Each element-wise function against float64, in plain torch and in Triton: compiled on CUDA, interpreted on the CPU.
+"""Each element-wise function against float64, in plain and lean torch and in Triton: compiled, or interpreted on a CPU.
 
 The interpreter must be asked for before Triton is imported, so `test_interpreter.py` runs this file in a process of its
 own with TRITON_INTERPRET=1.
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ideoflow.model import kernels
-from ideoflow.model.kernels import plain
+from ideoflow.model.kernels import lean, plain
 from ideoflow.model.rope import rotate
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -36,16 +36,16 @@ class Implementation:
     module: ModuleType
     device: str
 
-    def assert_close(self, result: Tensor, expected: Tensor, terms: Tensor) -> None:
-        """`terms` is the sum of the absolute values that `expected` sums."""
+    def assert_close(self, result: Tensor, expected: Tensor, terms: Tensor, rounds_once: bool = True) -> None:
+        """`terms` is the sum of the absolute values that `expected` sums; plain torch rounds between operations."""
         numbers = torch.finfo(result.dtype)
         error = (result.cpu().double() - expected).abs()
-        if self.module is plain:  # rounds between operations
+        if self.module is plain or not rounds_once:
             allowed = 3 * numbers.eps * terms + 64 * numbers.smallest_normal * numbers.eps
-        else:  # rounds once, after some operations in float32
+        else:  # after some operations in float32
             last_place = numbers.eps * expected.abs() + numbers.smallest_normal * numbers.eps
             # The interpreter cuts bfloat16 off where a GPU rounds to the nearest.
-            cut_off = INTERPRETED and result.dtype == torch.bfloat16
+            cut_off = INTERPRETED and self.module is not lean and result.dtype == torch.bfloat16
             allowed = last_place * (1 if cut_off else 0.5) + 2**-20 * terms
         assert result.shape == expected.shape
         assert (error <= allowed).all(), (error / allowed).max()
@@ -78,10 +78,10 @@ class Draw:
         return torch.randint(times, (tokens,), generator=self.generator).to(self.device)
 
 
-@pytest.fixture(scope="session", params=["plain", "triton"])
+@pytest.fixture(scope="session", params=["plain", "lean", "triton"])
 def implementation(request: pytest.FixtureRequest) -> Implementation:
-    if request.param == "plain":
-        return Implementation(plain, "cpu")
+    if request.param != "triton":
+        return Implementation({"plain": plain, "lean": lean}[request.param], "cpu")
     if find_spec("triton") is None:
         pytest.skip("triton is not installed")
     if not (INTERPRETED or torch.cuda.is_available()):
@@ -150,7 +150,8 @@ def test_swiglu_is_near_float64(implementation, tokens, width, dtype, strided, s
     x1, x3 = draw.tokens(tokens, width, strided=strided), draw.tokens(tokens, width, strided=strided)
     gate, value = wide(x1, x3)
     expected = gate * gate.sigmoid() * value
-    implementation.assert_close(implementation.module.swiglu(x1, x3), expected, expected.abs())
+    rounds_once = implementation.module is not lean
+    implementation.assert_close(implementation.module.swiglu(x1, x3), expected, expected.abs(), rounds_once)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")  # of numpy, in the interpreter
@@ -178,14 +179,14 @@ def test_the_full_models_shapes(implementation):
 
     x1, x3 = draw.tokens(5, 2 * 12288, strided=False).chunk(2, dim=-1)
     fed = nn.functional.silu(wide(x1)[0]) * wide(x3)[0]
-    implementation.assert_close(module.swiglu(x1, x3), fed, fed.abs())
+    implementation.assert_close(module.swiglu(x1, x3), fed, fed.abs(), rounds_once=module is not lean)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_triton_is_nearer_to_float64_than_plain(implementation, dtype):
+def test_rounding_once_is_nearer_to_float64_than_plain(implementation, dtype):
     if implementation.module is plain:
         pytest.skip("compares the other implementation with this one")
-    if INTERPRETED and dtype == torch.bfloat16:
+    if INTERPRETED and implementation.module is not lean and dtype == torch.bfloat16:
         pytest.skip("the interpreter cuts bfloat16 off where a GPU rounds to the nearest")
     draw = implementation.draw(0, dtype)
     h, y, weight, gate = draw(8, 512), draw(8, 512), draw(512), draw(1, 512)
@@ -198,8 +199,8 @@ def test_triton_is_nearer_to_float64_than_plain(implementation, dtype):
 
 
 def test_the_public_functions_use_the_kernels_here(implementation, monkeypatch, recwarn):
-    if implementation.module is plain:
-        pytest.skip("needs the kernels")
+    if implementation.module in (plain, lean):
+        pytest.skip("needs the Triton kernels")
     monkeypatch.setattr(kernels, "_checked", set())
     draw = implementation.draw(0, torch.bfloat16)
     x, weight, scale, heads = draw(3, 48), draw(48), draw(1, 48), draw(3, 4, 12)
@@ -215,8 +216,8 @@ def test_the_public_functions_use_the_kernels_here(implementation, monkeypatch, 
 
 
 def test_a_kernel_made_wrong_gives_way_to_plain(implementation, monkeypatch):
-    if implementation.module is plain:
-        pytest.skip("needs the kernels")
+    if implementation.module in (plain, lean):
+        pytest.skip("needs the Triton kernels")
     monkeypatch.setattr(kernels, "_checked", set())
     monkeypatch.setattr(kernels, "_broken", set())
     right = implementation.module.norm_scale
@@ -250,6 +251,23 @@ def test_a_captured_graph_replays_the_kernels(compiled):
     x.copy_(draw(3, 48))
     graph.replay()
     assert torch.equal(result, kernels.norm_scale(x, weight, EPS, scale))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block", [1, 500, 2000])
+def test_lean_torch_takes_some_tokens_at_a_time_and_gives_the_same(block, dtype, monkeypatch):
+    draw = Draw(torch.Generator().manual_seed(0), dtype, "cpu")
+    x, h, weight, scale, row = draw(37, 48), draw(37, 48), draw(48), draw(3, 48), torch.randint(3, (37,))
+    calls = {
+        "norm_scale": (x, weight, EPS, scale, row),
+        "gate_norm_add": (h, x, weight, EPS, scale, row),
+        "norm_rotate": (x.unflatten(1, (4, 12)), weight[:12], EPS, h[:, :12], h[:, 12:24]),
+    }
+    whole = {name: getattr(lean, name)(*arguments) for name, arguments in calls.items()}
+    monkeypatch.setattr(lean, "BLOCK", block)
+    assert len(list(lean._parts(x))) == min(37, -(-37 * 48 // block))
+    for name, arguments in calls.items():
+        assert torch.equal(getattr(lean, name)(*arguments), whole[name])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

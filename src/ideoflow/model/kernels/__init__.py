@@ -1,9 +1,9 @@
-"""The element-wise parts of a block, each one pass over memory in Triton where that can run, else in plain torch.
+"""The element-wise parts of a block, each in the fastest way there is: Triton on CUDA, lean torch on a CPU, else plain.
 
-Triton runs on CUDA tensors of one type (float32, bfloat16 or float16) while no gradient is needed; with
-TRITON_INTERPRET=1 in the environment its interpreter also takes CPU tensors, for tests. Each kernel is compared with
-plain torch before its first result for a type and width is used. One that is wrong, or does not compile, is not used
-again in the process, and a warning says so.
+Both fast ways take tensors of one type (float32, bfloat16 or float16) while no gradient is needed; with
+TRITON_INTERPRET=1 in the environment Triton's interpreter also takes CPU tensors, for tests. Each Triton kernel is
+compared with plain torch before its first result for a type and width is used. One that is wrong, or does not compile,
+is not used again in the process, and a warning says so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from . import plain
+from . import lean, plain
 
 __all__ = ["available", "gate_norm_add", "norm_rotate", "norm_scale", "swiglu", "swiglu_halves"]
 
@@ -141,8 +141,8 @@ def _modulates(modulation: Tensor, row: Tensor | None, x: Tensor) -> bool:
 
 
 def _takes(x: Tensor, *others: Tensor, row: Tensor | None = None) -> bool:
-    """Whether the kernels can compute on these now; what they cannot is left to plain torch, errors included."""
-    if torch.compiler.is_compiling() or not available(x):
+    """Whether a fast way can compute on these now; what it cannot is left to plain torch, errors included."""
+    if torch.compiler.is_compiling() or x.dtype not in DTYPES or not (x.device.type == "cpu" or available(x)):
         return False
     tensors = (x, *others)
     indexed = tensors if row is None else (*tensors, row)
@@ -158,8 +158,10 @@ def _takes(x: Tensor, *others: Tensor, row: Tensor | None = None) -> bool:
 
 
 def _fused(name: str, *arguments: Any) -> Tensor:
-    """The kernel's result, unless it is wrong or does not compile: then that of plain torch."""
+    """The kernel's result, unless it is wrong or does not compile: then that of plain torch. Lean torch's on a CPU."""
     x: Tensor = arguments[0]
+    if not available(x):
+        return getattr(lean, name)(*arguments)
     key = (name, x.dtype, x.shape[1:], x.device)
     # The check waits for its result, which a graph that is being captured does not allow.
     checkable = key in _checked or not (x.is_cuda and torch.cuda.is_current_stream_capturing())

@@ -1,0 +1,92 @@
+"""The same on a CPU while no gradient is needed: few passes over memory, in place, some tokens at a time.
+
+Float32 inside and one rounding at the end, as the Triton kernels have it. Nothing here checks its arguments:
+`ideoflow.model.kernels` does, and hands over what these take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Entries at a time: 4 MB in float32. Fewer stay in a nearer cache, but threads meet more often, which is dear where
+# cores are busy (`python -m benchmarks.kernels`).
+BLOCK = 2**20
+
+
+def norm_scale(x: Tensor, weight: Tensor, eps: float, scale: Tensor, row: Tensor | None = None) -> Tensor:
+    """See `ideoflow.model.kernels.norm_scale`."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for part in _parts(x):
+        wide = x[part].float()
+        wide = torch.mul(wide, _inverse_rms(wide, eps), out=_room(out[part], wide))
+        wide.mul_(_factor(weight, scale, row, part))
+        _round_into(out[part], wide)
+    return out
+
+
+def gate_norm_add(h: Tensor, y: Tensor, weight: Tensor, eps: float, gate: Tensor, row: Tensor | None = None) -> Tensor:
+    """See `ideoflow.model.kernels.gate_norm_add`."""
+    out = torch.empty_like(y, memory_format=torch.contiguous_format)
+    for part in _parts(y):
+        wide = y[part].float()
+        wide = torch.mul(wide, _inverse_rms(wide, eps), out=_room(out[part], wide))
+        torch.addcmul(h[part].float(), wide, _factor(weight, gate, row, part), out=wide)
+        _round_into(out[part], wide)
+    return out
+
+
+def norm_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """See `ideoflow.model.kernels.norm_rotate`."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    half = x.shape[-1] // 2
+    weight = weight.float()
+    swapped = weight.roll(half)
+    for part in _parts(x):
+        wide = x[part].float()
+        # The weight goes into the tables, which all heads share, and the norm comes last.
+        cosine, sine = (cos[part] * weight)[:, None], (sin[part] * swapped)[:, None]
+        rotated = torch.mul(wide, cosine, out=out[part] if out.dtype == wide.dtype else torch.empty_like(wide))
+        rotated[..., :half].addcmul_(wide[..., half:], sine[..., :half])
+        rotated[..., half:].addcmul_(wide[..., :half], sine[..., half:])
+        rotated.mul_(_inverse_rms(wide, eps))
+        _round_into(out[part], rotated)
+    return out
+
+
+def swiglu(x1: Tensor, x3: Tensor) -> Tensor:
+    """See `ideoflow.model.kernels.swiglu`; in half precision rounded twice, as in plain torch."""
+    return F.silu(x1).mul_(x3)
+
+
+def _parts(x: Tensor) -> Iterator[slice]:
+    """Slices of the tokens of x, about equal, of at most `BLOCK` entries or one token."""
+    tokens = x.shape[0]
+    count = min(tokens, -(-x.numel() // BLOCK))
+    for number in range(count):
+        yield slice(tokens * number // count, tokens * (number + 1) // count)
+
+
+def _inverse_rms(wide: Tensor, eps: float) -> Tensor:
+    """One over the root mean square of the last dimension, which stays with one entry."""
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return norm.square_().div_(wide.shape[-1]).add_(eps).rsqrt_()
+
+
+def _room(out: Tensor, wide: Tensor) -> Tensor:
+    """Where float32 results may go: into the output if that is float32, else over the float32 copy of the input."""
+    return out if out.dtype == torch.float32 else wide
+
+
+def _factor(weight: Tensor, modulation: Tensor, row: Tensor | None, part: slice) -> Tensor:
+    """The weight times each token's row of the modulation, in float32."""
+    rows = modulation if row is None else modulation.index_select(0, row[part])
+    return rows.float() * weight
+
+
+def _round_into(out: Tensor, wide: Tensor) -> None:
+    if out.dtype != torch.float32:
+        out.copy_(wide)
