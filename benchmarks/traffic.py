@@ -4,163 +4,40 @@ Run as `python -m benchmarks.traffic`. Arrivals are random (Poisson) at a load o
 time, fair and first in first out. So that thousands fit into minutes, the transformers are the first layer of the
 bundled model's seven (`--layers`); text encoder, engine and autoencoder are whole.
 
-Every served step is recorded: who ran, how long it took. The same arrivals then go through the simulator, in four
+Every served step is recorded: who ran, how long it took. The same arrivals then go through the simulator, in three
 ways, which part the causes of a difference:
 
   replayed   each step takes what it took: what differs is the scheduler, the arrivals, or time outside the steps
-  paced      each step takes what the cost model says that is fitted from the run's own steps, times how much slower the
-             machine was in those two seconds: what differs is the form of the cost model
-  simulated  the same without the last factor: what drift of the machine's speed within the run adds
+  simulated  each step takes what the cost model says that is fitted from the run's own steps, in slow and fast moments
+             drawn from them: what differs is the form of the model, and the moments at which the machine was slow
   foretold   the same with the cost model of the other policy's run: what drift between runs adds
 
 Near full load a few percent of speed are a quarter of the waiting time, so a run is short and has a cost model of its
-own; the latencies of all runs of a policy are pooled. One thread (`--threads 1`) is best for steps as short as these:
-two wait for each other whenever something else runs.
+own; the latencies of all runs of a policy are pooled. A percentile of some hundred requests depends on when the slow
+moments come: the simulator's figures are means over twenty draws of them, and `spread` is one standard deviation of
+the draws, which is also how far chance alone takes what is served from the mean. One thread (`--threads 1`) is best for
+steps as short as these: two wait for each other whenever something else runs.
 """
 
 from __future__ import annotations
 
 import random
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from benchmarks._measure import machine, make_parser, write
+from benchmarks._served import KINDS, Run, Step, job_of, make, serve
 from ideoflow import Ideogram4Pipeline, sketch
-from ideoflow.engine import Request
-from ideoflow.simulate import Cost, Job, Report, fit, poisson, rate_of_load, simulate, simulate_batches
-from ideoflow.sketch.score import held_out
-from ideoflow.sketch.text import line
+from ideoflow.simulate import Cost, Report, poisson, rate_of_load, simulate, simulate_batches
 
-KINDS = {"small": ((96, 96), 12, 5.0), "large": ((192, 192), 48, 1.0)}  # size, steps, weight
 POLICIES = ("fifo", "fair")
-WAYS = ("served", "replayed", "paced", "simulated", "foretold")
+WAYS = ("served", "replayed", "simulated", "foretold")
 SHARES = (0.5, 0.95, 0.99)
-TICK = 1e-6  # seconds by which what comes between two steps is before the second, whatever rounding does
-WINDOW = 2.0  # seconds in which the machine's speed is taken for constant
-PARTS = 10  # of a run, to show how that speed changed
-
-
-def make(pipe: Ideogram4Pipeline, kind: str, index: int) -> Request:
-    """A request of a kind, with one of forty captions."""
-    size, steps, _ = KINDS[kind]
-    caption = line(held_out(40)[index % 40].caption)
-    return pipe.make_requests(
-        caption, size=size, num_inference_steps=steps, guidance_scale=sketch.GUIDANCE, guidance_schedule=None, mu=0.0,
-        std=1.75, generator=torch.Generator().manual_seed(index),
-    )[0]  # fmt: skip
-
-
-def job_of(request: Request, kind: str) -> Job:
-    """The simulator's counterpart of a request that has not begun."""
-    return Job(request.text_tokens, request.image_tokens, request.guidance, kind=kind)
-
-
-@dataclass
-class Step:
-    """A served step.
-
-    Attributes:
-        begun: When the engine looked for arrivals before it.
-        segments: Lengths of all segments of all that ran.
-        seconds: Of the engine's step alone.
-        decoding: Seconds of each picture made after it, by image token.
-        ended: When all that was done.
-        idle: Whether nothing was left to do then.
-    """
-
-    begun: float
-    segments: list[int]
-    seconds: float
-    decoding: list[float]
-    ended: float = 0.0
-    idle: bool = False
-
-
-@dataclass
-class Run:
-    """What was served, and every step of it."""
-
-    report: Report
-    steps: list[Step]
-    decoded: float  # seconds of all pictures
-    added: list[float]  # when the engine was given each job
-
-    @property
-    def cost(self) -> Cost:
-        """The cost model of these steps and pictures."""
-        fitted = fit([(step.segments, step.seconds) for step in self.steps])
-        return replace(fitted, finish=statistics.fmean(value for step in self.steps for value in step.decoding))
-
-    @property
-    def spans(self) -> list[float]:
-        """Seconds of each step with all that came before the next one could start."""
-        after = [*(step.begun for step in self.steps[1:]), 0.0]
-        return [(s.ended if s.idle else then) - s.begun for s, then in zip(self.steps, after, strict=True)]
-
-    @property
-    def outside(self) -> float:
-        """Share of the busy time that was neither a step nor a picture."""
-        return 1 - (sum(step.seconds for step in self.steps) + self.decoded) / sum(self.spans)
-
-    def pace(self, cost: Cost) -> Callable[[float], float]:
-        """What steps took over what the model says of them, at any time of the run."""
-        took: dict[int, float] = {}
-        model: dict[int, float] = {}
-        for step in self.steps:
-            window = int(step.begun / WINDOW)
-            took[window] = took.get(window, 0.0) + step.seconds
-            model[window] = model.get(window, 0.0) + cost.step(step.segments)
-        factors = {window: seconds / model[window] for window, seconds in took.items()}
-        return lambda now: factors.get(int(now / WINDOW), 1.0)
-
-    def drift(self, cost: Cost) -> list[float]:
-        """What the steps of each tenth of the run took, over what the model says of them."""
-        size = -(-len(self.steps) // PARTS)
-        parts = [self.steps[begin : begin + size] for begin in range(0, len(self.steps), size)]
-        return [sum(s.seconds for s in part) / sum(cost.step(s.segments) for s in part) for part in parts]
-
-
-def serve(
-    pipe: Ideogram4Pipeline, traffic: Sequence[Job], requests: Sequence[Request], policy: str, budget: int
-) -> Run:
-    """Let the engine serve requests that come when the traffic says, in real time."""
-    engine = pipe.engine(policy=policy, max_tokens=budget)  # type: ignore[arg-type]
-    jobs = dict(zip(requests, traffic, strict=True))
-    waiting = sorted(jobs.items(), key=lambda pair: -pair[1].arrival)
-    steps: list[Step] = []
-    added: dict[Job, float] = {}
-    decoded = 0.0
-    zero = time.perf_counter()
-    while waiting or not engine.idle:
-        now = time.perf_counter() - zero
-        idle = engine.idle
-        while waiting and waiting[-1][1].arrival <= now:
-            request, job = waiting.pop()
-            engine.add(request)
-            added[job] = now if idle else now - TICK
-        if engine.idle:
-            time.sleep(max(0.0, waiting[-1][1].arrival - now))
-            continue
-        events = engine.step()
-        seconds = time.perf_counter() - zero - now
-        ran = [event.request for event in events if event.kind == "step"]
-        steps.append(Step(now, [n for request in ran for n in jobs[request].segments], seconds, []))
-        for request in (event.request for event in events if event.kind == "finished"):
-            before = time.perf_counter()
-            pipe.decode_requests([request])
-            after = time.perf_counter()
-            decoded += after - before
-            steps[-1].decoding.append((after - before) / request.image_tokens)
-            jobs[request].finished = after - zero
-        steps[-1].ended, steps[-1].idle = time.perf_counter() - zero, engine.idle
-    lasted = steps[-1].ended - traffic[0].arrival
-    run = Run(Report(list(traffic), lasted, 0.0, waste=0.0), steps, decoded, [added[job] for job in traffic])
-    return replace(run, report=replace(run.report, busy=sum(run.spans) / lasted))
+DRAWS = 20  # of the machine's slow moments
 
 
 @dataclass(frozen=True)
@@ -194,15 +71,17 @@ def replay(run: Run, policy: str, budget: int) -> tuple[Report, float]:
     return replace(report, jobs=jobs), sum(cost.same) / len(run.steps)
 
 
-def ways(run: Run, other: Run, policy: str, budget: int) -> tuple[dict[str, Report], float]:
-    """A run as it was served and in the simulator, and the share of steps that took the same requests when replayed."""
+def ways(run: Run, other: Run, policy: str, budget: int) -> tuple[dict[str, list[Report]], float]:
+    """A run as served and as simulated, each draw; and the share of steps that took the same requests when replayed."""
     replayed, same = replay(run, policy, budget)
-    own = run.cost
-    paced, simulated, foretold = (
-        simulate(run.report.jobs, cost, policy=policy, max_tokens=budget, pace=pace)  # type: ignore[arg-type]
-        for cost, pace in ((own, run.pace(own)), (own, None), (other.cost, None))
+    simulated, foretold = (
+        [
+            simulate(run.report.jobs, cost, policy=policy, max_tokens=budget, seed=seed)  # type: ignore[arg-type]
+            for seed in range(DRAWS)
+        ]
+        for cost in (run.cost, other.cost)
     )
-    return dict(zip(WAYS, (run.report, replayed, paced, simulated, foretold), strict=True)), same
+    return dict(zip(WAYS, ([run.report], [replayed], simulated, foretold), strict=True)), same
 
 
 def pool(reports: Sequence[Report]) -> Report:
@@ -222,7 +101,7 @@ def warm_up(pipe: Ideogram4Pipeline, count: int, budget: int) -> Cost:
 
 
 def figures(report: Report) -> dict[str, float]:
-    """What is compared."""
+    """What is compared, of one draw."""
     waits = {
         f"{kind}_p{round(share * 100)}": report.percentile(share, kind)
         for kind in KINDS
@@ -237,12 +116,20 @@ def errors(figures: dict[str, float], served: dict[str, float]) -> dict[str, flo
     return {name: figures[name] / value - 1 for name, value in served.items()}
 
 
-def show(name: str, report: dict[str, dict[str, float]]) -> None:
+def means(runs: Sequence[Sequence[Report]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Each figure of the pooled runs over its draws: the mean, and the standard deviation as a share of it."""
+    drawn = [figures(pool(draw)) for draw in zip(*runs, strict=True)]
+    columns = {name: [one[name] for one in drawn] for name in drawn[0]}
+    mean = {name: statistics.fmean(values) for name, values in columns.items()}
+    return mean, {name: statistics.pstdev(values) / mean[name] for name, values in columns.items()}
+
+
+def show(name: str, report: dict[str, dict[str, float]], spread: dict[str, float]) -> None:
     """One policy's figures: a line for each, the served one first."""
-    print(f"\n{name:20}", *(f"{how:>18}" for how in WAYS))
+    print(f"\n{name:20}", *(f"{how:>18}" for how in WAYS), "  spread")
     for figure, value in report["served"].items():
         cells = [f"{report[how][figure]:10.3f} {report[how][figure] / value - 1:+7.1%}" for how in WAYS[1:]]
-        print(f"{figure:20} {value:18.3f}", *cells, flush=True)
+        print(f"{figure:20} {value:18.3f}", *cells, f"{spread[figure]:8.1%}", flush=True)
 
 
 def main() -> None:
@@ -268,7 +155,7 @@ def main() -> None:
         transformer.layers = transformer.layers[: given.layers]
     kinds = [(weight, job_of(make(pipe, kind, 0), kind)) for kind, (_, _, weight) in KINDS.items()]
     latest = warm_up(pipe, given.measured, given.max_tokens)
-    found: dict[str, dict[str, list[Report]]] = {policy: {how: [] for how in WAYS} for policy in POLICIES}
+    found: dict[str, dict[str, list[list[Report]]]] = {policy: {how: [] for how in WAYS} for policy in POLICIES}
     told: dict[str, list[dict[str, object]]] = {policy: [] for policy in POLICIES}
     steps: list[Step] = []
     for repeat in range(given.repeats):
@@ -285,8 +172,8 @@ def main() -> None:
         for policy, run in runs.items():
             other = runs[POLICIES[POLICIES.index(policy) - 1]]
             reports, same = ways(run, other, policy, given.max_tokens)
-            for how, one in reports.items():
-                found[policy][how].append(one)
+            for how, draws in reports.items():
+                found[policy][how].append(draws)
             drift = run.drift(run.cost)
             told[policy].append(
                 {
@@ -295,7 +182,7 @@ def main() -> None:
                     "steps_replayed_alike": same,
                     "busy_outside_steps_and_pictures": run.outside,
                     "seconds_over_model_by_tenths": drift,
-                    "cost": asdict(run.cost),
+                    "cost": {name: value for name, value in asdict(run.cost).items() if name != "variation"},
                 }
             )
             print(f"{policy}, run {repeat + 1}, {rate:.2f} requests a second:", end=" ")
@@ -304,22 +191,26 @@ def main() -> None:
             print("  seconds over the model's, by tenths:", *(f"{value:.2f}" for value in drift), flush=True)
     policies = {}
     for policy in POLICIES:
-        pooled = {how: figures(pool(reports)) for how, reports in found[policy].items()}
-        show(policy, pooled)
+        all_runs = {how: means(runs) for how, runs in found[policy].items()}
+        pooled = {how: mean for how, (mean, _) in all_runs.items()}
+        spread = all_runs["simulated"][1]
+        show(policy, pooled, spread)
         policies[policy] = {
             **pooled,
+            "spread": spread,
             "error": {how: errors(pooled[how], pooled["served"]) for how in WAYS[1:]},
             "runs": told[policy],
         }
     fair, fifo = (policies[policy]["served"] for policy in ("fair", "fifo"))
-    batches = figures(simulate_batches(plan, runs["fifo"].cost, batch=8))
-    jobs = found["fifo"]["served"]
+    cost = runs["fifo"].cost
+    batches, _ = means([[simulate_batches(plan, cost, batch=8, seed=seed) for seed in range(DRAWS)]])
+    jobs = pool([run for (run,) in found["fifo"]["served"]]).jobs
     report = {
         "benchmark": "traffic",
         "machine": machine(),
         "settings": {
             **{name: getattr(given, name) for name in ("seconds", "repeats", "layers", "load", "max_tokens", "seed")},
-            **{kind: sum(job.kind == kind for report in jobs for job in report.jobs) for kind in KINDS},
+            **{kind: sum(job.kind == kind for job in jobs) for kind in KINDS},
         },
         "policies": policies,
         "small_p95_fair_over_fifo": fair["small_p95"] / fifo["small_p95"],

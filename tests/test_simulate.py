@@ -1,13 +1,18 @@
 """The simulator: against arithmetic that can be done by hand, queueing theory, and the scheduler's promises."""
 
+import itertools
 import math
 import random
+import statistics
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ideoflow.engine import Denoiser
 from ideoflow.simulate import Cost, Job, fit, measure, poisson, rate_of_load, simulate, simulate_batches
+from ideoflow.simulate.pace import KEPT, Pace, variation
 
 SMALL = Job(20, 30, (7.0,) * 4, kind="small")
 LARGE = Job(50, 400, (7.0,) * 12, kind="large")
@@ -135,14 +140,6 @@ def test_percentiles_and_the_report():
         simulate([], COST)
 
 
-def test_a_slower_machine_takes_longer_while_it_is_slow():
-    jobs = [replace(SMALL, arrival=0.0), replace(SMALL, arrival=100.0)]
-    report = simulate(jobs, COST, pace=lambda now: 3.0 if now < 50 else 1.0)
-
-    slow, fast = (job.latency for job in report.jobs)
-    assert slow == pytest.approx(3 * fast)
-
-
 def test_fit_corrects_the_three_numbers_where_many_steps_say_so():
     """Rows of a product are computed by the dozen: steps of some sizes take longer than a straight line has it."""
     draw = random.Random(0)
@@ -182,3 +179,132 @@ def test_measured_steps_are_those_of_the_pipeline(monkeypatch):
 
     assert [cost.a, cost.b, cost.c] == pytest.approx([true.a, true.b, true.c], rel=1e-6)
     assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+SECONDS = st.floats(1e-3, 10.0)
+ROUNDING = 1e-9  # of the difference of two times of the clock
+PAIRS = st.lists(st.tuples(SECONDS, SECONDS), min_size=1, max_size=60)
+MEASURED = PAIRS.map(lambda pairs: variation(*zip(*pairs, strict=True)))
+
+
+def slow_moments(count: int = 6000) -> list[float]:
+    """Factors of a machine that is twice as slow for sixty steps in three hundred, and pauses now and then."""
+    draw = random.Random(5)
+    return [
+        (1.8 if i % 300 < 60 else 0.9) * draw.uniform(0.95, 1.05) * (4.0 if i % 97 == 0 else 1.0) for i in range(count)
+    ]
+
+
+def correlation(values: list[float], lag: int) -> float:
+    return statistics.correlation(values[:-lag], values[lag:])
+
+
+@given(MEASURED, st.lists(SECONDS, min_size=1, max_size=8), st.integers(0, 9))
+@settings(deadline=None)
+def test_a_pace_is_a_clock(measured, parts, seed):
+    """It never stands still or runs backward, and what is taken in parts is what is taken at once."""
+    slowest = max(seconds / model for model, seconds in measured)
+    fastest = min(seconds / model for model, seconds in measured)
+    pace = Pace(measured, seed)
+    taken = [pace.take(part) for part in parts]
+
+    for part, seconds in zip(parts, taken, strict=True):
+        assert fastest * part - ROUNDING <= seconds <= slowest * part + ROUNDING
+    assert sum(taken) == pytest.approx(Pace(measured, seed).take(sum(parts)), abs=len(parts) * ROUNDING)
+
+
+@given(MEASURED)
+@settings(deadline=None)
+def test_what_was_measured_varies_about_its_own_mean(measured):
+    modelled, seconds = (sum(column) for column in zip(*measured, strict=True))
+
+    assert seconds == pytest.approx(modelled)
+
+
+@pytest.mark.parametrize("step", [0.003, 0.02, 4.0])
+def test_on_average_as_many_seconds_pass_as_are_modelled(step: float):
+    measured = variation([step] * 6000, [step * factor for factor in slow_moments()])
+    pace = Pace(measured, seed=1)
+
+    assert sum(pace.take(step) for _ in range(150_000)) == pytest.approx(150_000 * step, rel=0.03)
+
+
+@pytest.mark.parametrize("step", [0.003, 0.02, 4.0])
+def test_slow_moments_last_and_weigh_as_long_as_measured(step: float):
+    """Of twelve steps together: that is what a request waits for."""
+    factors = slow_moments()
+    mean = statistics.fmean(factors)
+    pace = Pace(variation([step] * 6000, [step * factor for factor in factors]), seed=2)
+    drawn = [pace.take(step) / step * mean for _ in range(60_000)]
+    own, other = (
+        [statistics.fmean(values[i : i + 12]) for i in range(0, len(values), 12)] for values in (factors, drawn)
+    )
+
+    for share in (0.05, 0.5, 0.95, 0.99):
+        expected, found = (sorted(values)[int(share * len(values))] for values in (own, other))
+        assert found == pytest.approx(expected, rel=0.1)
+    assert correlation(other, 1) == pytest.approx(correlation(own, 1), abs=0.2) and correlation(own, 1) > 0.5
+
+
+def test_a_pause_is_as_long_in_a_large_step_as_in_the_small_one_it_was_measured_in():
+    steps = [0.01] * 1000
+    paused = [0.01 + 0.5 * (i % 200 == 0) for i in range(1000)]
+    pace = Pace(variation(steps, paused), seed=0)
+    scale = sum(steps) / sum(paused)
+    taken = [pace.take(0.1) / scale for _ in range(1000)]
+
+    assert max(taken) == pytest.approx(0.1 + 0.5, rel=1e-3)
+
+
+def test_a_long_recording_is_kept_in_stretches_of_all_of_it():
+    count = 5 * KEPT
+    kept = variation([1.0] * count, [1.0 + i for i in range(count)])
+    factors = [seconds / kept[0][1] for _, seconds in kept]
+
+    assert len(kept) == KEPT
+    assert factors[-1] == pytest.approx(count) and statistics.median(factors) == pytest.approx(count / 2, rel=0.1)
+    jumps = sum(after - before > 1.5 for before, after in itertools.pairwise(factors))
+    assert jumps == 7
+
+
+def test_fit_keeps_what_the_steps_are_off_by_in_their_order():
+    factors = slow_moments(900)
+    sizes = [100 + 50 * (i % 7) for i in range(900)]
+    cost = fit([([n], (0.01 + 1e-4 * n) * factor) for n, factor in zip(sizes, factors, strict=True)])
+    ratios = [seconds / model for model, seconds in cost.variation]
+
+    assert [model for model, _ in cost.variation] == pytest.approx([cost.step([n]) for n in sizes])
+    assert statistics.correlation(ratios, factors) > 0.98
+    assert "variation" not in repr(cost)
+
+
+def test_traffic_on_a_machine_with_slow_moments_is_reproduced_by_its_seed_and_waits_longer():
+    kinds = [(5.0, SMALL), (1.0, LARGE)]
+    modelled = [COST.step(SMALL.segments)] * 6000
+    varied = replace(COST, variation=variation(modelled, [0.03 * factor for factor in slow_moments()]))
+    traffic = poisson(kinds, rate_of_load(kinds, COST, 0.7), 1500, seed=1)
+    plain, first, again, other = (
+        simulate(traffic, cost, devices=2, max_tokens=900, seed=seed)
+        for cost, seed in ((COST, 0), (varied, 0), (varied, 0), (varied, 1))
+    )
+
+    def latencies(report):
+        return [job.latency for job in report.jobs]
+
+    assert latencies(first) == latencies(again) and latencies(first) != latencies(other)
+    assert latencies(plain) == latencies(simulate(traffic, COST, devices=2, max_tokens=900, seed=1))
+    assert first.busy == pytest.approx(plain.busy, rel=0.05) and first.throughput == pytest.approx(
+        plain.throughput, 0.02
+    )
+    assert first.percentile(0.99, "small") > 1.15 * plain.percentile(0.99, "small")
+
+
+def test_batches_of_equal_size_have_slow_moments_too():
+    traffic = poisson([(1.0, SMALL)], 10.0, 300)
+    varied = replace(COST, variation=variation([0.01] * 6000, [0.01 * factor for factor in slow_moments()]))
+    plain, first, again, other = (
+        [job.latency for job in simulate_batches(traffic, cost, batch=4, seed=seed).jobs]
+        for cost, seed in ((COST, 0), (varied, 0), (varied, 0), (varied, 1))
+    )
+
+    assert first == again and len({tuple(plain), tuple(first), tuple(other)}) == 3

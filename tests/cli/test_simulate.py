@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from ideoflow.cli import app
 from ideoflow.cli.console import out
 from ideoflow.schedule import PRESETS
-from ideoflow.simulate import Cost, Job, poisson, rate_of_load, simulate, simulate_batches
+from ideoflow.simulate import Cost, Job, fit, poisson, rate_of_load, simulate, simulate_batches
 
 COST = "0.002,4e-6,3e-10"
 MIX = ["--job", "512x512:20:0.9", "--job", "1024x768:turbo:0.1:400"]
@@ -75,6 +75,26 @@ def test_the_cost_is_fitted_from_measured_steps(tmp_path: Path, wrapped: bool):
     cost = Cost(**figures("-j", "512x512:4", "--steps", str(file), "--count", "5", tmp_path=tmp_path)["cost"])
 
     assert [cost.a, cost.b, cost.c] == pytest.approx([true.a, true.b, true.c], rel=1e-6)
+
+
+def test_measured_steps_vary_and_numbers_do_not(tmp_path: Path):
+    true = Cost(0.004, 3e-6)
+    sizes = [200 + 100 * (i % 9) for i in range(600)]
+    steps = [([n], true.step([n]) * (2.5 if i % 150 < 30 else 0.7)) for i, n in enumerate(sizes)]
+    file = tmp_path / "steps.json"
+    file.write_text(json.dumps([{"segments": lengths, "seconds": seconds} for lengths, seconds in steps]))
+    options = ["-j", "512x512:20", "--rate", "3", "--count", "100", "--seed", "5", "-p", "fair,batches"]
+    measured = figures(*options, "--steps", str(file), tmp_path=tmp_path)
+    given = figures(*options, "--cost", "0.004,3e-6", tmp_path=tmp_path)
+    cost, traffic = fit(steps), poisson([(1.0, Job(300, 1024, (7.0,) * 20))], 3.0, 100, seed=5)
+
+    assert measured["varies_as_measured_steps"] == 600 and given["varies_as_measured_steps"] == 0
+    assert "variation" not in measured["cost"]
+    reports = simulate(traffic, cost, seed=5), simulate_batches(traffic, cost, batch=4, seed=5)
+    for name, report in zip(("fair", "batches"), reports, strict=True):
+        assert measured["policies"][name]["jobs"]["512x512:20"]["p99"] == pytest.approx(report.percentile(0.99))
+    assert "varies as in 600 measured steps" in run(*options, "--steps", str(file)).stdout
+    assert "varies" not in run(*options, "--cost", "1,0").stdout
 
 
 def test_captions_and_pictures_cost_what_is_given(tmp_path: Path):

@@ -90,7 +90,7 @@ def simulate(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="The most requests of a batch under --policy batches.")] = 4,
     count: Annotated[int, typer.Option(min=1, help="Requests to play.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the arrivals, and of what measured steps vary by.")] = 0,
     file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write all figures.", show_default=False)
     ] = None,
@@ -98,7 +98,7 @@ def simulate(
     """Play traffic through the engine's scheduler: pictures a second, and how long each kind of request waits.
 
     Requests arrive at random. Nothing is drawn: a cost model says how long a step takes. Give it as numbers, as
-    measured steps, or have it measured.
+    measured steps, or have it measured. Measured steps also say how the machine's speed varies; numbers do not.
 
     Examples:
 
@@ -139,11 +139,12 @@ def simulate(
                 rate = rate_of_load(kinds, model, 0.8 if load is None else load, devices)
             traffic = poisson(kinds, rate, count, seed)
             limits = {"devices": devices, "max_tokens": max_tokens, "max_requests": max_requests}
-            reports = {name: _play(name, traffic, model, limits, batch, progress(name)) for name in policies}
+            reports = {name: _play(name, traffic, model, limits, batch, seed, progress(name)) for name in policies}
         _show(reports, model, rate, devices)
         if file is not None:
             settings = {"jobs": job, "load": load, "rate": rate, "count": count, "seed": seed, "batch": batch, **limits}
-            figures = {"settings": settings, "cost": asdict(model), "policies": _figures(reports)}
+            varies = {"varies_as_measured_steps": len(model.variation)}
+            figures = {"settings": settings, "cost": _numbers(model), **varies, "policies": _figures(reports)}
             _write(figures, file)
 
 
@@ -228,12 +229,14 @@ def _measured(
         return measure(pipe, kinds, max_tokens=max_tokens, max_requests=max_requests, progress=progress)
 
 
-def _play(name: str, traffic: Sequence[Job], cost: Cost, limits: dict[str, Any], batch: int, progress: Any) -> Report:
+def _play(
+    name: str, traffic: Sequence[Job], cost: Cost, limits: dict[str, Any], batch: int, seed: int, progress: Any
+) -> Report:
     from ..simulate import simulate, simulate_batches
 
     if name == BATCHES:
-        return simulate_batches(traffic, cost, batch=batch, devices=limits["devices"])
-    return simulate(traffic, cost, policy=name, **limits, progress=progress)  # type: ignore[arg-type]
+        return simulate_batches(traffic, cost, batch=batch, devices=limits["devices"], seed=seed)
+    return simulate(traffic, cost, policy=name, **limits, seed=seed, progress=progress)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -247,6 +250,11 @@ def _bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
             return lambda done, total: bars.update(task, completed=done, total=total)
 
         yield begin
+
+
+def _numbers(cost: Cost) -> dict[str, Any]:
+    """The cost model but for its variation, which is as long as what was measured."""
+    return {name: value for name, value in asdict(cost).items() if name != "variation"}
 
 
 def _figures(reports: dict[str, Report]) -> dict[str, dict[str, Any]]:
@@ -273,6 +281,8 @@ def _show(reports: dict[str, Report], cost: Cost, rate: float, devices: int) -> 
     noun = "device" if devices == 1 else "devices"
     out.print(f"{rate:.4g} requests a second on {devices} {noun}; a step takes {cost.a:.3g} s + {cost.b:.3g} s a token"
               f" + {cost.c:.3g} s a pair of tokens")  # fmt: skip
+    if cost.variation:
+        out.print(f"the machine's speed varies as in {len(cost.variation)} measured steps")
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("policy", "pictures/s", "busy", "padding", "request", "count", "p50", "p95", "p99"):
         if name == "request":

@@ -1,4 +1,4 @@
-"""What a step costs: three numbers, and what measured steps say the three are off by."""
+"""What a step costs: three numbers, and what measured steps say the three are off by, on average and in turn."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import bisect
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from .pace import Variation, variation
 
 GROUPS = 24  # sizes of step at the most at which a fit is corrected, each by the mean
 GROUP = 20  # of at least so many steps
@@ -28,6 +30,8 @@ class Cost:
         factors: `(tokens, factor)` pairs in rising order: by what to multiply a step of so many tokens. Between them
             the factor changes linearly, beyond them not at all. Products do not grow smoothly with their rows, so a
             processor may be a fifth off the three numbers at some sizes.
+        variation: `(modelled, measured)` seconds of steps in the order measured, of equal sums: what `simulate` draws
+            the machine's slow and fast moments from. `step` has the mean alone.
     """
 
     a: float
@@ -36,6 +40,7 @@ class Cost:
     start: float = 0.0
     finish: float = 0.0
     factors: tuple[tuple[float, float], ...] = ()
+    variation: Variation = field(default=(), repr=False)
 
     def step(self, segments: Sequence[int]) -> float:
         """Seconds of a step whose segments have these lengths."""
@@ -56,10 +61,12 @@ def fit(steps: Sequence[tuple[Sequence[int], float]]) -> Cost:
     """The cost model nearest to measured steps: least squares of the error relative to the model's own prediction.
 
     Relative to what was measured, slow steps would count for little, and the model would be too fast on average. Where
-    there are many steps, those of like sizes correct the three numbers by their mean (`Cost.factors`).
+    there are many steps, those of like sizes correct the three numbers by their mean (`Cost.factors`). What the steps
+    are off by then is the variation of the machine's speed (`Cost.variation`), of at most 8192 of them.
 
     Args:
-        steps: `(lengths of all segments, seconds)` of each measured step; at least three of different kinds.
+        steps: `(lengths of all segments, seconds)` of each measured step, in their order; at least three of different
+            kinds.
 
     Raises:
         ValueError: if there are too few.
@@ -73,7 +80,8 @@ def fit(steps: Sequence[tuple[Sequence[int], float]]) -> Cost:
         numbers = _least_squares(terms / predicted[:, None], seconds / predicted)
         predicted = (terms @ numbers).clamp_min(1e-12)
     cost = Cost(*numbers.tolist())
-    return replace(cost, factors=_factors(steps, cost))
+    cost = replace(cost, factors=_factors(steps, cost))
+    return replace(cost, variation=variation([cost.step(lengths) for lengths, _ in steps], seconds.tolist()))
 
 
 def _factors(steps: Sequence[tuple[Sequence[int], float]], cost: Cost) -> tuple[tuple[float, float], ...]:

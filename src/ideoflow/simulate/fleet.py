@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from ..engine import Policy, Scheduler
 from .cost import Cost
+from .pace import Pace
 from .traffic import Job
 
 
@@ -52,10 +53,11 @@ class Report:
 
 
 class _Device:
-    """One engine: its scheduler, the jobs it has started, and the tokens that it still has to compute."""
+    """One engine: its scheduler, its machine's pace, and the tokens that it still has to compute."""
 
-    def __init__(self, max_tokens: int | None, max_requests: int | None, policy: Policy) -> None:
+    def __init__(self, max_tokens: int | None, max_requests: int | None, policy: Policy, pace: Pace) -> None:
         self.scheduler: Scheduler[Job] = Scheduler(max_tokens, max_requests, policy)
+        self.pace = pace
         self.idle = True
         self.busy = 0.0
 
@@ -72,23 +74,23 @@ def simulate(
     policy: Policy = "fair",
     max_tokens: int | None = None,
     max_requests: int | None = None,
-    pace: Callable[[float], float] | None = None,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Let engines serve traffic; each job goes to the device with the fewest tokens before it.
 
     Args:
         jobs: The traffic; it is not changed.
-        cost: Of a step.
+        cost: Of a step. Where it has a variation, each device has slow and fast moments of its own, drawn from it.
         devices: How many, each with an engine of its own.
         policy: As the engine has it.
         max_tokens: As the engine has it.
         max_requests: As the engine has it.
-        pace: By what to multiply the seconds of a step that begins at a time: the speed of a machine drifts.
+        seed: Of the cost's variation. A percentile of a few hundred jobs differs from seed to seed: pool several.
         progress: Called with the jobs finished and all of them, after each that finishes.
     """
     jobs = [replace(job, step=0, finished=None) for job in sorted(jobs, key=lambda job: job.arrival)]
-    fleet = [_Device(max_tokens, max_requests, policy) for _ in range(devices)]
+    fleet = [_Device(max_tokens, max_requests, policy, pace) for pace in _paces(cost, devices, seed)]
     order = itertools.count()
     finished = 0
     events: list[tuple[float, int, Callable[[float], None]]] = []
@@ -114,15 +116,12 @@ def simulate(
             return
         tokens = [job.tokens for job in chosen]
         seconds = cost.step([length for job in chosen for length in job.segments])
-        if pace is not None:
-            seconds *= pace(now)
-        seconds += cost.start * sum(job.step == 0 for job in chosen)
-        ends = now + seconds
+        ends = now + device.pace.take(seconds + cost.start * sum(job.step == 0 for job in chosen))
         device.scheduler.ran(chosen, tokens)
         for job in chosen:
             job.step += 1
             if job.step == len(job.guidance):
-                ends += cost.finish * job.image_tokens
+                ends += device.pace.take(cost.finish * job.image_tokens)
                 job.finished = ends
                 device.scheduler.remove(job)
                 finished += 1
@@ -139,19 +138,21 @@ def simulate(
     return _report(jobs, sum(device.busy for device in fleet) / devices, waste=0.0)
 
 
-def simulate_batches(jobs: Sequence[Job], cost: Cost, *, batch: int, devices: int = 1) -> Report:
+def simulate_batches(jobs: Sequence[Job], cost: Cost, *, batch: int, devices: int = 1, seed: int = 0) -> Report:
     """The usual server instead: batches of equal size and steps, captions padded to the longest, run to their end.
 
     A device that is free takes the oldest job and up to `batch - 1` others that wait and fit with it.
 
     Args:
         jobs: The traffic; it is not changed.
-        cost: Of a step.
+        cost: Of a step, as `simulate` takes it.
         batch: The most jobs of a batch.
         devices: How many.
+        seed: Of the cost's variation.
     """
     jobs = [replace(job, step=0, finished=None) for job in sorted(jobs, key=lambda job: job.arrival)]
     free = [0.0] * devices
+    paces = _paces(cost, devices, seed)
     waiting: list[Job] = []
     coming = iter([*jobs, None])
     upcoming = next(coming)
@@ -169,18 +170,23 @@ def simulate_batches(jobs: Sequence[Job], cost: Cost, *, batch: int, devices: in
         chosen = alike[:batch]
         waiting = [job for job in waiting if job not in chosen]
         longest = max(job.text_tokens for job in chosen)
-        ends = now + cost.start * len(chosen)
+        seconds = cost.start * len(chosen)
         for step in range(len(first.guidance)):
             segments = replace(first, text_tokens=longest, step=step).segments * len(chosen)
-            ends += cost.step(segments)
+            seconds += cost.step(segments)
             computed += sum(segments)
             real += sum(sum(replace(job, step=step).segments) for job in chosen)
-        ends += cost.finish * first.image_tokens * len(chosen)
+        seconds += cost.finish * first.image_tokens * len(chosen)
+        ends = now + paces[device].take(seconds)
         for job in chosen:
             job.step, job.finished = len(job.guidance), ends
         busy += ends - now
         free[device] = ends
     return _report(jobs, busy / devices, waste=1 - real / computed if computed else 0.0)
+
+
+def _paces(cost: Cost, devices: int, seed: int) -> list[Pace]:
+    return [Pace(cost.variation, f"pace {seed} of device {device}") for device in range(devices)]
 
 
 def _report(jobs: list[Job], busy: float, waste: float) -> Report:
