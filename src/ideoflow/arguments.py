@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .captions import prompt_line
-from .schedule import PRESETS, Preset, find_preset, guidance_per_step, logit_normal_sigmas
+from .schedule import PRESETS, Preset, find_preset, guidance_per_step, limit_guidance, logit_normal_sigmas
 
 DEFAULT = PRESETS["V4_QUALITY_48"]
 DEFAULT_SIDE = 2048
@@ -28,8 +29,21 @@ def plan_of(
     schedule: Sequence[float] | Tensor | None,
     mu: float,
     std: float,
+    interval: tuple[float, float] | None,
 ) -> Preset:
     """Steps, guidance, mu and std of a call: the arguments alone, or a preset under those that are not the default."""
+    plan = _without_interval(preset, steps, scale, schedule, mu, std)
+    return plan if interval is None else replace(plan, guidance=limit_guidance(plan.guidance, interval))
+
+
+def _without_interval(
+    preset: str | Preset | None,
+    steps: int,
+    scale: float | None,
+    schedule: Sequence[float] | Tensor | None,
+    mu: float,
+    std: float,
+) -> Preset:
     values = None if schedule is None else tuple(float(value) for value in schedule)
     if preset is None:
         return Preset("", steps, guidance_per_step(steps, scale, values), mu, std)
