@@ -1,7 +1,7 @@
 """The pipeline: captions in, pictures out, with the call arguments and the folder layout of diffusers' Ideogram 4."""
 
 # No `from __future__ import annotations`: diffusers reads the types of the constructor's arguments.
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,12 +156,11 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
             preview_every: Give every so many steps a preview of that type; 0 for none.
 
         Raises:
+            TypeError: naming the argument that is of another type.
             ValueError: naming the argument that does not fit.
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}.")
-        if preview_every < 0:
-            raise ValueError(f"`preview_every` is {preview_every}: give 0 for no previews, or a number of steps.")
         if max_tokens is None and self.plan is not None:
             max_tokens = self.plan.max_tokens
         decodes = output_type != "latent"
@@ -278,7 +277,7 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | None] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
         *,
         size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         preset: str | Preset | None = None,
@@ -325,6 +324,7 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
             The pictures, `num_images_per_prompt` for each prompt, in the order of the prompts.
 
         Raises:
+            TypeError: naming the argument that is of another type.
             ValueError: naming the argument that does not fit.
             FloatingPointError: naming the picture whose latents are not finite.
         """
@@ -335,11 +335,15 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
             )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}.")
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        tensor_inputs = callback_on_step_end_tensor_inputs or ()
+        unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` names {unknown}: it may name {self._callback_tensor_inputs}."
             )
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise TypeError(f"`callback_on_step_end` is {callback_on_step_end!r}: give a function, or None.")
+        engine = self.engine(attention_kwargs, max_tokens=max_tokens)
         self._interrupt = False
         self._attention_kwargs = attention_kwargs
         requests = self.make_requests(
@@ -362,14 +366,13 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
             guidance_interval=guidance_interval,
         )
         self._num_timesteps = requests[0].steps
-        engine = self.engine(attention_kwargs, max_tokens=max_tokens)
         with self.progress_bar(total=self._num_timesteps) as progress:
             for i in range(self._num_timesteps):
                 for error in engine.advance(requests).values():
                     raise error
                 self._guidance_scale = requests[0].guidance[i]
                 if callback_on_step_end is not None:
-                    self._call_back(callback_on_step_end, i, requests, callback_on_step_end_tensor_inputs)
+                    self._call_back(callback_on_step_end, i, requests, tensor_inputs)
                 progress.update()
                 if self.interrupt:
                     break
@@ -386,16 +389,28 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
         timesteps = torch.stack([request.sigmas[i] for request in requests]) * self.scheduler.config.num_train_timesteps
         timestep = timesteps[0] if isinstance(latents, Tensor) else timesteps
         tensors = {"latents": latents} if "latents" in names else {}
-        changed = (callback(self, i, timestep, tensors) or {}).get("latents")
+        returned = callback(self, i, timestep, tensors)
+        if returned is not None and not isinstance(returned, Mapping):
+            raise TypeError(f"`callback_on_step_end` returned a {type(returned).__name__}: return a dict, or None.")
+        changed = (returned or {}).get("latents")
         if changed is None:
             return
+        if not isinstance(changed, (Tensor, list, tuple)) or not all(isinstance(own, Tensor) for own in changed):
+            raise TypeError(
+                f"`callback_on_step_end` returned latents that are a {type(changed).__name__}: return a tensor, or a"
+                " list of tensors."
+            )
+        if len(changed) != len(requests):
+            raise ValueError(
+                f"`callback_on_step_end` returned latents of {len(changed)} pictures: this call has {len(requests)}."
+            )
         for request, own in zip(requests, changed, strict=True):
             if own.shape != request.latents.shape:
                 raise ValueError(
                     f"`callback_on_step_end` returned latents of shape {tuple(own.shape)} for {request}: it must keep"
                     f" {tuple(request.latents.shape)}."
                 )
-            request.latents = own.to(request.latents)
+            request.latents = own.detach().to(request.latents)
 
 
 def _stack(tensors: list[Tensor]) -> Tensor | list[Tensor]:

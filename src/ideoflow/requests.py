@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .arguments import DEFAULT, lines_of, noise_of, plan_of, scheduler_of, sizes_of
+from .checks import whole
 from .engine import Denoiser, Request
 from .model import Context
 from .schedule import Preset
@@ -92,13 +93,16 @@ class PipelineRequests:
         lines = lines_of(prompt, strict)
         unit = self.vae_scale_factor * self.patch_size
         sizes = sizes_of(size, height, width, len(lines), unit, self.config.get("side_limits"))
-        if num_images_per_prompt < 1:
-            raise ValueError(f"`num_images_per_prompt` is {num_images_per_prompt}: ask for at least one picture.")
+        num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1)
+        max_sequence_length = whole("max_sequence_length", max_sequence_length, 1)
         grids = [(h // unit, w // unit) for w, h in sizes for _ in range(num_images_per_prompt)]
         noise = noise_of(grids, self.transformer.config.in_channels, self._execution_device, generator, latents)
         schedulers = {pair: scheduler_of(self.scheduler, plan, *pair) for pair in set(sizes)}
-        if prompt_features is not None and len(prompt_features) != len(lines):
-            raise ValueError(f"`prompt_features` holds {len(prompt_features)} tensors for {len(lines)} prompts.")
+        if prompt_features is not None:
+            if not all(isinstance(features, Tensor) for features in prompt_features):
+                raise TypeError("`prompt_features` holds something else than tensors: give what `encode_prompt` gave.")
+            if len(prompt_features) != len(lines):
+                raise ValueError(f"`prompt_features` holds {len(prompt_features)} tensors for {len(lines)} prompts.")
 
         denoiser = Denoiser(self.transformer, self.unconditional_transformer, attention_kwargs)
         if prompt_features is not None:
@@ -116,8 +120,8 @@ class PipelineRequests:
             return denoiser.prepare_unconditional(grid) if guided else None
 
         @cache
-        def conditional(line: str, grid: tuple[int, int]) -> Context:
-            return denoiser.prepare_projected(texts[lines.index(line)], grid)
+        def conditional(number: int, grid: tuple[int, int]) -> Context:
+            return denoiser.prepare_projected(texts[number], grid)
 
         def prepare(line: str, grid: tuple[int, int]) -> tuple[Context, Context | None]:
             text = self._texts([line], denoiser, max_sequence_length)[0]
@@ -128,9 +132,11 @@ class PipelineRequests:
             number = index // num_images_per_prompt
             scheduler, line = schedulers[sizes[number]], lines[number]
             late = defer and not texts
+            # Equal captions share a context, but for features that the caller has given for each.
+            text = number if prompt_features is not None else lines.index(line)
             requests.append(
                 Request(
-                    conditional=None if late else conditional(line, grid),
+                    conditional=None if late else conditional(text, grid),
                     unconditional=None if late else unconditional(grid),
                     latents=noise[index],
                     sigmas=scheduler.sigmas,
