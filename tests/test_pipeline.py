@@ -1,5 +1,6 @@
 """The pipeline: the reference pipeline's arguments, results and files, and what it offers beyond them."""
 
+import copy
 import inspect
 import json
 import shutil
@@ -382,7 +383,7 @@ def test_requests_made_apart_run_in_an_engine_of_the_pipeline(pipeline):
 def test_deferred_requests_encode_at_their_first_step_and_draw_the_same(pipeline, monkeypatch):
     expected = latents_of(pipeline, ["x", "y z"], height=32, width=32, generator=[seeded(1), seeded(2)], **QUICK)
     pipeline.text_cache.clear()
-    from ideoflow import pipeline as module
+    from ideoflow import requests as module
 
     encoded, plain = [], module.encode_captions
     monkeypatch.setattr(module, "encode_captions", lambda *args: (encoded.extend(args[2]), plain(*args))[1])
@@ -404,7 +405,7 @@ def test_deferred_requests_encode_at_their_first_step_and_draw_the_same(pipeline
 
 
 def test_a_caption_is_encoded_once_while_the_weights_stay(pipeline, monkeypatch):
-    from ideoflow import pipeline as module
+    from ideoflow import requests as module
 
     encoded, plain = [], module.encode_captions
     monkeypatch.setattr(module, "encode_captions", lambda *args: (encoded.extend(args[2]), plain(*args))[1])
@@ -502,7 +503,7 @@ def test_guidance_outside_its_interval_is_one(pipeline):
         (dict(prompt=None), "`prompt` is missing"),
         (dict(prompt=[]), "`prompt` is an empty list"),
         (dict(height=40), "`width` and `height` are 32 and 40: each must be a positive multiple of 16"),
-        (dict(height=0), "positive multiple of 16"),
+        (dict(height=0), "`height` is 0: .* a multiple of 16"),
         (dict(size=(32, 32)), "either `size` or `height` and `width`"),
         (dict(height=2048, width=2048, size=[(32, 32)] * 2), "one for each of the 1 prompts"),
         (dict(height=2048, width=2048, size=(32, 32, 32)), "one .width, height."),
@@ -522,6 +523,69 @@ def test_guidance_outside_its_interval_is_one(pipeline):
 def test_arguments_that_do_not_fit_are_named(pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
         pipeline(**{**dict(prompt="x", height=32, width=32), **QUICK, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(height="32"), "`height` is '32': give a whole number from 1, a multiple of 16"),
+        (dict(width=32.0), r"`width` is 32\.0: give a whole number"),
+        (dict(height=2048, width=2048, size=32), "`size` is 32: give one .width, height."),
+        (dict(num_inference_steps=2.0), r"`num_inference_steps` is 2\.0"),
+        (dict(num_inference_steps=True), "`num_inference_steps` is True"),
+        (dict(guidance_schedule=(float("nan"), 1.0)), r"`guidance_schedule` is \(nan, 1\.0\): give finite numbers"),
+        (dict(guidance_schedule=5), "`guidance_schedule` is 5: give a sequence of finite numbers"),
+        (dict(guidance_schedule=None, guidance_scale=float("inf")), "`guidance_scale` is inf"),
+        (dict(guidance_interval=0.5), "`guidance_interval` is 0.5: give .start, stop."),
+        (dict(guidance_interval=("a", "b")), "`guidance_interval` is .'a', 'b'."),
+        (dict(mu=float("nan")), "`mu` is nan: give a finite number"),
+        (dict(std=float("inf")), "`std` is inf"),
+        (dict(max_sequence_length=float("nan")), "`max_sequence_length` is nan: give a whole number from 1"),
+        (dict(num_images_per_prompt=1.5), r"`num_images_per_prompt` is 1\.5"),
+        (dict(generator=42), r"`generator` is 42: give a torch\.Generator"),
+        (dict(generator=[42]), r"`generator` is 42: give a torch\.Generator"),
+        (dict(latents=np.zeros((1, 4, 16))), "`latents` is a ndarray: give a tensor"),
+        (dict(latents=[None]), "`latents` is a list: give a tensor, or a list of tensors"),
+        (dict(max_tokens=float("nan")), "`max_tokens` is nan: give a whole number from 1, or None for no limit"),
+        (dict(max_tokens="5"), "`max_tokens` is '5'"),
+        (dict(callback_on_step_end=5), "`callback_on_step_end` is 5: give a function"),
+        (dict(callback_on_step_end=lambda *_: True), "returned a bool: return a dict"),
+        (dict(callback_on_step_end=lambda *_: {"latents": 5}), "returned latents that are a int"),
+        (dict(callback_on_step_end=lambda *_: {"latents": torch.zeros(2, 4, 16)}), "of 2 pictures: this call has 1"),
+    ],
+)  # fmt: skip
+def test_arguments_of_other_types_are_named(pipeline, arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        pipeline(**{**dict(prompt="x", height=32, width=32), **QUICK, **arguments})
+
+
+def test_numbers_may_come_from_numpy_and_no_tensors_as_none(pipeline):
+    plain = latents_of(pipeline, "x", height=32, width=32, generator=seeded(), **QUICK)
+    numbers = dict(height=np.int64(32), width=np.int32(32), num_inference_steps=np.int64(2), max_tokens=np.int64(50))
+    arrays = dict(guidance_schedule=np.array([5.0, 2.0]), callback_on_step_end_tensor_inputs=None)
+
+    assert torch.equal(latents_of(pipeline, "x", generator=seeded(), **numbers, **arrays), plain)
+
+
+def test_features_of_equal_prompts_are_each_its_own(pipeline):
+    features = pipeline.encode_prompt(["x", "another caption"])
+
+    requests = pipeline.make_requests(["x", "x"], height=32, width=32, prompt_features=features, **QUICK)
+
+    assert [request.text_tokens for request in requests] == [len(own) for own in features]
+    assert [len(request.conditional.text) for request in requests] == [len(own) for own in features]
+    with pytest.raises(TypeError, match="`prompt_features` holds something else"):
+        pipeline.make_requests("x", height=32, width=32, prompt_features=[features[0].numpy()], **QUICK)
+
+
+def test_a_copy_draws_the_same_and_keeps_captions_of_its_own(pipeline):
+    call = dict(height=32, width=32, **QUICK)
+    expected = latents_of(pipeline, "x", generator=seeded(), **call)
+
+    twin = copy.deepcopy(pipeline)
+
+    assert len(twin.text_cache) == 0 and len(pipeline.text_cache) > 0
+    assert torch.equal(latents_of(twin, "x", generator=seeded(), **call), expected)
 
 
 def test_a_callback_must_keep_the_shape_of_the_latents(pipeline):

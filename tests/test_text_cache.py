@@ -1,5 +1,8 @@
 """The cache of embedded captions: bounded bytes, and the oldest use dropped first."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -36,3 +39,17 @@ def test_clear_forgets_all():
 def test_negative_bounds_are_refused():
     with pytest.raises(ValueError, match="`max_bytes` is -1"):
         TextCache(-1)
+
+
+def test_a_copy_is_empty_and_of_the_same_size():
+    cache = TextCache(100)
+    cache.put("a", torch.zeros(2))
+
+    for twin in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        assert len(twin) == 0 and twin.bytes == 0 and twin.max_bytes == 100
+
+
+@pytest.mark.parametrize("size", [float("nan"), 1.5, "x", None])
+def test_its_size_is_a_whole_number(size):
+    with pytest.raises(TypeError, match="`max_bytes` is"):
+        TextCache(size)

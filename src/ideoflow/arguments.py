@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .captions import prompt_line
-from .schedule import PRESETS, Preset, find_preset, guidance_per_step, logit_normal_sigmas
+from .checks import all_finite, finite, whole
+from .schedule import PRESETS, Preset, find_preset, guidance_per_step, limit_guidance, logit_normal_sigmas
 
 DEFAULT = PRESETS["V4_QUALITY_48"]
 DEFAULT_SIDE = 2048
@@ -28,9 +30,26 @@ def plan_of(
     schedule: Sequence[float] | Tensor | None,
     mu: float,
     std: float,
+    interval: tuple[float, float] | None,
 ) -> Preset:
     """Steps, guidance, mu and std of a call: the arguments alone, or a preset under those that are not the default."""
-    values = None if schedule is None else tuple(float(value) for value in schedule)
+    steps = whole("num_inference_steps", steps, 1)
+    mu, std = finite("mu", mu), finite("std", std)
+    if scale is not None:
+        scale = finite("guidance_scale", scale)
+    plan = _without_interval(preset, steps, scale, schedule, mu, std)
+    return plan if interval is None else replace(plan, guidance=limit_guidance(plan.guidance, interval))
+
+
+def _without_interval(
+    preset: str | Preset | None,
+    steps: int,
+    scale: float | None,
+    schedule: Sequence[float] | Tensor | None,
+    mu: float,
+    std: float,
+) -> Preset:
+    values = None if schedule is None else all_finite("guidance_schedule", schedule)
     if preset is None:
         return Preset("", steps, guidance_per_step(steps, scale, values), mu, std)
     base = find_preset(preset)
@@ -80,11 +99,15 @@ def sizes_of(
     else:
         if (height, width) != (DEFAULT_SIDE, DEFAULT_SIDE):
             raise ValueError("Give either `size` or `height` and `width`, not both.")
+        if not isinstance(size, Iterable):
+            raise TypeError(f"`size` is {size!r}: give one (width, height), or one for each of the {prompts} prompts.")
         pairs = all(isinstance(pair, Sequence) for pair in size)
         sizes = [tuple(pair) for pair in size] if pairs else [tuple(size)] * prompts
     if len(sizes) != prompts or any(len(pair) != 2 for pair in sizes):
         raise ValueError(f"`size` is {size!r}: give one (width, height), or one for each of the {prompts} prompts.")
     least, most = limits or SIDE_LIMITS
+    allowed = f", a multiple of {unit}"
+    sizes = [(whole("width", pair[0], 1, allowed), whole("height", pair[1], 1, allowed)) for pair in sizes]
     for pair in dict.fromkeys(sizes):
         if min(pair) < unit or any(side % unit for side in pair):
             raise ValueError(
@@ -131,10 +154,18 @@ def noise_of(
     """
     shapes = [(math.prod(grid), channels) for grid in grids]
     if latents is not None:
+        if not isinstance(latents, (Tensor, list, tuple)) or not all(isinstance(sample, Tensor) for sample in latents):
+            raise TypeError(f"`latents` is a {type(latents).__name__}: give a tensor, or a list of tensors.")
         given = [tuple(sample.shape) for sample in latents]
         if given != shapes:
             raise ValueError(f"`latents` holds shapes {given}, but the pictures need {shapes}.")
         return [sample.to(device, torch.float32) for sample in latents]
+    for one in generator if isinstance(generator, (list, tuple)) else [generator]:
+        if one is not None and not isinstance(one, torch.Generator):
+            raise TypeError(
+                f"`generator` is {one!r}: give a torch.Generator, such as `torch.Generator().manual_seed(7)`, or a list"
+                " with one for each picture."
+            )
     if isinstance(generator, (list, tuple)) and len(generator) == 1:
         generator = generator[0]
     if isinstance(generator, (list, tuple)):

@@ -1,9 +1,8 @@
 """The pipeline: captions in, pictures out, with the call arguments and the folder layout of diffusers' Ideogram 4."""
 
 # No `from __future__ import annotations`: diffusers reads the types of the constructor's arguments.
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,17 +16,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import latents as latent_tokens
-from .arguments import DEFAULT, lines_of, noise_of, plan_of, scheduler_of, sizes_of
+from .arguments import DEFAULT
 from .checkpoints.lora_pipeline import PipelineAdapters
 from .checkpoints.pipeline import PipelineFiles
 from .engine import Denoiser, Engine, Policy, Request
 from .fitting import Plan, fit
-from .model import Context, Ideogram4Transformer2DModel
+from .model import Ideogram4Transformer2DModel
 from .precision import quantize_
-from .schedule import Preset, limit_guidance
+from .requests import PipelineRequests
+from .schedule import Preset
 from .text_cache import TextCache
-from .text_encoder import TAPS, encode_captions, raise_too_long, tokenise
-from .weights import weights_key
 
 TEXT_CACHE_BYTES = 128 * 2**20  # of embedded captions; about 28 of 500 tokens for the published weights in bfloat16
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -46,7 +44,7 @@ class Ideogram4PipelineOutput(BaseOutput):
     images: list[PIL.Image.Image] | np.ndarray | Tensor | list[np.ndarray] | list[Tensor]
 
 
-class Ideogram4Pipeline(PipelineFiles, PipelineAdapters):
+class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
     """Ideogram 4: from captions to pictures, any number, sizes and captions in one packed stream of tokens.
 
     Opens and writes the folder layout of diffusers' pipeline of this name: each opens what the other wrote.
@@ -114,11 +112,6 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters):
         self._interrupt = False
 
     @property
-    def taps(self) -> tuple[int, ...]:
-        """Decoder layers of the text encoder whose outputs are the text features."""
-        return tuple(self.config.get("text_encoder_taps") or TAPS)
-
-    @property
     def guidance_scale(self) -> float | None:
         """Guidance of the step just taken, for callbacks."""
         return self._guidance_scale
@@ -163,12 +156,11 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters):
             preview_every: Give every so many steps a preview of that type; 0 for none.
 
         Raises:
+            TypeError: naming the argument that is of another type.
             ValueError: naming the argument that does not fit.
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}.")
-        if preview_every < 0:
-            raise ValueError(f"`preview_every` is {preview_every}: give 0 for no previews, or a number of steps.")
         if max_tokens is None and self.plan is not None:
             max_tokens = self.plan.max_tokens
         decodes = output_type != "latent"
@@ -253,137 +245,6 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters):
         """`(3, height, width)` picture of latents of a request."""
         return latent_tokens.decode(self.vae, [latents], [request.grid])[0]
 
-    def encode_prompt(self, prompt: Any, max_sequence_length: int = 2048, strict: bool = False) -> list[Tensor]:
-        """Text features of each prompt: `(tokens, features)` float32, unpadded. Arguments as in `__call__`."""
-        lines = lines_of(prompt, strict)
-        return encode_captions(self.text_encoder, self.tokenizer, lines, self.taps, max_sequence_length)
-
-    @torch.no_grad()
-    def make_requests(
-        self,
-        prompt: Any,
-        height: int = 2048,
-        width: int = 2048,
-        num_inference_steps: int = DEFAULT.steps,
-        guidance_scale: float | None = None,
-        guidance_schedule: Sequence[float] | Tensor | None = DEFAULT.guidance,
-        mu: float = DEFAULT.mu,
-        std: float = DEFAULT.std,
-        max_sequence_length: int = 2048,
-        num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: Tensor | Sequence[Tensor] | None = None,
-        attention_kwargs: dict[str, Any] | None = None,
-        *,
-        size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
-        preset: str | Preset | None = None,
-        strict: bool = False,
-        guidance_interval: tuple[float, float] | None = None,
-        prompt_features: Sequence[Tensor] | None = None,
-        defer: bool = False,
-        priority: int = 0,
-    ) -> list[Request]:
-        """Make the requests of a call without running them: what an engine steps, alone or among others.
-
-        A caption is encoded once, and its context is computed once for each of its sizes; pictures share them.
-
-        Args:
-            prompt_features: What `encode_prompt` gave for the prompts, to spare encoding them again.
-            defer: Leave the captions to the engine, which encodes each when its request takes its first step: requests
-                that wait hold little memory, and on a GPU the next is encoded while others are stepped. Pictures of one
-                caption then share its embedding, and each has tables of its own.
-            priority: Higher goes first, in an engine of that policy.
-
-        Returns:
-            `num_images_per_prompt` requests for each prompt, in the order of the prompts. Arguments and errors as in
-            `__call__`.
-        """
-        plan = plan_of(preset, num_inference_steps, guidance_scale, guidance_schedule, mu, std)
-        if guidance_interval is not None:
-            plan = replace(plan, guidance=limit_guidance(plan.guidance, guidance_interval))
-        guided = any(guidance != 1 for guidance in plan.guidance)
-        if guided and self.unconditional_transformer is None:
-            raise ValueError(
-                "The pipeline has no `unconditional_transformer`, which guidance needs: load one, or pass"
-                " `guidance_scale=1` and `guidance_schedule=None`."
-            )
-        lines = lines_of(prompt, strict)
-        unit = self.vae_scale_factor * self.patch_size
-        sizes = sizes_of(size, height, width, len(lines), unit, self.config.get("side_limits"))
-        if num_images_per_prompt < 1:
-            raise ValueError(f"`num_images_per_prompt` is {num_images_per_prompt}: ask for at least one picture.")
-        grids = [(h // unit, w // unit) for w, h in sizes for _ in range(num_images_per_prompt)]
-        noise = noise_of(grids, self.transformer.config.in_channels, self._execution_device, generator, latents)
-        schedulers = {pair: scheduler_of(self.scheduler, plan, *pair) for pair in set(sizes)}
-        if prompt_features is not None and len(prompt_features) != len(lines):
-            raise ValueError(f"`prompt_features` holds {len(prompt_features)} tensors for {len(lines)} prompts.")
-
-        denoiser = Denoiser(self.transformer, self.unconditional_transformer, attention_kwargs)
-        if prompt_features is not None:
-            texts = [denoiser.project_text(features) for features in prompt_features]
-            lengths = [len(text) for text in texts]
-        elif defer:
-            texts = []
-            lengths = [len(ids) for ids in tokenise(self.tokenizer, lines, max_sequence_length)]
-        else:
-            texts = self._texts(lines, denoiser, max_sequence_length)
-            lengths = [len(text) for text in texts]
-
-        @cache
-        def unconditional(grid: tuple[int, int]) -> Context | None:
-            return denoiser.prepare_unconditional(grid) if guided else None
-
-        @cache
-        def conditional(line: str, grid: tuple[int, int]) -> Context:
-            return denoiser.prepare_projected(texts[lines.index(line)], grid)
-
-        def prepare(line: str, grid: tuple[int, int]) -> tuple[Context, Context | None]:
-            text = self._texts([line], denoiser, max_sequence_length)[0]
-            return denoiser.prepare_projected(text, grid), denoiser.prepare_unconditional(grid) if guided else None
-
-        requests = []
-        for index, grid in enumerate(grids):
-            number = index // num_images_per_prompt
-            scheduler, line = schedulers[sizes[number]], lines[number]
-            late = defer and not texts
-            requests.append(
-                Request(
-                    conditional=None if late else conditional(line, grid),
-                    unconditional=None if late else unconditional(grid),
-                    latents=noise[index],
-                    sigmas=scheduler.sigmas,
-                    guidance=plan.guidance,
-                    grid=grid,
-                    id=f"{index} ({line[:40]!r})",
-                    times=1 - scheduler.timesteps / scheduler.config.num_train_timesteps,
-                    text_tokens=lengths[number],
-                    prepare=partial(prepare, line, grid) if late else None,
-                    priority=priority,
-                )
-            )
-        return requests
-
-    def _texts(self, lines: Sequence[str], denoiser: Denoiser, max_sequence_length: int) -> list[Tensor]:
-        """What contexts keep of each caption, `(tokens, hidden_size)`: from the cache, or encoded and put there."""
-        weights = weights_key(self.text_encoder, self.transformer.llm_cond_norm, self.transformer.llm_cond_proj)
-        keys = [(line, self.taps, weights, torch.is_autocast_enabled(self._execution_device.type)) for line in lines]
-        found: dict[str, Tensor | None] = {}
-        for line, key in zip(lines, keys, strict=True):
-            found[line] = None if weights is None else self.text_cache.get(key)
-        missing = [line for line, text in found.items() if text is None]
-        if missing:
-            made = encode_captions(self.text_encoder, self.tokenizer, missing, self.taps, max_sequence_length)
-            for line, features in zip(missing, made, strict=True):
-                found[line] = denoiser.project_text(features)
-        for line, key in zip(lines, keys, strict=True):
-            text = found[line]
-            assert text is not None
-            if len(text) > max_sequence_length:
-                raise_too_long(line, len(text), max_sequence_length)
-            if weights is not None:
-                self.text_cache.put(key, text)
-        return [found[line] for line in lines]  # type: ignore[misc]
-
     @torch.no_grad()
     def decode_requests(self, requests: Sequence[Request], output_type: str = "pil") -> Any:
         """Pictures of requests, done or not, as `Ideogram4PipelineOutput.images` has them."""
@@ -416,7 +277,7 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters):
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | None] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
         *,
         size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         preset: str | Preset | None = None,
@@ -463,6 +324,7 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters):
             The pictures, `num_images_per_prompt` for each prompt, in the order of the prompts.
 
         Raises:
+            TypeError: naming the argument that is of another type.
             ValueError: naming the argument that does not fit.
             FloatingPointError: naming the picture whose latents are not finite.
         """
@@ -473,11 +335,15 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters):
             )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}.")
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        tensor_inputs = callback_on_step_end_tensor_inputs or ()
+        unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` names {unknown}: it may name {self._callback_tensor_inputs}."
             )
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise TypeError(f"`callback_on_step_end` is {callback_on_step_end!r}: give a function, or None.")
+        engine = self.engine(attention_kwargs, max_tokens=max_tokens)
         self._interrupt = False
         self._attention_kwargs = attention_kwargs
         requests = self.make_requests(
@@ -500,14 +366,13 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters):
             guidance_interval=guidance_interval,
         )
         self._num_timesteps = requests[0].steps
-        engine = self.engine(attention_kwargs, max_tokens=max_tokens)
         with self.progress_bar(total=self._num_timesteps) as progress:
             for i in range(self._num_timesteps):
                 for error in engine.advance(requests).values():
                     raise error
                 self._guidance_scale = requests[0].guidance[i]
                 if callback_on_step_end is not None:
-                    self._call_back(callback_on_step_end, i, requests, callback_on_step_end_tensor_inputs)
+                    self._call_back(callback_on_step_end, i, requests, tensor_inputs)
                 progress.update()
                 if self.interrupt:
                     break
@@ -524,16 +389,28 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters):
         timesteps = torch.stack([request.sigmas[i] for request in requests]) * self.scheduler.config.num_train_timesteps
         timestep = timesteps[0] if isinstance(latents, Tensor) else timesteps
         tensors = {"latents": latents} if "latents" in names else {}
-        changed = (callback(self, i, timestep, tensors) or {}).get("latents")
+        returned = callback(self, i, timestep, tensors)
+        if returned is not None and not isinstance(returned, Mapping):
+            raise TypeError(f"`callback_on_step_end` returned a {type(returned).__name__}: return a dict, or None.")
+        changed = (returned or {}).get("latents")
         if changed is None:
             return
+        if not isinstance(changed, (Tensor, list, tuple)) or not all(isinstance(own, Tensor) for own in changed):
+            raise TypeError(
+                f"`callback_on_step_end` returned latents that are a {type(changed).__name__}: return a tensor, or a"
+                " list of tensors."
+            )
+        if len(changed) != len(requests):
+            raise ValueError(
+                f"`callback_on_step_end` returned latents of {len(changed)} pictures: this call has {len(requests)}."
+            )
         for request, own in zip(requests, changed, strict=True):
             if own.shape != request.latents.shape:
                 raise ValueError(
                     f"`callback_on_step_end` returned latents of shape {tuple(own.shape)} for {request}: it must keep"
                     f" {tuple(request.latents.shape)}."
                 )
-            request.latents = own.to(request.latents)
+            request.latents = own.detach().to(request.latents)
 
 
 def _stack(tensors: list[Tensor]) -> Tensor | list[Tensor]:

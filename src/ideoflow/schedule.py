@@ -158,7 +158,10 @@ def limit_guidance(guidance: Sequence[float], interval: tuple[float, float]) -> 
     Raises:
         ValueError: if the interval is not of this form.
     """
-    numbers = tuple(interval)
+    try:
+        numbers = tuple(float(share) for share in interval)
+    except (TypeError, ValueError):
+        numbers = ()
     if len(numbers) != 2 or not 0 <= numbers[0] <= numbers[1] <= 1:
         raise ValueError(
             f"`guidance_interval` is {interval!r}: give (start, stop), shares of the steps, 0 <= start <= stop <= 1."

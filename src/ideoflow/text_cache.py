@@ -8,6 +8,8 @@ from threading import Lock
 
 from torch import Tensor
 
+from .checks import whole
+
 
 class TextCache:
     """Tensors by key, the least recently used dropped first. Safe under several threads.
@@ -17,13 +19,15 @@ class TextCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        if max_bytes < 0:
-            raise ValueError(f"`max_bytes` is {max_bytes}: give 0 to keep nothing, or more.")
-        self.max_bytes = max_bytes
+        self.max_bytes = whole("max_bytes", max_bytes, 0)
         self.hits = self.misses = 0
         self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
+
+    def __reduce__(self) -> tuple[type[TextCache], tuple[int]]:
+        """Copy and pickle it empty: locks cannot be copied, and a copy's weights may go other ways."""
+        return type(self), (self.max_bytes,)
 
     def __len__(self) -> int:
         return len(self._kept)

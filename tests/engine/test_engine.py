@@ -654,3 +654,76 @@ def test_limits_that_cannot_be_are_refused(denoiser):
         Engine(denoiser, preview_every=2)
     with pytest.raises(ValueError, match="`preview_every` is -1"):
         Engine(denoiser, decode=lambda request, latents: latents, preview_every=-1)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_requests", "max_request_tokens", "preview_every"])
+@pytest.mark.parametrize("value", ["5", float("nan"), float("inf"), 2.5, True, [5]])
+def test_limits_are_whole_numbers(denoiser, name, value):
+    with pytest.raises(TypeError, match=f"`{name}` is .*: give a whole number from"):
+        Engine(denoiser, decode=lambda request, latents: latents, **{name: value})
+
+
+def test_what_is_no_function_is_refused(denoiser):
+    with pytest.raises(TypeError, match="`decode` is 5: give a function"):
+        Engine(denoiser, decode=5)
+    with pytest.raises(TypeError, match="`to_image` is 'pil': give a function"):
+        Engine(denoiser, to_image="pil")
+
+
+@pytest.mark.parametrize("value", ["x", None, 5, []])
+def test_what_is_no_request_is_refused(engine, value):
+    with pytest.raises(TypeError, match=r"`request` is a .*: give a Request"):
+        engine.add(value)
+    if not isinstance(value, str):
+        with pytest.raises(TypeError, match="or the id of one"):
+            engine.cancel(value)
+
+
+def test_complete_adds_all_or_none(engine, make_request):
+    good, done = make_request(1, steps=1), make_request(2, steps=1)
+    engine.complete([done])
+    for wrong, message in (([good, done], "is done"), ([good, good], "twice"), ([good, "x"], "give a Request")):
+        with pytest.raises((TypeError, ValueError), match=message):
+            engine.complete(wrong)
+    with pytest.raises(TypeError, match="`requests` is a Request: give a list"):
+        engine.complete(good)
+
+    assert engine.idle and good.status == "waiting"
+    engine.complete([good])
+    assert good.status == "done"
+
+
+def test_a_request_that_is_marked_as_cancelled_leaves(engine, make_request):
+    """By the attribute, before its first step or in its callback; the loop must not wait for it."""
+    before, within, other = (make_request(seed, steps=3) for seed in (1, 2, 3))
+    within.on_step = lambda request: setattr(request, "cancelled", True)
+    for request in (before, within, other):
+        engine.add(request)
+    before.cancelled = True
+    events = []
+    for event in engine.run():
+        events.append(event)
+        assert len(events) < 20
+
+    assert kinds(events, before) == ["queued", "cancelled"]
+    assert kinds(events, within) == ["queued", "started", "step", "cancelled"]
+    assert other.status == "done"
+
+
+def test_an_error_that_a_callback_sets_fails_the_request(engine, make_request):
+    error = RuntimeError("mine")
+    engine.add(make_request(1, steps=3, on_step=lambda request: setattr(request, "error", error)))
+
+    events = list(engine.run())
+
+    assert kinds(events) == ["queued", "started", "failed"] and events[-1].error is error
+
+
+def test_latents_that_a_callback_leaves_keep_no_graph(engine, make_request):
+    def scale(request):
+        request.latents = request.latents * torch.ones((), requires_grad=True)
+
+    request = make_request(1, steps=2, on_step=scale)
+    engine.complete([request])
+
+    assert not request.latents.requires_grad

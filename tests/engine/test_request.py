@@ -1,5 +1,7 @@
 """A request: its state, its time, and parts that do not fit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -50,3 +52,28 @@ def test_parts_that_do_not_fit_are_named(make_request, changes, message):
     parts.pop("_times"), parts.pop("_schedule")
     with pytest.raises(ValueError, match=f"Request seven: .*{message}"):
         Request(**{**parts, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": -1}, "`step` is -1: give a whole number from 0"),
+        ({"step": 13}, "`step` is 13, but it has 12 steps"),
+        ({"step": 1.0}, r"`step` is 1\.0"),
+        ({"times": torch.zeros(13)}, r"`times` has shape \(13,\): give one for each of 12 steps"),
+        ({"times": [0.0] * 12}, "`times` is a list: give a tensor"),
+        ({"sigmas": [0.0] * 13}, "`sigmas` is a list: give a tensor"),
+        ({"latents": None}, "`latents` is a NoneType: give a tensor"),
+        ({"grid": (-2, -3)}, "`grid` is -2: give a whole number from 1"),
+        ({"grid": (2.0, 3.0)}, r"`grid` is 2\.0"),
+        ({"grid": (6,)}, r"`grid` is \(6,\): give \(rows, cols\)"),
+        ({"guidance": (float("nan"),) * 12}, "`guidance` is .*: give finite numbers"),
+        ({"guidance": 7.0}, r"`guidance` is 7\.0: give a sequence"),
+        ({"prepare": 5}, "`prepare` is 5: give a function"),
+        ({"on_step": "x"}, "`on_step` is 'x': give a function"),
+    ],
+)
+def test_parts_of_another_type_or_out_of_range_are_named(make_request, changes, message):
+    request = make_request(1)
+    with pytest.raises((TypeError, ValueError), match=message):
+        replace(request, **changes)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import WRONG_INPUT, err, fail, out, plain_errors
-from .generate import _size
 from .pictures import DTYPES
+from .values import parse_size
 
 if TYPE_CHECKING:
     from ..fitting import Plan
@@ -80,7 +80,7 @@ def fit(
     with plain_errors():
         from ..fitting import DoesNotFit, Model, table
 
-        width, height = _size(size)
+        width, height = parse_size(size)
         if dtype not in DTYPES:
             raise ValueError(f"--dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
         subject = Model.full(dtype) if model is None else Model.of_folder(model, dtype)

@@ -5,37 +5,31 @@ from __future__ import annotations
 import math
 import os
 import random
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from .. import sketch
-from .console import err, fail, out, plain_errors, plain_warnings, warn
-from .pictures import DTYPES, QUANTIZED, Lora, Picture, Settings, save, target, to_metadata
+from .console import fail, out, plain_errors, warn
+from .draw import SKETCH, draw
+from .pictures import Lora, Picture, Settings, save, target, to_metadata
 from .prompts import Prompt, read_prompt
+from .values import (
+    PRESET_NAMES,
+    available,
+    best_device,
+    parse_device,
+    parse_dtype,
+    parse_lora,
+    parse_preset,
+    parse_quantize,
+    parse_sizes,
+)
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from ..pipeline import Ideogram4Pipeline
-
-SKETCH = "sketch"
-PRESET_NAMES = {"quality": "V4_QUALITY_48", "default": "V4_DEFAULT_20", "turbo": "V4_TURBO_12"}
 SKETCH_SIZE = (128, 128)
-FILES = (".safetensors", ".gguf", ".json")  # what a file of weights, or an index of them, is called
 SEEDS = 2**64  # how many a torch generator takes
 DEFAULT_SIZE = (1024, 1024)
 
@@ -222,19 +216,19 @@ def generate(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with plain_errors():
         options = Options(
-            preset=_preset(preset) if preset else None,
+            preset=parse_preset(preset) if preset else None,
             steps=steps,
             guidance=guidance,
             model=model,
-            loras=tuple(_lora(value) for value in lora) if lora else None,
-            dtype=_dtype(dtype) if dtype else None,
-            device=_device(device) if device else None,
-            quantize=_quantize(quantize) if quantize else None,
+            loras=tuple(parse_lora(value) for value in lora) if lora else None,
+            dtype=parse_dtype(dtype) if dtype else None,
+            device=parse_device(device) if device else None,
+            quantize=parse_quantize(quantize) if quantize else None,
             base=base,
         )
         read = [read_prompt(prompt, wrap=wrap) for prompt in prompts]
         _report(read, strict)
-        sizes = _sizes(size or [], len(read))
+        sizes = parse_sizes(size or [], len(read))
         jobs = [
             job for prompt, wanted in zip(read, sizes, strict=True) for job in _jobs(prompt, wanted, seed, n, options)
         ]
@@ -247,7 +241,7 @@ def generate(
             pictures = [jobs[index].picture for index in members]
             for index in members:
                 _report_differences(jobs[index], len(pictures))
-            images, settings = _draw(settings, pictures, compile, max_tokens, memory, verbose, ignore_unknown)
+            images, settings = draw(settings, pictures, compile, max_tokens, memory, verbose, ignore_unknown)
             paths = []
             for index, picture, image in zip(members, pictures, images, strict=True):
                 text = to_metadata(picture, settings, len(pictures)) if metadata else None
@@ -292,14 +286,14 @@ def _jobs(prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int
     if "preset" in chosen:  # another preset brings its own steps and guidance
         found.pop("steps", None)
         found.pop("guidance", None)
-    if "device" in found and "device" not in chosen and not _available(found["device"]):
+    if "device" in found and "device" not in chosen and not available(found["device"]):
         warn(f"{prompt.name} was made on {found['device']!r}, which is not here: its pixels may differ a little.")
         del found["device"]
     values: dict[str, Any] = {"model": SKETCH, "loras": (), "preset": PRESET_NAMES["default"], **found, **chosen}
     of_sketch = SKETCH in (values["model"], values.get("base"))
     if of_sketch:
         values.setdefault("guidance", sketch.GUIDANCE)
-    values.setdefault("device", _best_device())
+    values.setdefault("device", best_device())
     small = of_sketch or values["device"] == "cpu"
     values.setdefault("dtype", "float32" if small else "bfloat16")
     if size is None and recipe:
@@ -315,209 +309,3 @@ def _jobs(prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int
         raise ValueError(f"--guidance {values['guidance']}: give a finite number.")
     settings = Settings(**values)
     return [Job(Picture(prompt.text, width, height, seed + i, prompt.name), settings, recipe) for i in range(n)]
-
-
-def _draw(
-    settings: Settings,
-    pictures: Sequence[Picture],
-    compiled: bool,
-    max_tokens: int | None,
-    memory: str | None,
-    verbose: bool,
-    ignore_unknown: bool,
-) -> tuple[list[Image], Settings]:
-    """All pictures of one setting in one call, and the settings that they were drawn with."""
-    import torch
-
-    from ..captions import CaptionWarning
-    from ..schedule import find_preset
-
-    preset = find_preset(settings.preset)
-    with plain_warnings(), err.status(f"loading {settings.model} on {settings.device}"):
-        pipe = _load(settings, ignore_unknown, place=memory is None)
-        if memory is not None:
-            steps = settings.steps or preset.steps
-            settings = _fit(pipe, settings, pictures, steps, memory, verbose)
-    pipe.set_progress_bar_config(disable=True)
-    if compiled:
-        pipe.compile()
-    noun = "picture" if len(pictures) == 1 else "pictures"
-    with (
-        plain_warnings(),
-        Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=err,
-            transient=True,
-            disable=not err.is_terminal,
-        ) as progress,
-    ):
-        task = progress.add_task(f"{len(pictures)} {noun}", total=None)
-
-        def on_step(pipe: Ideogram4Pipeline, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            progress.update(task, completed=step + 1, total=pipe.num_timesteps)
-            return tensors
-
-        warnings.simplefilter("ignore", CaptionWarning)  # said already, when the prompts were read
-        result: Any = pipe(
-            [picture.caption for picture in pictures],
-            size=[(picture.width, picture.height) for picture in pictures],
-            preset=preset if settings.steps is None else preset.with_steps(settings.steps),
-            guidance_scale=settings.guidance,
-            # One generator a picture, on the CPU: the noise depends on the seed alone, not on device or company.
-            generator=[torch.Generator("cpu").manual_seed(picture.seed) for picture in pictures],
-            callback_on_step_end=on_step,
-            callback_on_step_end_tensor_inputs=[],
-            max_tokens=max_tokens,
-        )
-    return result.images, settings
-
-
-def _fit(
-    pipe: Ideogram4Pipeline, settings: Settings, pictures: Sequence[Picture], steps: int, memory: str, verbose: bool
-) -> Settings:
-    """Fit the pipeline for these pictures, and say how; the settings, with the precision that came of it."""
-    from ..text_encoder import tokenise
-
-    tokens = max(len(ids) for ids in tokenise(pipe.tokenizer, [picture.caption for picture in pictures]))
-    plan = pipe.fit(
-        memory,
-        device=settings.device,
-        size=max(((picture.width, picture.height) for picture in pictures), key=lambda size: size[0] * size[1]),
-        caption_tokens=tokens,
-        pictures=len(pictures),
-        steps=steps,
-        quantize=settings.quantize,
-    )
-    if verbose:
-        err.print(str(plan), markup=False)
-    for loss in plan.losses:
-        warn(f"to fit into {memory}: {loss}.")
-    kind = plan.precision if plan.precision in QUANTIZED else None
-    return replace(settings, dtype=plan.cast or settings.dtype, quantize=kind)
-
-
-def _load(settings: Settings, ignore_unknown: bool, place: bool = True) -> Ideogram4Pipeline:
-    """The pipeline with its adapters; where `place` says so, on its device and quantized."""
-    import torch
-
-    from ..checkpoints.lora import UnknownTensorsError
-    from ..checkpoints.pipeline import HUB_ID
-    from ..pipeline import Ideogram4Pipeline
-
-    dtype = getattr(torch, settings.dtype)
-    if settings.model == SKETCH and settings.base:
-        raise ValueError("--base goes with a file as --model; the bundled model has everything.")
-    if settings.model == SKETCH:
-        pipe = sketch.load(dtype)
-    else:
-        path = Path(settings.model).expanduser()
-        if (settings.model.startswith((".", "~", "/")) or path.suffix in FILES) and not path.exists():
-            raise ValueError(f"--model {settings.model!r}: there is no such folder or file.")
-        if path.is_file():
-            base = sketch.path() if settings.base == SKETCH else settings.base or HUB_ID
-            pipe = Ideogram4Pipeline.from_single_file(path, config=base, dtype=dtype)
-        elif settings.base:
-            raise ValueError("--base goes with a file as --model; a folder or a hub id has everything.")
-        else:
-            pipe = Ideogram4Pipeline.from_pretrained(path if path.is_dir() else settings.model, dtype=dtype)
-    for number, lora in enumerate(settings.loras):
-        try:
-            pipe.load_lora_weights(lora.path, adapter_name=f"lora{number}", ignore_unknown=ignore_unknown)
-        except UnknownTensorsError as error:
-            raise ValueError(f"{error.told} To draw without them, give --ignore-unknown.") from error
-    if settings.loras:
-        pipe.set_adapters(
-            [f"lora{number}" for number in range(len(settings.loras))], [lora.scale for lora in settings.loras]
-        )
-    if place:
-        pipe.to(settings.device)
-    if place and settings.quantize:
-        try:
-            pipe.quantize(settings.quantize)
-        except TypeError as error:  # the file holds few bits already
-            raise ValueError(f"--quantize {settings.quantize}: {error}") from error
-    return pipe
-
-
-def _preset(value: str) -> str:
-    """The preset's full name from any spelling."""
-    name = PRESET_NAMES.get(value.lower(), value.upper())
-    if name not in PRESET_NAMES.values():
-        known = ", ".join(f"{full} ({short})" for short, full in PRESET_NAMES.items())
-        raise ValueError(f"--preset {value!r} is unknown: choose one of {known}.")
-    return name
-
-
-def _dtype(value: str) -> str:
-    if value not in DTYPES:
-        raise ValueError(f"--dtype {value!r} is unknown: choose one of {', '.join(DTYPES)}.")
-    return value
-
-
-def _quantize(value: str) -> str:
-    if value not in QUANTIZED:
-        raise ValueError(f"--quantize {value!r} is unknown: choose one of {', '.join(QUANTIZED)}.")
-    return value
-
-
-def _lora(value: str) -> Lora:
-    """`PATH` or `PATH:SCALE`; a colon that no number follows belongs to the path."""
-    path, colon, scale = value.rpartition(":")
-    try:
-        lora = Lora(path, float(scale)) if colon else Lora(value)
-    except ValueError:
-        lora = Lora(value)
-    if not math.isfinite(lora.scale):
-        raise ValueError(f"--lora {value!r}: give a finite number as the strength.")
-    if lora.path.endswith(".safetensors") and not Path(lora.path).exists():
-        raise ValueError(f"--lora {value!r}: there is no file {lora.path}.")
-    return lora
-
-
-def _sizes(values: Sequence[str], prompts: int) -> list[tuple[int, int] | None]:
-    """One size for each prompt, None where the default is wanted."""
-    sizes = [_size(value) for value in values]
-    if len(sizes) not in (0, 1, prompts):
-        noun = "prompt" if prompts == 1 else "prompts"
-        raise ValueError(f"--size is given {len(sizes)} times for {prompts} {noun}: give it once, or once for each.")
-    if not sizes:
-        return [None] * prompts
-    return [*sizes] if len(sizes) > 1 else [sizes[0]] * prompts
-
-
-def _size(value: str) -> tuple[int, int]:
-    width, cross, height = value.lower().replace("×", "x").partition("x")  # noqa: RUF001
-    if not (cross and width.strip().isdecimal() and height.strip().isdecimal()):
-        raise ValueError(f"--size {value!r} is not WIDTHxHEIGHT in pixels, for example 1024x768.")
-    return int(width), int(height)
-
-
-def _best_device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _device(value: str) -> str:
-    if not _available(value):
-        raise ValueError(f"--device {value!r} is not on this machine: leave the option out, or try cpu, cuda or mps.")
-    return value
-
-
-def _available(device: str) -> bool:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):  # no such name, or torch is built without it
-        return False
-    return True

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import whole
 from .denoiser import Denoiser
 from .events import Event, Kind
 from .overlap import Pending, SideStream
@@ -41,6 +42,7 @@ class Engine:
             `decode`.
 
     Raises:
+        TypeError: a limit that is no whole number, or a function that is none.
         ValueError: a limit below 1, an unknown policy, or previews that cannot be.
     """
 
@@ -56,12 +58,13 @@ class Engine:
         to_image: Callable[[Tensor], Any] | None = None,
         preview_every: int = 0,
     ) -> None:
-        if max_request_tokens is not None and max_request_tokens < 1:
-            raise ValueError(f"`max_request_tokens` is {max_request_tokens}: give at least 1, or None for no limit.")
-        if preview_every < 0 or (preview_every and decode is None):
-            raise ValueError(
-                f"`preview_every` is {preview_every}: give 0 for no previews, or a number of steps and `decode`."
-            )
+        if max_request_tokens is not None:
+            whole("max_request_tokens", max_request_tokens, 1, ", or None for no limit")
+        if whole("preview_every", preview_every, 0, ", where 0 gives no previews") and decode is None:
+            raise ValueError(f"`preview_every` is {preview_every}: previews need `decode`.")
+        for name, function in (("decode", decode), ("to_image", to_image)):
+            if function is not None and not callable(function):
+                raise TypeError(f"`{name}` is {function!r}: give a function, or None.")
         self.denoiser = denoiser
         self.max_request_tokens = max_request_tokens
         self.preview_every = preview_every
@@ -92,7 +95,8 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do and nothing to tell."""
-        return not (len(self._scheduler) or self._events or self._done or self._decoding)
+        with self._lock:  # or a request that another thread cancels could be gone and its event not there yet
+            return not (len(self._scheduler) or self._events or self._done or self._decoding)
 
     def add(self, request: Request) -> Request:
         """Let a request take part from the next step on. From any thread.
@@ -101,8 +105,19 @@ class Engine:
             The request.
 
         Raises:
+            TypeError: if it is no request.
             ValueError: if it is finished, is here already, needs a branch that is missing, or is too large.
         """
+        self._check(request)
+        with self._lock:
+            self._scheduler.add(request)
+            self._tell("queued", request)
+        return request
+
+    def _check(self, request: Request) -> None:
+        """See that a request may be added, as far as it alone can tell."""
+        if not isinstance(request, Request):
+            raise TypeError(f"`request` is a {type(request).__name__}: give a Request, as `make_requests` makes them.")
         if request.finished:
             raise ValueError(f"{request} is {request.status}: make a new one.")
         self.denoiser.check(request)
@@ -113,17 +128,18 @@ class Engine:
                 f" {request.grid[0]} x {request.grid[1]} of image in each branch), and `max_request_tokens` is"
                 f" {self.max_request_tokens}. Ask for a smaller picture or a shorter caption."
             )
-        with self._lock:
-            self._scheduler.add(request)
-            self._tell("queued", request)
-        return request
 
     def cancel(self, request: Request | str) -> bool:
         """Give up a request, or the oldest unfinished one with this id. From any thread.
 
         Returns:
             Whether there was one to give up; if not, it is finished or was never here.
+
+        Raises:
+            TypeError: if it is neither a request nor an id.
         """
+        if not isinstance(request, (Request, str)):
+            raise TypeError(f"`request` is a {type(request).__name__}: give a Request, or the id of one.")
         with self._lock:
             if isinstance(request, str):
                 named = [one for one in self._scheduler.jobs if one.id == request]
@@ -168,8 +184,16 @@ class Engine:
         """Add requests and step until the engine is idle.
 
         Raises:
+            ValueError: as `add`; then none has been added.
             Exception: that of the first request that failed, once the others are done.
         """
+        if not isinstance(requests, Sequence):
+            raise TypeError(f"`requests` is a {type(requests).__name__}: give a list of requests.")
+        for request in requests:
+            self._check(request)
+        here = set(self.requests)
+        if len(set(requests)) != len(requests) or here & set(requests):
+            raise ValueError("`requests` holds a request twice, or one that has been added already.")
         for request in requests:
             self.add(request)
         errors = [event.error for event in self.run() if event.error is not None]
@@ -209,6 +233,9 @@ class Engine:
             )
         try:
             with self._lock:
+                for request in self._scheduler.jobs:
+                    if request.cancelled:  # by its attribute; `cancel` has the others leave at once
+                        self._leave(request, "cancelled")
                 self._running = self._scheduler.pick()
             before: dict[Request, tuple[int, int]] = {}
             failures: dict[Request, Exception] = {}
@@ -334,6 +361,8 @@ class Engine:
         if request.on_step is not None:
             shape = request.latents.shape
             request.on_step(request)
+            if request.error is not None:
+                raise request.error
             request.check_latents(shape)
         # On a device each look would wait for it: there the last step tells.
         if request.status == "done" or request.latents.device.type == "cpu":

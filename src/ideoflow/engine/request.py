@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..checks import all_finite, whole
 from ..model import Context
 
 Status = Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -64,10 +65,15 @@ class Request:
         """Check that the parts fit.
 
         Raises:
+            TypeError: naming the part that is of another type.
             ValueError: naming the part that does not.
         """
+        self._check_types()
+        self.guidance = all_finite("guidance", self.guidance)
         if len(self.guidance) == 0:
             raise ValueError(f"{self}: `guidance` is empty: give the guidance of each step, of one at least.")
+        if whole("step", self.step, 0) > self.steps:
+            raise ValueError(f"{self}: `step` is {self.step}, but it has {self.steps} steps.")
         if not _is_finite_number(self.priority):
             raise ValueError(f"{self}: `priority` is {self.priority!r}: give a number; higher goes first.")
         self._check_contexts()
@@ -82,6 +88,9 @@ class Request:
                 f"{self}: {len(self.guidance)} steps of `guidance` need {len(self.guidance) + 1} `sigmas`, got"
                 f" {len(self.sigmas)}."
             )
+        if self.times is not None and self.times.shape != (self.steps,):
+            shape = tuple(self.times.shape)
+            raise ValueError(f"{self}: `times` has shape {shape}: give one for each of {self.steps} steps.")
         self.latents = self.latents.to(torch.float32)
         self.sigmas = self.sigmas.to("cpu", torch.float32)
         times = 1 - self.sigmas[:-1] if self.times is None else self.times
@@ -194,7 +203,21 @@ class Request:
         if not isinstance(given, Tensor) or given.shape != shape:
             what = f"has shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"is a {type(given).__name__}"
             raise ValueError(f"{self}: after `on_step` its `latents` {what}: keep a tensor of shape {tuple(shape)}.")
-        self.latents = given.to(self._times.device, torch.float32)
+        self.latents = given.detach().to(self._times.device, torch.float32)
+
+    def _check_types(self) -> None:
+        for name, required in (("latents", True), ("sigmas", True), ("times", False)):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and (required or value is not None):
+                raise TypeError(f"{self}: `{name}` is a {type(value).__name__}: give a tensor.")
+        for name in ("prepare", "on_step"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(f"{self}: `{name}` is {value!r}: give a function, or None.")
+        if not isinstance(self.grid, (tuple, list)) or len(self.grid) != 2:
+            raise TypeError(f"{self}: `grid` is {self.grid!r}: give (rows, cols).")
+        for side in self.grid:
+            whole("grid", side, 1, " of rows and of columns")
 
     def _check_contexts(self) -> None:
         if self.conditional is None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar, get_args
 
+from ..checks import whole
+
 Policy = Literal["fair", "fifo", "priority"]
 POLICIES: tuple[str, ...] = get_args(Policy)
 
@@ -57,13 +59,14 @@ class Scheduler(Generic[J]):
         policy: The order.
 
     Raises:
+        TypeError: a limit that is no whole number.
         ValueError: a limit below 1, or an unknown policy.
     """
 
     def __init__(self, max_tokens: int | None = None, max_requests: int | None = None, policy: Policy = "fair") -> None:
         for name, limit in (("max_tokens", max_tokens), ("max_requests", max_requests)):
-            if limit is not None and limit < 1:
-                raise ValueError(f"`{name}` is {limit}: give at least 1, or None for no limit.")
+            if limit is not None:
+                whole(name, limit, 1, ", or None for no limit")
         if policy not in POLICIES:
             raise ValueError(f"`policy` is {policy!r}: choose one of {', '.join(POLICIES)}.")
         self.max_tokens = max_tokens

@@ -1,0 +1,65 @@
+"""Checks of numbers that callers give: the errors name the argument, what it got and what is allowed."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+
+def whole(name: str, value: Any, least: int, otherwise: str = "") -> int:
+    """A whole number of `least` or more, of any integer type.
+
+    Args:
+        name: Of the argument.
+        value: What it got.
+        least: The smallest that is allowed.
+        otherwise: What else is allowed, for the message, such as " or None".
+
+    Raises:
+        TypeError: if it is no whole number; True and False are none.
+        ValueError: if it is too small.
+    """
+    allowed = f"give a whole number from {least}{otherwise}."
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` is {value!r}: {allowed}") from None
+    if number < least:
+        raise ValueError(f"`{name}` is {value!r}: {allowed}")
+    return number
+
+
+def finite(name: str, value: Any) -> float:
+    """A finite number.
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: if it is infinite or not a number.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` is {value!r}: give a finite number.") from None
+    if not math.isfinite(number):
+        raise ValueError(f"`{name}` is {value!r}: give a finite number.")
+    return number
+
+
+def all_finite(name: str, values: Iterable[Any]) -> tuple[float, ...]:
+    """Finite numbers, of a sequence, an array or a tensor.
+
+    Raises:
+        TypeError: if they are no numbers.
+        ValueError: if one is infinite or not a number.
+    """
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` is {values!r}: give a sequence of finite numbers.") from None
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"`{name}` is {values!r}: give finite numbers.")
+    return numbers

@@ -1,0 +1,160 @@
+"""Drawing of the pictures of one setting: the pipeline loaded, fitted if asked to, and called once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from .. import sketch
+from .console import err, plain_warnings, warn
+from .pictures import QUANTIZED, Picture, Settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..pipeline import Ideogram4Pipeline
+
+SKETCH = "sketch"
+FILES = (".safetensors", ".gguf", ".json")  # what a file of weights, or an index of them, is called
+
+
+def draw(
+    settings: Settings,
+    pictures: Sequence[Picture],
+    compiled: bool,
+    max_tokens: int | None,
+    memory: str | None,
+    verbose: bool,
+    ignore_unknown: bool,
+) -> tuple[list[Image], Settings]:
+    """All pictures of one setting in one call, and the settings that they were drawn with."""
+    import torch
+
+    from ..captions import CaptionWarning
+    from ..schedule import find_preset
+
+    preset = find_preset(settings.preset)
+    with plain_warnings(), err.status(f"loading {settings.model} on {settings.device}"):
+        pipe = _load(settings, ignore_unknown, place=memory is None)
+        if memory is not None:
+            steps = settings.steps or preset.steps
+            settings = _fit(pipe, settings, pictures, steps, memory, verbose)
+    pipe.set_progress_bar_config(disable=True)
+    if compiled:
+        pipe.compile()
+    noun = "picture" if len(pictures) == 1 else "pictures"
+    with (
+        plain_warnings(),
+        Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+            disable=not err.is_terminal,
+        ) as progress,
+    ):
+        task = progress.add_task(f"{len(pictures)} {noun}", total=None)
+
+        def on_step(pipe: Ideogram4Pipeline, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            progress.update(task, completed=step + 1, total=pipe.num_timesteps)
+            return tensors
+
+        warnings.simplefilter("ignore", CaptionWarning)  # said already, when the prompts were read
+        result: Any = pipe(
+            [picture.caption for picture in pictures],
+            size=[(picture.width, picture.height) for picture in pictures],
+            preset=preset if settings.steps is None else preset.with_steps(settings.steps),
+            guidance_scale=settings.guidance,
+            # One generator a picture, on the CPU: the noise depends on the seed alone, not on device or company.
+            generator=[torch.Generator("cpu").manual_seed(picture.seed) for picture in pictures],
+            callback_on_step_end=on_step,
+            callback_on_step_end_tensor_inputs=[],
+            max_tokens=max_tokens,
+        )
+    return result.images, settings
+
+
+def _fit(
+    pipe: Ideogram4Pipeline, settings: Settings, pictures: Sequence[Picture], steps: int, memory: str, verbose: bool
+) -> Settings:
+    """Fit the pipeline for these pictures, and say how; the settings, with the precision that came of it."""
+    from ..text_encoder import tokenise
+
+    tokens = max(len(ids) for ids in tokenise(pipe.tokenizer, [picture.caption for picture in pictures]))
+    plan = pipe.fit(
+        memory,
+        device=settings.device,
+        size=max(((picture.width, picture.height) for picture in pictures), key=lambda size: size[0] * size[1]),
+        caption_tokens=tokens,
+        pictures=len(pictures),
+        steps=steps,
+        quantize=settings.quantize,
+    )
+    if verbose:
+        err.print(str(plan), markup=False)
+    for loss in plan.losses:
+        warn(f"to fit into {memory}: {loss}.")
+    kind = plan.precision if plan.precision in QUANTIZED else None
+    return replace(settings, dtype=plan.cast or settings.dtype, quantize=kind)
+
+
+def _load(settings: Settings, ignore_unknown: bool, place: bool = True) -> Ideogram4Pipeline:
+    """The pipeline with its adapters; where `place` says so, on its device and quantized."""
+    import torch
+
+    from ..checkpoints.lora import UnknownTensorsError
+    from ..checkpoints.pipeline import HUB_ID
+    from ..pipeline import Ideogram4Pipeline
+
+    dtype = getattr(torch, settings.dtype)
+    if settings.model == SKETCH and settings.base:
+        raise ValueError("--base goes with a file as --model; the bundled model has everything.")
+    if settings.model == SKETCH:
+        pipe = sketch.load(dtype)
+    else:
+        path = Path(settings.model).expanduser()
+        if (settings.model.startswith((".", "~", "/")) or path.suffix in FILES) and not path.exists():
+            raise ValueError(f"--model {settings.model!r}: there is no such folder or file.")
+        if path.is_file():
+            base = sketch.path() if settings.base == SKETCH else settings.base or HUB_ID
+            pipe = Ideogram4Pipeline.from_single_file(path, config=base, dtype=dtype)
+        elif settings.base:
+            raise ValueError("--base goes with a file as --model; a folder or a hub id has everything.")
+        else:
+            pipe = Ideogram4Pipeline.from_pretrained(path if path.is_dir() else settings.model, dtype=dtype)
+    for number, lora in enumerate(settings.loras):
+        try:
+            pipe.load_lora_weights(lora.path, adapter_name=f"lora{number}", ignore_unknown=ignore_unknown)
+        except UnknownTensorsError as error:
+            raise ValueError(f"{error.told} To draw without them, give --ignore-unknown.") from error
+    if settings.loras:
+        pipe.set_adapters(
+            [f"lora{number}" for number in range(len(settings.loras))], [lora.scale for lora in settings.loras]
+        )
+    if place:
+        pipe.to(settings.device)
+    if place and settings.quantize:
+        try:
+            pipe.quantize(settings.quantize)
+        except TypeError as error:  # the file holds few bits already
+            raise ValueError(f"--quantize {settings.quantize}: {error}") from error
+    return pipe

@@ -1,0 +1,94 @@
+"""What the values of the options of `ideoflow generate` mean, each read from its text or refused by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from .pictures import DTYPES, QUANTIZED, Lora
+
+PRESET_NAMES = {"quality": "V4_QUALITY_48", "default": "V4_DEFAULT_20", "turbo": "V4_TURBO_12"}
+
+
+def parse_preset(value: str) -> str:
+    """The preset's full name from any spelling."""
+    name = PRESET_NAMES.get(value.lower(), value.upper())
+    if name not in PRESET_NAMES.values():
+        known = ", ".join(f"{full} ({short})" for short, full in PRESET_NAMES.items())
+        raise ValueError(f"--preset {value!r} is unknown: choose one of {known}.")
+    return name
+
+
+def parse_dtype(value: str) -> str:
+    """The name of a type that weights are loaded in."""
+    if value not in DTYPES:
+        raise ValueError(f"--dtype {value!r} is unknown: choose one of {', '.join(DTYPES)}.")
+    return value
+
+
+def parse_quantize(value: str) -> str:
+    """The name of a precision of one byte a weight."""
+    if value not in QUANTIZED:
+        raise ValueError(f"--quantize {value!r} is unknown: choose one of {', '.join(QUANTIZED)}.")
+    return value
+
+
+def parse_lora(value: str) -> Lora:
+    """`PATH` or `PATH:SCALE`; a colon that no number follows belongs to the path."""
+    path, colon, scale = value.rpartition(":")
+    try:
+        lora = Lora(path, float(scale)) if colon else Lora(value)
+    except ValueError:
+        lora = Lora(value)
+    if not math.isfinite(lora.scale):
+        raise ValueError(f"--lora {value!r}: give a finite number as the strength.")
+    if lora.path.endswith(".safetensors") and not Path(lora.path).exists():
+        raise ValueError(f"--lora {value!r}: there is no file {lora.path}.")
+    return lora
+
+
+def parse_sizes(values: Sequence[str], prompts: int) -> list[tuple[int, int] | None]:
+    """One size for each prompt, None where the default is wanted."""
+    sizes = [parse_size(value) for value in values]
+    if len(sizes) not in (0, 1, prompts):
+        noun = "prompt" if prompts == 1 else "prompts"
+        raise ValueError(f"--size is given {len(sizes)} times for {prompts} {noun}: give it once, or once for each.")
+    if not sizes:
+        return [None] * prompts
+    return [*sizes] if len(sizes) > 1 else [sizes[0]] * prompts
+
+
+def parse_size(value: str) -> tuple[int, int]:
+    """Width and height in pixels."""
+    width, cross, height = value.lower().replace("×", "x").partition("x")  # noqa: RUF001
+    if not (cross and width.strip().isdecimal() and height.strip().isdecimal()):
+        raise ValueError(f"--size {value!r} is not WIDTHxHEIGHT in pixels, for example 1024x768.")
+    return int(width), int(height)
+
+
+def best_device() -> str:
+    """The first accelerator, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def parse_device(value: str) -> str:
+    """A device that is here."""
+    if not available(value):
+        raise ValueError(f"--device {value!r} is not on this machine: leave the option out, or try cpu, cuda or mps.")
+    return value
+
+
+def available(device: str) -> bool:
+    """Whether tensors can be made on a device."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # no such name, or torch is built without it
+        return False
+    return True

@@ -1,0 +1,173 @@
+"""How a pipeline makes requests: captions embedded and kept, noise drawn, and a context for each caption and size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arguments import DEFAULT, lines_of, noise_of, plan_of, scheduler_of, sizes_of
+from .checks import whole
+from .engine import Denoiser, Request
+from .model import Context
+from .schedule import Preset
+from .text_cache import TextCache
+from .text_encoder import TAPS, encode_captions, raise_too_long, tokenise
+from .weights import weights_key
+
+
+class PipelineRequests:
+    """The making of requests, for `Ideogram4Pipeline`, whose components these are."""
+
+    scheduler: Any
+    text_encoder: Any
+    tokenizer: Any
+    transformer: Any
+    unconditional_transformer: Any
+    config: Mapping[str, Any]
+    text_cache: TextCache
+    vae_scale_factor: int
+    patch_size: int
+    _execution_device: torch.device
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Decoder layers of the text encoder whose outputs are the text features."""
+        return tuple(self.config.get("text_encoder_taps") or TAPS)
+
+    def encode_prompt(self, prompt: Any, max_sequence_length: int = 2048, strict: bool = False) -> list[Tensor]:
+        """Text features of each prompt: `(tokens, features)` float32, unpadded. Arguments as in `__call__`."""
+        lines = lines_of(prompt, strict)
+        return encode_captions(self.text_encoder, self.tokenizer, lines, self.taps, max_sequence_length)
+
+    @torch.no_grad()
+    def make_requests(
+        self,
+        prompt: Any,
+        height: int = 2048,
+        width: int = 2048,
+        num_inference_steps: int = DEFAULT.steps,
+        guidance_scale: float | None = None,
+        guidance_schedule: Sequence[float] | Tensor | None = DEFAULT.guidance,
+        mu: float = DEFAULT.mu,
+        std: float = DEFAULT.std,
+        max_sequence_length: int = 2048,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | Sequence[Tensor] | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        *,
+        size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        preset: str | Preset | None = None,
+        strict: bool = False,
+        guidance_interval: tuple[float, float] | None = None,
+        prompt_features: Sequence[Tensor] | None = None,
+        defer: bool = False,
+        priority: int = 0,
+    ) -> list[Request]:
+        """Make the requests of a call without running them: what an engine steps, alone or among others.
+
+        A caption is encoded once, and its context is computed once for each of its sizes; pictures share them.
+
+        Args:
+            prompt_features: What `encode_prompt` gave for the prompts, to spare encoding them again.
+            defer: Leave the captions to the engine, which encodes each when its request takes its first step: requests
+                that wait hold little memory, and on a GPU the next is encoded while others are stepped. Pictures of one
+                caption then share its embedding, and each has tables of its own.
+            priority: Higher goes first, in an engine of that policy.
+
+        Returns:
+            `num_images_per_prompt` requests for each prompt, in the order of the prompts. Arguments and errors as in
+            `__call__`.
+        """
+        plan = plan_of(preset, num_inference_steps, guidance_scale, guidance_schedule, mu, std, guidance_interval)
+        guided = any(guidance != 1 for guidance in plan.guidance)
+        if guided and self.unconditional_transformer is None:
+            raise ValueError(
+                "The pipeline has no `unconditional_transformer`, which guidance needs: load one, or pass"
+                " `guidance_scale=1` and `guidance_schedule=None`."
+            )
+        lines = lines_of(prompt, strict)
+        unit = self.vae_scale_factor * self.patch_size
+        sizes = sizes_of(size, height, width, len(lines), unit, self.config.get("side_limits"))
+        num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1)
+        max_sequence_length = whole("max_sequence_length", max_sequence_length, 1)
+        grids = [(h // unit, w // unit) for w, h in sizes for _ in range(num_images_per_prompt)]
+        noise = noise_of(grids, self.transformer.config.in_channels, self._execution_device, generator, latents)
+        schedulers = {pair: scheduler_of(self.scheduler, plan, *pair) for pair in set(sizes)}
+        if prompt_features is not None:
+            if not all(isinstance(features, Tensor) for features in prompt_features):
+                raise TypeError("`prompt_features` holds something else than tensors: give what `encode_prompt` gave.")
+            if len(prompt_features) != len(lines):
+                raise ValueError(f"`prompt_features` holds {len(prompt_features)} tensors for {len(lines)} prompts.")
+
+        denoiser = Denoiser(self.transformer, self.unconditional_transformer, attention_kwargs)
+        if prompt_features is not None:
+            texts = [denoiser.project_text(features) for features in prompt_features]
+            lengths = [len(text) for text in texts]
+        elif defer:
+            texts = []
+            lengths = [len(ids) for ids in tokenise(self.tokenizer, lines, max_sequence_length)]
+        else:
+            texts = self._texts(lines, denoiser, max_sequence_length)
+            lengths = [len(text) for text in texts]
+
+        @cache
+        def unconditional(grid: tuple[int, int]) -> Context | None:
+            return denoiser.prepare_unconditional(grid) if guided else None
+
+        @cache
+        def conditional(number: int, grid: tuple[int, int]) -> Context:
+            return denoiser.prepare_projected(texts[number], grid)
+
+        def prepare(line: str, grid: tuple[int, int]) -> tuple[Context, Context | None]:
+            text = self._texts([line], denoiser, max_sequence_length)[0]
+            return denoiser.prepare_projected(text, grid), denoiser.prepare_unconditional(grid) if guided else None
+
+        requests = []
+        for index, grid in enumerate(grids):
+            number = index // num_images_per_prompt
+            scheduler, line = schedulers[sizes[number]], lines[number]
+            late = defer and not texts
+            # Equal captions share a context, but for features that the caller has given for each.
+            text = number if prompt_features is not None else lines.index(line)
+            requests.append(
+                Request(
+                    conditional=None if late else conditional(text, grid),
+                    unconditional=None if late else unconditional(grid),
+                    latents=noise[index],
+                    sigmas=scheduler.sigmas,
+                    guidance=plan.guidance,
+                    grid=grid,
+                    id=f"{index} ({line[:40]!r})",
+                    times=1 - scheduler.timesteps / scheduler.config.num_train_timesteps,
+                    text_tokens=lengths[number],
+                    prepare=partial(prepare, line, grid) if late else None,
+                    priority=priority,
+                )
+            )
+        return requests
+
+    def _texts(self, lines: Sequence[str], denoiser: Denoiser, max_sequence_length: int) -> list[Tensor]:
+        """What contexts keep of each caption, `(tokens, hidden_size)`: from the cache, or encoded and put there."""
+        weights = weights_key(self.text_encoder, self.transformer.llm_cond_norm, self.transformer.llm_cond_proj)
+        keys = [(line, self.taps, weights, torch.is_autocast_enabled(self._execution_device.type)) for line in lines]
+        found: dict[str, Tensor | None] = {}
+        for line, key in zip(lines, keys, strict=True):
+            found[line] = None if weights is None else self.text_cache.get(key)
+        missing = [line for line, text in found.items() if text is None]
+        if missing:
+            made = encode_captions(self.text_encoder, self.tokenizer, missing, self.taps, max_sequence_length)
+            for line, features in zip(missing, made, strict=True):
+                found[line] = denoiser.project_text(features)
+        for line, key in zip(lines, keys, strict=True):
+            text = found[line]
+            assert text is not None
+            if len(text) > max_sequence_length:
+                raise_too_long(line, len(text), max_sequence_length)
+            if weights is not None:
+                self.text_cache.put(key, text)
+        return [found[line] for line in lines]  # type: ignore[misc]
