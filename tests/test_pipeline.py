@@ -5,6 +5,7 @@ import inspect
 import json
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -913,3 +914,67 @@ def test_captions_are_embedded_anew_after_an_adapter_of_the_projection_was_fused
     fused = latents_of(pipeline, generator=seeded(), **call)
 
     assert relative(fused, adapted) <= 1e-4 < relative(fused, bare)
+
+
+# CUDA graphs
+
+
+@pytest.fixture
+def graphs_here(monkeypatch):
+    """Stands for CUDA's graphs on a CPU; how often they are replayed."""
+    from ideoflow.engine import graphs
+
+    notes = SimpleNamespace(replays=0)
+
+    class StandIn:
+        __init__ = staticmethod(lambda *_: None)
+        runs_on = staticmethod(lambda device: True)
+        warm_up = staticmethod(lambda run: run())
+
+        def capture(self, run, pool):
+            self.run, self.output, self.handle = run, run() * torch.nan, (0, 0)
+
+        def replay(self):
+            notes.replays += 1
+            self.output.copy_(self.run())
+
+    monkeypatch.setattr(graphs, "CudaGraph", StandIn)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    return notes
+
+
+def test_cuda_graphs_are_off_until_they_are_enabled_and_change_no_picture(pipeline, graphs_here):
+    def draw():
+        return latents_of(pipeline, CAPTION, height=32, width=48, generator=seeded(), **SETTINGS)
+
+    ordinary = draw()
+    assert graphs_here.replays == 0
+    pipeline.enable_cuda_graphs()
+    assert torch.equal(draw(), ordinary) and graphs_here.replays == 2 * 10
+    pipeline.disable_cuda_graphs()
+    assert torch.equal(draw(), ordinary) and graphs_here.replays == 2 * 10
+
+
+def test_cuda_graphs_are_freed_before_pictures_are_decoded(pipeline, graphs_here, monkeypatch):
+    pipeline.enable_cuda_graphs()
+    denoisers, decode, engine = [], pipeline.decode_requests, pipeline.engine
+
+    def make_engine(*args, **kwargs):
+        made = engine(*args, **kwargs)
+        denoisers.append(made.denoiser)
+        return made
+
+    def decode_after(*args):
+        assert graphs_here.replays > 0 and [len(graphs) for graphs in denoisers[0]._graphs()] == [0, 0]
+        return decode(*args)
+
+    monkeypatch.setattr(pipeline, "engine", make_engine)
+    monkeypatch.setattr(pipeline, "decode_requests", decode_after)
+
+    pipeline(CAPTION, height=32, width=48, **SETTINGS)
+
+
+def test_cuda_graphs_cannot_be_enabled_where_there_is_no_cuda(pipeline, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="need a CUDA device, and torch sees none"):
+        pipeline.enable_cuda_graphs()

@@ -389,3 +389,9 @@ def test_what_is_in_few_bits_is_not_quantized_again(generate, tiny_folder: Path)
 @pytest.mark.parametrize("arguments", [["--base", "x"], ["--model", "sketch", "--base", "x"]])
 def test_a_base_goes_with_a_file(generate, arguments):
     assert "--base goes with a file as --model" in generate(LINE, *arguments, fails=2).output
+
+
+def test_cuda_graphs_need_cuda(generate):
+    assert "--cuda-graphs needs --device cuda, and these pictures are drawn on 'cpu'" in " ".join(
+        generate(LINE, "--cuda-graphs", fails=2).output.split()
+    )

@@ -35,6 +35,7 @@ def draw(
     settings: Settings,
     pictures: Sequence[Picture],
     compiled: bool,
+    cuda_graphs: bool,
     max_tokens: int | None,
     memory: str | None,
     verbose: bool,
@@ -46,6 +47,8 @@ def draw(
     from ..captions import CaptionWarning
     from ..schedule import find_preset
 
+    if cuda_graphs and not settings.device.startswith("cuda"):
+        raise ValueError(f"--cuda-graphs needs --device cuda, and these pictures are drawn on {settings.device!r}.")
     preset = find_preset(settings.preset)
     with plain_warnings(), err.status(f"loading {settings.model} on {settings.device}"):
         pipe = _load(settings, ignore_unknown, place=memory is None)
@@ -55,6 +58,8 @@ def draw(
     pipe.set_progress_bar_config(disable=True)
     if compiled:
         pipe.compile()
+    if cuda_graphs:
+        pipe.enable_cuda_graphs()
     noun = "picture" if len(pictures) == 1 else "pictures"
     with (
         plain_warnings(),

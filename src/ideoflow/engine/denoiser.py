@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from ..model import Context, Ideogram4Transformer2DModel, Modulation
 from ..offload import execution_device, is_offloaded
 from ..packing import Layout
 from ..weights import weights_key
+from .graphs import Graphs, Inputs, Pool
+from .memory import out_of_memory
 from .request import Request
 
 SCHEDULES = 4  # kept for each branch: at full size one of 48 steps takes 60 MB
@@ -25,6 +28,8 @@ class Denoiser:
         transformer: The conditional branch: text and image tokens.
         unconditional_transformer: The unconditional branch: image tokens alone. None if no request is guided.
         attention_kwargs: Passed to both transformers; `{"scale": s}` scales LoRA adapters.
+        cuda_graphs: On CUDA, record the kernels of a set of requests at its second step and replay them at later ones.
+            Changes no number. Graphs live as long as the denoiser and the contexts of their requests.
     """
 
     def __init__(
@@ -32,11 +37,16 @@ class Denoiser:
         transformer: Ideogram4Transformer2DModel,
         unconditional_transformer: Ideogram4Transformer2DModel | None,
         attention_kwargs: dict[str, Any] | None = None,
+        *,
+        cuda_graphs: bool = False,
     ) -> None:
         self.attention_kwargs = attention_kwargs
-        self._conditional = _Branch(transformer, attention_kwargs)
+        pool = Pool() if cuda_graphs else None
+        self._conditional = _Branch(transformer, attention_kwargs, pool)
         self._unconditional = (
-            _Branch(unconditional_transformer, attention_kwargs) if unconditional_transformer is not None else None
+            _Branch(unconditional_transformer, attention_kwargs, pool)
+            if unconditional_transformer is not None
+            else None
         )
 
     @property
@@ -66,7 +76,9 @@ class Denoiser:
 
     @torch.no_grad()
     def step(self, requests: Sequence[Request]) -> None:
-        """Take the next step of each request, or, if anything fails, of none. Does not wait for the device.
+        """Take the next step of each request, or, if anything fails, of none.
+
+        Does not wait for the device, unless it records a CUDA graph.
 
         Args:
             requests: Prepared and unfinished ones, each once, in any order.
@@ -78,6 +90,37 @@ class Denoiser:
         if not requests:
             return
         self._check(requests)
+        try:
+            moved = self._moved(requests)
+        except Exception as error:
+            if not (out_of_memory(error) and self.give_up_graphs("memory ran out")):
+                raise
+            traceback.clear_frames(error.__traceback__)  # they hold the pass's tensors
+            moved = None
+        if moved is None:
+            moved = self._moved(requests)
+        for request, (velocity, latents) in zip(requests, moved, strict=True):
+            request.velocity, request.latents = velocity, latents
+            request.step += 1
+
+    def give_up_graphs(self, why: str) -> bool:
+        """Free all CUDA graphs and record no more, with a warning that says why; whether there were any."""
+        found = [graphs for graphs in self._graphs() if len(graphs)]
+        for graphs in found:
+            graphs.give_up(why)
+        return bool(found)
+
+    def free_graphs(self) -> None:
+        """Free all CUDA graphs; later steps record others."""
+        for graphs in self._graphs():
+            graphs.free()
+
+    def _graphs(self) -> list[Graphs]:
+        branches = [branch for branch in (self._conditional, self._unconditional) if branch is not None]
+        return [branch.graphs for branch in branches if branch.graphs is not None]
+
+    def _moved(self, requests: Sequence[Request]) -> list[tuple[Tensor, Tensor]]:
+        """Guided velocity, and latents after the step, of each request."""
         guided = [request for request in requests if request.guided]
         contexts = [request.conditional for request in requests]
         conditional = self._conditional.velocities(requests, contexts)  # type: ignore[arg-type]
@@ -92,9 +135,7 @@ class Denoiser:
                 guidance = request.guidance[request.step]
                 velocity = guidance * velocity + (1.0 - guidance) * unconditional[request]
             moved.append((velocity, request.moved(velocity)))
-        for request, (velocity, latents) in zip(requests, moved, strict=True):
-            request.velocity, request.latents = velocity, latents
-            request.step += 1
+        return moved
 
     def _check(self, requests: Sequence[Request]) -> None:
         if len(set(requests)) != len(requests):
@@ -135,9 +176,12 @@ class Denoiser:
 class _Branch:
     """One transformer, and the packed context of the set of requests that it last ran."""
 
-    def __init__(self, transformer: Ideogram4Transformer2DModel, attention_kwargs: dict[str, Any] | None) -> None:
+    def __init__(
+        self, transformer: Ideogram4Transformer2DModel, attention_kwargs: dict[str, Any] | None, pool: Pool | None
+    ) -> None:
         self.transformer = transformer
         self.attention_kwargs = attention_kwargs
+        self.graphs = None if pool is None else Graphs(transformer, pool)
         self._parts: list[Context] = []
         self._packed: Context | None = None
         self._schedules: OrderedDict[Hashable, Modulation] = OrderedDict()  # the latest last
@@ -155,19 +199,27 @@ class _Branch:
         """Velocities `(image_tokens, channels)` of each request in float32, on its latents' device."""
         # Segments of equal length lie side by side, where attention takes them as one batch.
         order = sorted(range(len(requests)), key=lambda i: contexts[i].layout.tokens)
-        context = self._pack([contexts[i] for i in order])
+        parts = [contexts[i] for i in order]
+        context = self._pack(parts)
         device = context.layout.device
         latents = torch.cat([requests[i].latents for i in order]).to(device, self.transformer.dtype)
         times = torch.stack([requests[i].time for i in order]).to(device)
-        velocity = self.transformer.velocity(
-            latents,
-            times,
+        inputs = Inputs(latents, times, self._modulation([requests[i] for i in order]))
+        if self.graphs is None:
+            velocity = self._velocity(inputs, context)
+        else:
+            velocity = self.graphs.velocity(self._velocity, inputs, parts, context)
+        own = velocity.to(torch.float32).split(context.layout.image_lengths)
+        return {requests[i]: part.to(requests[i].latents.device) for i, part in zip(order, own, strict=True)}
+
+    def _velocity(self, inputs: Inputs, context: Context) -> Tensor:
+        return self.transformer.velocity(
+            inputs.latents,
+            inputs.times,
             context,
             attention_kwargs=self.attention_kwargs,
-            modulation=self._modulation([requests[i] for i in order]),
+            modulation=inputs.modulation,
         )
-        parts = velocity.to(torch.float32).split(context.layout.image_lengths)
-        return {requests[i]: part.to(requests[i].latents.device) for i, part in zip(order, parts, strict=True)}
 
     def _pack(self, contexts: list[Context]) -> Context:
         """One stream of all contexts, kept while the same ones come in the same order."""

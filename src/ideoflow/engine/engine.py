@@ -7,7 +7,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,10 +15,12 @@ from torch import Tensor
 from ..checks import whole
 from .denoiser import Denoiser
 from .events import Event, Kind
+from .memory import out_of_memory
 from .overlap import Pending, SideStream
 from .request import Request
 from .scheduler import Policy, Scheduler
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -288,7 +290,7 @@ class Engine:
             return not request.cancelled
         try:
             if request.conditional is None and request.prepare is not None:
-                pending = self._ahead.pop(request, None) or Pending(_retry(request.prepare))
+                pending = self._ahead.pop(request, None) or Pending(self._retry(request.prepare))
                 request.begin(*pending.take())
         except Exception as error:
             with self._lock:
@@ -379,7 +381,7 @@ class Engine:
             self._tell("finished", request)
             return
         try:
-            pending = self._side.run(lambda: _retry(lambda: decode(request, request.latents)), request.latents)
+            pending = self._side.run(lambda: self._retry(lambda: decode(request, request.latents)), request.latents)
         except Exception as error:
             request.error = error
             self._tell("failed", request, error=error)
@@ -414,21 +416,14 @@ class Engine:
     def _tell(self, kind: Kind, request: Request, image: Any = None, error: Exception | None = None) -> None:
         self._events.append(Event(kind, request, request.step, image, error))
 
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on a device or on the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-
-
-def _retry(work: Callable[[], Any]) -> Any:
-    """The outcome of `work`, tried once more with an empty cache if memory runs out."""
-    try:
+    def _retry(self, work: Callable[[], T]) -> T:
+        """The outcome of `work`, tried once more if memory runs out, with what can be freed for it."""
+        try:
+            return work()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        self.denoiser.give_up_graphs("memory ran out")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         return work()
-    except Exception as error:
-        if not out_of_memory(error):
-            raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return work()

@@ -81,6 +81,8 @@ class GgufLinear(nn.Linear):
         dtype: Of an adapter's weights that come to lie on the layer.
     """
 
+    waits_for_device = True  # constants are copied there for each product, which no CUDA graph can record
+
     def __init__(self, blocks: Tensor, kind: str, in_features: int, out_features: int, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)  # nn.Linear's would draw weights
         self.in_features, self.out_features, self.kind, self.compute_dtype = in_features, out_features, kind, dtype
