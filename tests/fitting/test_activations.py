@@ -110,9 +110,9 @@ def test_the_arithmetic_of_a_step_by_hand(full):
     call = Call(full)
     tokens, image = 4096 + 500, 4096
     assert call.image == image and call.tokens == 2 * image + 500
-    widest = 2 * (image * 4608 + 5 * tokens * 4608 + 4 * tokens * 12288)
+    widest = 2 * (image * 4608 + 5 * tokens * 4608 + 3 * tokens * 12288)
     assert call.step().bytes == widest
-    assert call.step(unconditional=True).bytes == 2 * (6 * image * 4608 + 4 * image * 12288)
+    assert call.step(unconditional=True).bytes == 2 * (6 * image * 4608 + 3 * image * 12288)
     assert Call(full, pictures=3).step().bytes == 3 * widest
     assert Call(full, pictures=3).step(together=1).bytes == widest
     schedule = 2 * 20 * (34 * 4 * 4608 + 4608) * 2

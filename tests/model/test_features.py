@@ -164,18 +164,6 @@ def test_attention_goes_through_the_dispatcher(ours, inputs, monkeypatch):
     assert shapes == [(2, 6, 2, 16), (1, 11, 2, 16)] * 2
 
 
-def test_fused_projections_change_nothing(ours, inputs):
-    expected = ours(**inputs).sample
-    ours.fuse_qkv_projections()
-    used = []
-    ours.layers[0].attention.to_qkv.register_forward_hook(lambda *args: used.append(True))
-    assert torch.allclose(ours(**inputs).sample, expected, atol=1e-5)
-    assert used
-    ours.unfuse_qkv_projections()
-    assert not hasattr(ours.layers[0].attention, "to_qkv")
-    assert torch.equal(ours(**inputs).sample, expected)
-
-
 def test_processors_can_be_replaced_and_get_the_attention_kwargs(ours, inputs):
     seen = []
 

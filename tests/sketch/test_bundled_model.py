@@ -91,3 +91,20 @@ def test_it_draws_held_out_captions(pipeline):
     assert result.background[0] >= 0.85
     assert result.shapes_in_place[0] >= 0.7
     assert result.words_in_place[0] >= 0.2
+
+
+def test_fused_projections_draw_the_same_latents(pipeline):
+    caption = line(sample(0, split="held_out").caption)
+
+    def draw():
+        return pipeline(caption, size=(96, 96), generator=seeded(5), output_type="latent", **SETTINGS).images
+
+    expected = draw()
+    pipeline.fuse_projections()
+    branches = (pipeline.transformer, pipeline.unconditional_transformer)
+    parts = [part for branch in branches for block in branch.layers for part in (block.attention, block.feed_forward)]
+    assert all(part.fused_projections for part in parts)
+    assert relative(draw(), expected) <= 1e-4
+    pipeline.unfuse_projections()
+    assert not any(part.fused_projections for part in parts)
+    assert torch.equal(draw(), expected)

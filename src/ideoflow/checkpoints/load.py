@@ -10,7 +10,6 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 
 from ..model import Ideogram4Transformer2DModel
-from ..precision.quantize import keep_projections_apart
 from .errors import CheckpointError
 from .finite import Finite
 from .forms import Checkpoint, StoredWeight
@@ -103,7 +102,6 @@ def load_transformer(
         if weights:
             readers = {weight.parameter: partial(_expanded, checkpoint.source, weight, dtype) for weight in weights}
             model.set_submodule(name, Resting(readers, NO_TEXT, dtype))
-    keep_projections_apart(model)
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if left:
         raise CheckpointError(f"{checkpoint.source.path}: nothing was loaded into {', '.join(left[:6])}.")

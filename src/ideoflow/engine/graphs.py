@@ -16,6 +16,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import Tensor, nn
 
 from ..model import Context, Modulation
+from ..model.hooks import is_hooked
 
 KEPT = 8  # sets of contexts of each branch; their graphs share one memory for what is computed in between
 
@@ -254,7 +255,7 @@ def _state_of(transformer: nn.Module, device: torch.device) -> Hashable | None:
         return None
     state: list[Hashable] = [torch.is_inference_mode_enabled(), _AttentionBackendRegistry.get_active_backend()[0]]
     for part in transformer.modules():
-        if _is_hooked(part) or "lora_A" in part._modules or getattr(type(part), "waits_for_device", False):
+        if _wants_calls(part) or "lora_A" in part._modules or getattr(type(part), "waits_for_device", False):
             return None
         for tensor in chain(part._parameters.values(), part._buffers.values()):
             if tensor is None:
@@ -269,11 +270,5 @@ def _state_of(transformer: nn.Module, device: torch.device) -> Hashable | None:
     return tuple(state)
 
 
-def _is_hooked(part: nn.Module) -> bool:
-    return bool(
-        part._forward_hooks
-        or part._forward_pre_hooks
-        or "forward" in part.__dict__
-        or "_hf_hook" in part.__dict__
-        or "_diffusers_hook" in part.__dict__
-    )
+def _wants_calls(part: nn.Module) -> bool:
+    return is_hooked(part) or "_hf_hook" in part.__dict__ or "_diffusers_hook" in part.__dict__

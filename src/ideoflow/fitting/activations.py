@@ -1,7 +1,7 @@
 """Bytes that are alive beyond the weights, at the peak of each stage of a call, counted from what the code holds there.
 
-Each stage is a sum of named terms. What is counted is plain torch, and what its CPU kernels take inside: on CUDA the
-Triton kernels and torch's own fused norms hold less; of cuDNN's workspaces nothing is known here.
+Each stage is a sum of named terms. What is counted is the code of a CPU, and what torch's kernels take inside there: on
+CUDA the Triton kernels hold no more; of cuDNN's workspaces nothing is known here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from functools import cached_property
 from typing import Any
 
 from ..model.cpu_attention import NARROWEST, QUERIES, SMALLEST
+from ..model.kernels.lean import BLOCK
+from ..precision.linear import int8_parts
 from .components import Model
 from .precisions import ITEMSIZE, ONE_BYTE
 
@@ -159,20 +161,21 @@ class Call:
         row = tokens * hidden * b
         fed = tokens * wide * b
         embedded = {"embedded image": image * hidden * b}
-        norm = tokens * hidden * FLOAT * (2 if b == FLOAT else 3)  # plain torch squares and scales in float32
+        # Norms and rotation go through float32 some tokens at a time: the input, what is added to it, and modulation.
+        some = min(BLOCK, tokens * hidden) * FLOAT * (1 if b == FLOAT else 3)
         # Block's input, normed and scaled, attended, their sum, normed and scaled.
         stream = {**embedded, "stream": 5 * row}
-        yield Stage("feed-forward of a block", {**stream, "w1, w3, silu, product": 4 * fed})
+        yield Stage("feed-forward of a block", {**stream, "w1, w3, product": 3 * fed})
         if self.precision in ONE_BYTE and not self.expands:
-            # w3's product: the input in a byte; sums in int32, then in float32; w1's product, which waits.
-            sums = tokens * (hidden + 2 * wide * FLOAT)
-            yield Stage("w3 of a block, in one byte", {**stream, "w1": fed, "input, int32, float32": sums})
+            # One product of both: the input in a byte; sums in int32, then in float32, of some tokens.
+            sums = tokens * hidden + 2 * wide * tokens // int8_parts(tokens, 2 * wide) * 2 * FLOAT
+            yield Stage("w1, w3 of a block, in one byte", {**stream, "w1, w3": 2 * fed, "input, int32, float32": sums})
         if self.expands:
             weight = hidden * wide * b
             yield Stage("w3 of a block, expanded", {**stream, "w1, w3": 2 * fed, "expanded weight": weight})
-        yield Stage("norm of a block", {**embedded, "stream": 5 * row, "norm": norm})
+        yield Stage("norm of a block", {**embedded, "stream": 6 * row, "norm": some})
         heads = {**embedded, "stream": 2 * row, "queries, keys, values": 4 * row}
-        yield Stage("rotation in a block", {**heads, "rotated": 5 * row})
+        yield Stage("rotation in a block", {**heads, "rotated": row, "in float32": some})
         scratch = 0
         head = config["attention_head_dim"]
         if head >= NARROWEST and segment * head >= SMALLEST:

@@ -201,7 +201,7 @@ def to_nf4(transformer: nn.Module) -> list[str]:
         raise ValueError("nf4 needs bitsandbytes: install it (pip install bitsandbytes), or use int8.")
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    from ..precision.quantize import _LAYER, keep_projections_apart
+    from ..precision.quantize import _LAYER
 
     names = [name for name, _ in transformer.named_modules() if _LAYER.fullmatch(name)]
     for name in names:
@@ -217,7 +217,6 @@ def to_nf4(transformer: nn.Module) -> list[str]:
         )
         layer.weight = Params4bit(weight, requires_grad=False, quant_type=NF4, compress_statistics=True, module=layer)
         transformer.set_submodule(name, layer)
-    keep_projections_apart(transformer)  # type: ignore[arg-type]
     return names
 
 

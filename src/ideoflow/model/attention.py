@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ..packing import Bounds
 from . import cpu_attention, kernels
+from .fused import FusedProjections
+from .hooks import is_hooked
 from .linear import Linear
 from .rope import rotate
 
@@ -46,11 +48,10 @@ class Ideogram4AttnProcessor:
         **kwargs: Any,
     ) -> Tensor:
         cos, sin = rotary
-        wanted = hidden_states if bounds.wanted is None else hidden_states.index_select(0, bounds.wanted)
-        # Adapters sit on the separate projections; the fused one does not have them.
-        if attn.fused_projections and isinstance(attn.to_q, nn.Linear) and bounds.wanted is None:
-            projected = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        if bounds.wanted is None:
+            projected = attn.project(hidden_states)
         else:
+            wanted = hidden_states.index_select(0, bounds.wanted)
             projected = attn.to_q(wanted), attn.to_k(hidden_states), attn.to_v(hidden_states)
         # (tokens, heads, head_dim)
         query, key, value = (x.unflatten(-1, (attn.num_heads, attn.head_dim)) for x in projected)
@@ -115,11 +116,6 @@ class RMSNorm(nn.RMSNorm):
     """Torch's norm, computed in the type of its weight: what autocast hands it is narrower."""
 
     @property
-    def bare(self) -> bool:
-        """Whether nothing (an offload hook, say) has to see it called, so that a kernel may take its weight."""
-        return not (self._forward_hooks or self._forward_pre_hooks or "forward" in self.__dict__)
-
-    @property
     def epsilon(self) -> float:
         """What is added to the mean square."""
         assert self.eps is not None
@@ -131,17 +127,17 @@ class RMSNorm(nn.RMSNorm):
 
 def norm_rotate(norm: RMSNorm, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Normalise and rotate each head of x (tokens, heads, head_dim), in one pass where a kernel can."""
-    if norm.bare:
+    if not is_hooked(norm):
         return kernels.norm_rotate(x, norm.weight, norm.epsilon, cos, sin)
     return rotate(norm(x), cos, sin)
 
 
-class Ideogram4Attention(nn.Module, AttentionModuleMixin):
+class Ideogram4Attention(FusedProjections, nn.Module, AttentionModuleMixin):
     """Self-attention with normalised queries and keys, rotary positions, and segments that do not see each other."""
 
     processor: Ideogram4AttnProcessor
-    to_qkv: nn.Linear  # while the projections are fused
 
+    _projections = ("to_q", "to_k", "to_v")
     _default_processor_cls = Ideogram4AttnProcessor
     _available_processors = [Ideogram4AttnProcessor]  # noqa: RUF012 (the mixin declares it so)
 
@@ -151,7 +147,6 @@ class Ideogram4Attention(nn.Module, AttentionModuleMixin):
             raise ValueError(f"`hidden_size`={hidden_size} must be divisible by `num_heads`={num_heads}.")
         self.num_heads = num_heads
         self.head_dim = hidden_size // num_heads
-        self.use_bias = False  # read by `fuse_projections`
 
         self.to_q = Linear(hidden_size, hidden_size, bias=False)
         self.to_k = Linear(hidden_size, hidden_size, bias=False)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..packing import Bounds
 from . import kernels
 from .attention import Ideogram4Attention, RMSNorm
+from .fused import FusedProjections
+from .hooks import is_hooked
 from .linear import Linear
 
 TIME_SCALE = 1e4  # model times in [0, 1] are stretched to [0, 1e4] before the sinusoid
@@ -34,14 +36,14 @@ def at_tokens(x: Tensor, time_of_token: Tensor | None) -> Tensor:
 
 def norm_scale(norm: RMSNorm, x: Tensor, scale: Tensor, time_of_token: Tensor | None) -> Tensor:
     """Normalise x (tokens, channels) and scale each token by the row of its time, in one pass if possible."""
-    if norm.bare:
+    if not is_hooked(norm):
         return kernels.norm_scale(x, norm.weight, norm.epsilon, scale, time_of_token)
     return norm(x) * at_tokens(scale, time_of_token)
 
 
 def gate_norm_add(norm: RMSNorm, h: Tensor, y: Tensor, gate: Tensor, time_of_token: Tensor | None) -> Tensor:
     """Add the normalised y to h, both (tokens, channels), gated by the rows of their times, in one pass if possible."""
-    if norm.bare:
+    if not is_hooked(norm):
         return kernels.gate_norm_add(h, y, norm.weight, norm.epsilon, gate, time_of_token)
     return h + at_tokens(gate, time_of_token) * norm(y)
 
@@ -60,8 +62,10 @@ class TimeEmbedding(nn.Module):
         return self.mlp_out(F.silu(self.mlp_in(sinusoid(times, self.dim).to(dtype))))
 
 
-class FeedForward(nn.Module):
+class FeedForward(FusedProjections, nn.Module):
     """SwiGLU."""
+
+    _projections = ("w1", "w3")
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -70,7 +74,7 @@ class FeedForward(nn.Module):
         self.w3 = Linear(dim, hidden_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(kernels.swiglu(self.w1(x), self.w3(x)))
+        return self.w2(kernels.swiglu(*self.project(x)))
 
 
 class Ideogram4TransformerBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""Offload hooks wait for a model's `forward`; `fires_hooks` makes them fire for its other methods too."""
+"""Hooks: whether a module has any, and `fires_hooks`, by which offloading sees other methods than `forward`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from diffusers.hooks.group_offloading import _GROUP_OFFLOADING, _LAZY_PREFETCH_GROUP_OFFLOADING
+from torch import nn
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether something (an offload hook, say) has to see the module called, so that nothing may take its weights."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
 def fires_hooks(runs_all_layers: bool) -> Callable[[Method], Method]:

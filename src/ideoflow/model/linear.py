@@ -29,6 +29,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class Linear(nn.Linear):
     """Torch's linear layer, computed by `linear`."""
 
+    row_tensors = ("weight",)  # what has a row for each output, so that layers can be laid together
+
+    def pays_together(self, tokens: Tensor) -> bool:
+        """Whether the product of several such layers, laid together, is worth taking as one."""
+        return True
+
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
 

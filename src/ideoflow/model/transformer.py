@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..packing import Bounds, Layout, rows_to_layout
 from .blocks import FinalLayer, Ideogram4TransformerBlock, TimeEmbedding
 from .checks import check_float, check_integer, check_times
+from .fused import FusedProjections
 from .hooks import fires_hooks
 from .linear import Linear
 from .rope import check_sections, rotary_tables
@@ -176,6 +177,22 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         for processor in self.attn_processors.values():
             processor.breaks_graphs = True
         self.compile_repeated_blocks(dynamic=True, **options)
+
+    def fuse_projections(self) -> None:
+        """Compute q, k and v as one product in each block, and w1 and w3, unless their weights are to have gradients.
+
+        Names, files and adapters stay as they are. `fuse_qkv_projections`, as diffusers has it, does the first alone.
+        Call it before offloading is set up.
+        """
+        for module in self.modules():
+            if isinstance(module, FusedProjections):
+                module.fuse_projections()
+
+    def unfuse_projections(self) -> None:
+        """Undo `fuse_projections`."""
+        for module in self.modules():
+            if isinstance(module, FusedProjections):
+                module.unfuse_projections()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:

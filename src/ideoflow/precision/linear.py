@@ -16,6 +16,8 @@ from ..model.linear import Linear
 from ..model.linear import linear as linear_product
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}  # magnitudes that a row's largest is scaled to
+SUMS = 2**23  # of products in int8 at a time, each in int32 and then in float32
+FEWEST = 64  # tokens at a time: kernels want more than 16
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # of a row of zeros, which it leaves zeros
 # Without it torch multiplies int8 in a plain loop. Asked here once: `forward` could not be compiled with the question.
 HAS_VNNI = bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
@@ -53,12 +55,23 @@ def float8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """`x @ w.T` in float32 of `x` (tokens, in) and the weight (out, in), multiplied in int8 and summed in int32.
+    """`x @ w.T` in the type of `x` (tokens, in), multiplied in int8 with the weight (out, in) and summed in int32.
 
     On the CPU no size may be one.
     """
     tokens, token_scale = quantize_rows(x, torch.int8)
-    return torch._int_mm(tokens, weight.t()).to(torch.float32).mul_(token_scale[:, None]).mul_(scale)
+    parts = int8_parts(len(tokens), len(weight))
+    out = x.new_empty(len(tokens), len(weight))
+    for some, own, result in zip(tokens.chunk(parts), token_scale.chunk(parts), out.chunk(parts), strict=True):
+        result.copy_(torch._int_mm(some, weight.t()).to(torch.float32).mul_(own[:, None]).mul_(scale))
+    return out
+
+
+def int8_parts(tokens: int, rows: int) -> int:
+    """In how many parts of the tokens a product in int8 is taken, so that its wide sums stay few."""
+    if torch.compiler.is_compiling():
+        return 1  # a number that would hold for one length alone
+    return max(1, min(-(-tokens * rows // SUMS), tokens // FEWEST))
 
 
 class _ExpandedProduct(torch.autograd.Function):
@@ -93,6 +106,7 @@ class QuantizedLinear(nn.Linear):
         bias: (out,) or None.
     """
 
+    row_tensors = ("weight", "weight_scale")
     storage: ClassVar[torch.dtype]
     weight_scale: Tensor
 
@@ -153,6 +167,10 @@ class QuantizedLinear(nn.Linear):
     def multiplies(self, tokens: Tensor) -> bool:
         """Whether `product` can be had, and pays, for such an input (tokens, in)."""
         raise NotImplementedError
+
+    def pays_together(self, tokens: Tensor) -> bool:
+        """The input is rounded once for all. Where weights are expanded instead, they are better expanded one by one."""
+        return self.multiplies(tokens)
 
     def product(self, tokens: Tensor) -> Tensor:
         """The product in `storage`: (tokens, in) to (tokens, out)."""

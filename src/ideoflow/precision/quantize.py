@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..model import Ideogram4Transformer2DModel
+from ..model.fused import FusedProjections
 from ..model.linear import Linear
 from .linear import Float8Linear, Int8Linear, QuantizedLinear
 
@@ -26,8 +27,8 @@ def quantize_(module: nn.Module, kind: str, skip: str | Sequence[str] = ()) -> l
     """Quantize the linear layers of the blocks: attention and feed-forward, one at a time.
 
     Done in place; nothing is changed where an error is raised. Adapters may be loaded before or after. Call it before
-    offloading, layerwise casting and compilation are set up. Queries, keys and values stay separate afterwards:
-    `fuse_qkv_projections` does nothing until `dequantize_`.
+    offloading, layerwise casting and compilation are set up. Products of one input are fused afterwards, so that it is
+    rounded once for all of them.
 
     Args:
         module: An `Ideogram4Transformer2DModel`.
@@ -40,16 +41,13 @@ def quantize_(module: nn.Module, kind: str, skip: str | Sequence[str] = ()) -> l
 
     Raises:
         TypeError: a module that is no such model, or whose layers are quantized already.
-        ValueError: an unknown kind, a pattern that matches nothing, fused projections, hooks on the layers, or weights
-            that are not finite.
+        ValueError: an unknown kind, a pattern that matches nothing, hooks on the layers, or weights that are not
+            finite.
     """
     if not isinstance(module, Ideogram4Transformer2DModel):
         raise TypeError(f"`module` is a {type(module).__name__}: give an Ideogram4Transformer2DModel.")
     if kind not in KINDS:
         raise ValueError(f"`kind` is {kind!r}: choose one of {', '.join(KINDS)}.")
-    attentions = [block.attention for block in module.layers]
-    if any(attention.fused_projections for attention in attentions):
-        raise ValueError("`module` has fused projections: call its `unfuse_qkv_projections()` first.")
     hooked = [
         name
         for name, part in module.layers.named_modules()
@@ -67,29 +65,16 @@ def quantize_(module: nn.Module, kind: str, skip: str | Sequence[str] = ()) -> l
     for name in names:
         _check(name, module.get_submodule(name))
 
+    module.unfuse_projections()
     for name in names:
         module.set_submodule(name, KINDS[kind].from_linear(module.get_submodule(name)))
-    keep_projections_apart(module)
+    module.fuse_projections()
     return [name.removesuffix(".base_layer") for name in names]
 
 
 def is_quantized_layer(name: str) -> bool:
     """Whether `quantize_` quantizes the layer of that name."""
     return _LAYER.fullmatch(name) is not None
-
-
-def keep_projections_apart(model: Ideogram4Transformer2DModel) -> None:
-    """Have diffusers' fusing of projections pass over quantized ones: it would fuse stored weights without scales."""
-    for attention in model.layers.modules():
-        if hasattr(attention, "to_q") and any(_is_quantized(part) for part in attention.modules()):
-            attention._supports_qkv_fusion = False  # type: ignore[assignment]
-
-
-def _is_quantized(layer: nn.Module) -> bool:
-    """Whether a layer's weight is more, or less, than a matrix of floating-point numbers: any library's."""
-    if not isinstance(layer, nn.Linear):
-        return False
-    return type(layer.weight) not in (torch.Tensor, nn.Parameter) or layer.weight.dtype.itemsize < 2
 
 
 def dequantize_(module: nn.Module, dtype: torch.dtype | None = None) -> list[str]:
@@ -111,7 +96,8 @@ def dequantize_(module: nn.Module, dtype: torch.dtype | None = None) -> list[str
     for name in names:
         module.set_submodule(name, module.get_submodule(name).to_linear(dtype))  # type: ignore[operator]
     for part in module.modules():
-        part.__dict__.pop("_supports_qkv_fusion", None)
+        if isinstance(part, FusedProjections):
+            part.unfuse_projections()
     return [name.removesuffix(".base_layer") for name in names]
 
 

@@ -83,8 +83,9 @@ def _room(out: Tensor, wide: Tensor) -> Tensor:
 
 def _factor(weight: Tensor, modulation: Tensor, row: Tensor | None, part: slice) -> Tensor:
     """The weight times each token's row of the modulation, in float32."""
-    rows = modulation if row is None else modulation.index_select(0, row[part])
-    return rows.float() * weight
+    if row is None:
+        return modulation.float() * weight
+    return modulation.index_select(0, row[part]).float().mul_(weight)
 
 
 def _round_into(out: Tensor, wide: Tensor) -> None:

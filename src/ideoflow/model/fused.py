@@ -1,0 +1,115 @@
+"""Linear layers of one input as one product: their weights lie one after another, each layer's a view of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from .hooks import is_hooked
+
+
+class FusedProjections:
+    """What a module inherits beside `nn.Module`, some of whose linear layers take the same input.
+
+    Fusing takes no memory and changes no name: the layers, their parameters and the state dict stay. A product is taken
+    as one only while nothing else is asked of a layer: no adapter, no hook, no gradient of its weight, and the weight
+    still where fusing put it. Else each layer computes its own.
+    """
+
+    fused_projections = False
+    _projections: ClassVar[tuple[str, ...]]  # names of the layers
+    _fused: nn.Linear | None = None  # computes all of them; no submodule, since its weight is theirs
+
+    def fuse_projections(self) -> None:
+        """Let the layers' weights lie together, where that can be; does nothing for layers quantized by others."""
+        layers = self._layers()
+        if not _can_be_fused(layers):
+            return
+        self.__dict__["_fused"] = _fuse(layers)
+        self.fused_projections = True
+
+    def unfuse_projections(self) -> None:
+        """Let each layer compute its own product again; the weights stay where they are."""
+        self.__dict__.pop("_fused", None)
+        self.fused_projections = False
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(tokens, channels) to what each layer makes of it."""
+        layers, fused = self._layers(), self._fused
+        if fused is not None and not _lie_in(fused, layers):
+            self.unfuse_projections()  # or it would keep the memory of weights that count no more
+            fused = None
+        if fused is None or not _only_products(layers) or not fused.pays_together(x):  # type: ignore[operator]
+            return tuple(layer(x) for layer in layers)
+        return fused(x).split([layer.out_features for layer in layers], dim=-1)
+
+    def _layers(self) -> list[nn.Linear]:
+        return [getattr(self, name) for name in self._projections]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast the module; that gives each weight a place of its own, so they are brought together again."""
+        super()._apply(fn, recurse)  # type: ignore[misc]
+        if self.fused_projections:
+            self.unfuse_projections()
+            self.fuse_projections()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies are not fused: copying gives each weight a place of its own."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_fused", "fused_projections")}
+
+
+def _can_be_fused(layers: Sequence[nn.Linear]) -> bool:
+    first = layers[0]
+    return all(
+        type(layer) is type(first)
+        and hasattr(layer, "row_tensors")
+        and layer.bias is None
+        and not is_hooked(layer)
+        and type(layer.weight) in (Tensor, nn.Parameter)
+        and layer.in_features == first.in_features
+        and (layer.weight.dtype, layer.weight.device) == (first.weight.dtype, first.weight.device)
+        for layer in layers
+    )
+
+
+@torch.no_grad()
+def _fuse(layers: Sequence[nn.Linear]) -> nn.Linear:
+    """One layer of all rows, of which those of `layers` become views."""
+    first, rows = layers[0], sum(layer.out_features for layer in layers)
+    dtype = getattr(first, "compute_dtype", first.weight.dtype)
+    fused = type(first)(first.in_features, rows, bias=False, device="meta", dtype=dtype).train(first.training)
+    for name in first.row_tensors:  # type: ignore[union-attr]
+        together = torch.cat([getattr(layer, name).detach() for layer in layers])
+        for layer, part in zip(layers, together.split([layer.out_features for layer in layers]), strict=True):
+            getattr(layer, name).data = part
+        is_parameter = name in fused._parameters
+        setattr(fused, name, nn.Parameter(together, requires_grad=False) if is_parameter else together)
+    return fused
+
+
+def _only_products(layers: Sequence[nn.Linear]) -> bool:
+    """Whether nothing but its product is asked of any of the layers: no adapter, no hook, no gradient of its weight."""
+    if torch.is_grad_enabled() and any(layer.weight.requires_grad for layer in layers):
+        return False
+    return not any(hasattr(layer, "base_layer") or is_hooked(layer) for layer in layers)
+
+
+def _lie_in(fused: nn.Linear, layers: Sequence[nn.Linear]) -> bool:
+    """Whether the layers' weights, or those of the layers under adapters, are the rows of `fused`."""
+    if torch.compiler.is_compiling():
+        return True  # where a weight lies cannot be asked in a graph
+    own = [getattr(layer, "base_layer", layer) for layer in layers]
+    if any(type(layer) is not type(fused) for layer in own):
+        return False
+    for name in fused.row_tensors:  # type: ignore[union-attr]
+        together = getattr(fused, name)
+        place = together.data_ptr()
+        for rows in (getattr(layer, name) for layer in own):
+            if rows.data_ptr() != place or rows.dtype != together.dtype:
+                return False
+            place += rows.nbytes
+    return True
