@@ -10,7 +10,7 @@ TINY = {
     "memory": ["--small", "--cases", "1", "--pixels", "64"],
     "step": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--no-compile"],
     "ablation": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--profile"],
-    "full": ["--tiny", "--rounds", "1", "--no-compile"],
+    "full": ["--tiny", "--rounds", "1", "--steps", "2", "--no-compile"],
     "products": ["--rounds", "1"],
     "attention": ["--rounds", "1", "--lengths", "8", "16"],
     "forms": ["--pictures", "1", "--steps", "1"],
