@@ -12,7 +12,7 @@ side computes (`benchmarks.roofline`), over what this GPU reaches in one large p
 bars, at 1024 pixels, one picture at once.
 
 Figures are written after each case: a run that is stopped keeps what it has, and `--resume` goes on from there. The
-cases of the bars come first.
+cases of the bars come first. The exit status is 1 if a side failed, but for want of memory, and 3 if time was short.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from benchmarks.full.cases import (
 )
 from benchmarks.full.measure import Effort, load, measure
 from benchmarks.full.models import TINY, Models
-from benchmarks.full.report import Report
+from benchmarks.full.report import Report, broken
 from benchmarks.full.sides import PHASES, sides_of
 from benchmarks.roofline import Config
 from ideoflow import Ideogram4Transformer2DModel
@@ -115,18 +115,6 @@ def run(options: Namespace, report: Report, models: Models, sizes: Config) -> in
     return left
 
 
-def broken(report: Report) -> list[str]:
-    """Sides that failed, but not for want of memory."""
-    return sorted(
-        {
-            f"{name}: {side['failed']}"
-            for case in report.results
-            for name, side in case["sides"].items()
-            if "failed" in side and "OutOfMemory" not in side["failed"]
-        }
-    )
-
-
 def main() -> None:
     """Measure all cases, print, and write after each."""
     options, parser = parse()
@@ -149,10 +137,13 @@ def main() -> None:
     print(json.dumps(head["machine"]))
     torch._dynamo.config.recompile_limit = 64  # several models lie in this process, each with a few layouts
     left = run(options, report, Models(config, device), sizes)
+    failed = broken(report.results)
+    if failed:
+        print("\n".join(["these sides failed:", *failed]))
     if left:
         print(f"{left} cases were left for want of time: --resume goes on")
-    if failed := broken(report):
-        raise SystemExit("\n".join(["these sides failed:", *failed]))
+    if left or failed:
+        raise SystemExit(3 if left else 1)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ class Report:
             other = [key for key, value in head.items() if before.get(key) != json.loads(json.dumps(value))]
             if other:
                 parser.error(f"--resume: {out} was measured with another {', '.join(other)}; name another file")
-            self.results = before["results"]
+            self.results = [one for one in before["results"] if not broken([one])]
 
     def has(self, phase: str, case: Case) -> bool:
         """Whether this case of the phase was measured."""
@@ -39,3 +40,15 @@ class Report:
 
 def _key(phase: str, case: Case) -> dict[str, Any]:
     return {"phase": phase, **asdict(case)}
+
+
+def broken(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Sides that failed, but not for want of memory, and what from."""
+    return sorted(
+        {
+            f"{name}: {side['failed']}"
+            for case in results
+            for name, side in case["sides"].items()
+            if "failed" in side and "OutOfMemory" not in side["failed"]
+        }
+    )

@@ -10,7 +10,7 @@ from benchmarks.full.bars import bars, table
 from benchmarks.full.cases import BAR_CASES, OTHER_CASES, Case
 from benchmarks.full.measure import Effort, load, make_inputs, measure
 from benchmarks.full.models import TINY, Models, twin
-from benchmarks.full.report import Report
+from benchmarks.full.report import Report, broken
 from benchmarks.full.sides import EXACT, FP8, SIDES, PeerRun, sides_of
 from benchmarks.roofline import Config
 
@@ -128,7 +128,8 @@ def test_bars_take_our_fastest_side_of_the_same_phase():
         },
     )
     fp8 = case_of(FP8, **{"ideoflow": timed(3.0, 0.5), "ideoflow, fp8": timed(2.0, 0.1)})
-    by_wanted = {bar.wanted: bar for bar in bars([exact, fp8], 1024)}
+    slower = case_of("another phase", ideoflow=timed(1.0, 0.1), diffusers=timed(1.1, 0.1))
+    by_wanted = {bar.wanted: bar for bar in bars([exact, fp8, slower], 1024)}
     assert by_wanted[1.8].step == pytest.approx(1.9) and by_wanted[1.8].met
     assert by_wanted[1.8].picture == pytest.approx(1.5) and by_wanted[1.8].side == "ideoflow, compiled"
     assert by_wanted[1.3].step == pytest.approx(1.2) and by_wanted[1.3].met is False
@@ -156,6 +157,12 @@ def test_a_report_goes_on_where_it_was_stopped(tmp_path, capsys):
     resumed = Report(head, out, True, ArgumentParser())
     assert resumed.has(EXACT, case) and not resumed.has(FP8, case) and not resumed.has(EXACT, Case(512, 500, 1))
     assert not Report(head, out, False, ArgumentParser()).has(EXACT, case)
+    failing = {"ideoflow": timed(1.0, 0.9), "diffusers": {"failed": "RuntimeError: of some bug"}}
+    resumed.add(FP8, case, {"sides": failing}, 1024)
+    assert not Report(head, out, True, ArgumentParser()).has(FP8, case)  # it is measured anew
+    assert broken(resumed.results) == ["diffusers: RuntimeError: of some bug"]
+    failing["diffusers"]["failed"] = "OutOfMemoryError: CUDA out of memory"
+    assert broken(resumed.results) == []
     with pytest.raises(SystemExit):
         Report(head | {"machine": {"gpu": "another"}}, out, True, ArgumentParser())
     assert "another machine" in capsys.readouterr().err
