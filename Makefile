@@ -3,7 +3,8 @@
 BIN := .venv/bin
 STAMP := .venv/.installed
 WORKERS ?= 2
-BENCHMARKS = $(filter-out %/__init__.py benchmarks/_%,$(wildcard benchmarks/*.py))
+BENCHMARKS = $(patsubst %/__main__.py,%,$(wildcard benchmarks/*/__main__.py)) \
+	$(filter-out %/__init__.py benchmarks/_%,$(wildcard benchmarks/*.py))
 
 # One thread for each worker, so that the workers do not fight over cores.
 test: export OMP_NUM_THREADS := 1

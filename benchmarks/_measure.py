@@ -29,7 +29,17 @@ def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 def machine() -> dict[str, object]:
     """Where a figure was measured."""
     model = [line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")]
+    gpu = {}
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties()
+        gpu = {
+            "gpu": properties.name,
+            "gpu_memory": properties.total_memory,
+            "capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda or torch.version.hip,
+        }
     return {
+        **gpu,
         "processor": model[0] if model else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

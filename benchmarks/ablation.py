@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks._measure import alternate, machine, make_parser, publish
 from benchmarks._profile import shares
-from benchmarks.attention import measure as attention_alone
+from benchmarks.attention.cpu import measure as attention_alone
 from benchmarks.products import measure as products_alone
 from benchmarks.step import CONFIG, OurStep, inputs
 from ideoflow import Ideogram4Transformer2DModel

@@ -1,30 +1,85 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in one go: kernels against float64, then all GPU benchmarks, into
-# benchmarks/results/*-gpu.json. Needs a CUDA build of torch with Triton, pytest and this package; half an hour on an H200.
-# A part that fails does not stop the rest: the exit status says whether any did.
+# Everything that only a GPU can show, in one go: kernels, transformer, low precision and graphs against their oracles,
+# then all GPU benchmarks at full size, into benchmarks/results/*-gpu.json, and what each part printed beside them.
+#
+# Needs a GPU of 80 GB, a CUDA build of torch with Triton, and this package with its development dependencies. It has
+# not been run on a GPU yet: by the rates of an H100, the tests should take ten minutes, kernels, rates and attention
+# five, the full model an hour and a half, of which the cases of the bars, which come first, half an hour.
+#
+# A part that fails does not stop the rest. What was measured is kept whenever it stops. The exit status is 0 if all parts
+# went well, 1 if one failed or was not finished, 2 if there is no GPU. From the environment:
+#   PYTHON     the interpreter (python)
+#   OUT        the folder for all that is written (benchmarks/results; with TINY outputs/gpu-tiny)
+#   RESUME=1   leave out the parts that went well before, and go on with the full model where it was stopped
+#   MINUTES=n  begin no case of the full model after so long
+#   TINY=1     on any machine, every part at its smallest and the tests only collected: shows that this script works
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=${PYTHON:-python}
-results=benchmarks/results
-failed=()
+python=${PYTHON:-python} tiny=${TINY:-} resume=${RESUME:-}
+out=${OUT:-$([[ $tiny ]] && echo outputs/gpu-tiny || echo benchmarks/results)}
+logs=$out/gpu-logs
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+failed=0 summary=()
 
+# Runs a command as a part, under the name of its log.
 part() {
+    local name=$1 begun=$SECONDS status
+    shift
+    if [[ $resume && -e $logs/$name.done ]]; then
+        summary+=("$name: done before")
+        return
+    fi
+    rm -f "$logs/$name.done"
+    echo "== $name: $*"
+    "$@" 2>&1 | tee "$logs/$name.log"
+    status=${PIPESTATUS[0]}
+    if ((status == 3)); then
+        failed=1
+        summary+=("$name: not finished after $((SECONDS - begun)) s, RESUME=1 goes on")
+    elif ((status)); then
+        failed=1
+        summary+=("$name: FAILED with status $status after $((SECONDS - begun)) s, see $logs/$name.log")
+    else
+        touch "$logs/$name.done"
+        summary+=("$name: ok, $((SECONDS - begun)) s")
+    fi
+}
+
+tests() {
     local name=$1
     shift
-    echo "== $name: $*"
-    "$@" || failed+=("$name")
+    part "$name" "$python" -m pytest -q ${tiny:+--collect-only} "$@"
 }
 
-"$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || {
-    echo "torch sees no GPU here" >&2
-    exit 1
+benchmark() {
+    local name=$1
+    shift
+    part "$name" "$python" -m "benchmarks.$name" --out "$out/$name-gpu.json" "$@"
 }
-part "kernels, exact" "$python" -m pytest -q tests/model/kernels
-part "transformer, exact" "$python" -m pytest -q tests/model/test_exactness.py tests/model/test_features.py
-part "kernels, timed" "$python" -m benchmarks.kernels --out "$results/kernels-gpu.json"
-part "count" "$python" -m benchmarks.roofline --measure --out "$results/roofline-gpu.json"
-part "full model" "$python" -m benchmarks.full --out "$results/full-gpu.json"
-if ((${#failed[@]})); then
-    printf 'failed: %s\n' "${failed[@]}" >&2
-    exit 1
+
+finish() {
+    {
+        echo "== summary"
+        printf '%s\n' "${summary[@]}"
+        [[ -e $logs/full.log ]] && sed -n '/^bar /,$p' "$logs/full.log"
+    } | tee "$logs/summary.txt"
+}
+
+if [[ ! $tiny ]] && ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
+    echo "torch sees no GPU here; TINY=1 shows on any machine that this script works" >&2
+    exit 2
 fi
+mkdir -p "$logs"
+trap finish EXIT
+trap 'summary+=("stopped"); exit 1' INT TERM
+
+tests test-kernels tests/model/kernels
+tests test-transformer tests/model/test_device.py tests/model/test_exactness.py tests/model/test_features.py
+tests test-precision tests/precision
+[[ -e tests/engine/test_graphs.py ]] && tests test-graphs tests/engine/test_graphs.py
+benchmark kernels ${tiny:+--tokens 256 --rounds 1}
+benchmark roofline --measure
+benchmark attention ${tiny:+--backends --tiny --rounds 1}
+benchmark memory --device "$([[ $tiny ]] && echo cpu || echo cuda)" ${tiny:+--small --cases 1 --pixels 64}
+benchmark full ${resume:+--resume} ${MINUTES:+--minutes "$MINUTES"} ${tiny:+--tiny --rounds 1 --steps 2 --no-compile}
+exit "$failed"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks._gpu import CALLS, alternate_kernels
 from benchmarks._measure import machine, make_parser, publish
 from ideoflow.model import kernels
 from ideoflow.model.kernels import plain
@@ -21,7 +22,6 @@ from ideoflow.model.kernels import plain
 CHANNELS, HEADS, HEAD_DIM, HIDDEN = 4608, 18, 256, 12288
 EPS = 1e-5
 TIMES = 4  # distinct times in the stream, so rows of modulation
-CALLS = 10  # between two events, so that a launch's own time is hidden as it is in a model
 NAMES = ("norm_scale", "gate_norm_add", "norm_rotate", "swiglu")
 
 
@@ -40,22 +40,6 @@ def arguments(name: str, tokens: int, dtype: torch.dtype, device: str) -> tuple[
         query = draw(tokens, 3 * CHANNELS)[:, :CHANNELS].unflatten(-1, (HEADS, HEAD_DIM))
         return query, draw(HEAD_DIM), EPS, draw(tokens, HEAD_DIM), draw(tokens, HEAD_DIM)
     return draw(tokens, 2 * HIDDEN).chunk(2, dim=-1)
-
-
-def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a call of each side, `CALLS` calls of each in turn, after one round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, call in sides.items():
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            for _ in range(CALLS):
-                call()
-            end.record()
-            end.synchronize()
-            if number:
-                seconds[name].append(begin.elapsed_time(end) / 1000 / CALLS)
-    return seconds
 
 
 @torch.no_grad()
@@ -80,7 +64,7 @@ def measure(name: str, tokens: int, dtype: torch.dtype, rounds: int, device: str
         if not error <= 4 * torch.finfo(dtype).eps:
             raise SystemExit(f"`{name}` by {side} is {error:.3g} of the largest value away from float64.")
 
-    seconds = alternate({side: lambda f=f: f(*given) for side, f in functions.items()}, rounds)  # type: ignore[misc]
+    seconds = alternate_kernels({side: lambda f=f: f(*given) for side, f in functions.items()}, rounds)  # type: ignore[misc]
     median = {side: statistics.median(values) for side, values in seconds.items()}
     moved = sum(t.numel() * t.element_size() for t in (*given, results["triton"]) if isinstance(t, Tensor))
     return {
@@ -113,7 +97,7 @@ def main() -> None:
 
     report = {
         "benchmark": "kernels",
-        "machine": {**machine(), "gpu": torch.cuda.get_device_name(), "triton": triton.__version__},
+        "machine": {**machine(), "triton": triton.__version__},
         "results": [
             measure(name, tokens, dtype, options.rounds)
             for dtype in dtypes

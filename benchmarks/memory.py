@@ -1,4 +1,4 @@
-"""Peak memory of encoding, two steps and decoding on a CPU, beside what a plan of `ideoflow.fitting` estimates.
+"""Peak memory of encoding, two steps and decoding, beside what a plan of `ideoflow.fitting` estimates.
 
 Run as `python -m benchmarks.memory`. Each case runs in a process of its own on a scaled-down pipeline with random
 weights: two pictures, in float32, bfloat16 and int8, decoded whole and together after one pass a step, and in tiles
@@ -10,6 +10,8 @@ when everything was imported and a small product and a small convolution had run
 that torch's operations gave out during the phase, counted operation by operation: what an operation takes for itself
 inside is not in it, nor what the allocator keeps of freed memory. The C library's allocator keeps freed blocks below 32
 MiB, as most here are, for which the plan has a term; in the full model most tensors are larger, and go back at once.
+
+On a GPU, `--device cuda`, measured is the peak of what torch's allocator gave out; beside it, what it reserved for it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoTokenizer, Qwen3VLConfig
 
-from benchmarks._measure import machine
+from benchmarks._gpu import wait
+from benchmarks._measure import machine, write
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints.text_encoder import Qwen3VLModel
 from ideoflow.fitting import Plan, carry_out, plan
@@ -154,41 +157,56 @@ def _status(key: str) -> int:
     return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
 
 
-def _begin() -> None:
+def _begin(device: str) -> None:
     """Give freed memory back, and let the peak start anew."""
     gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def _now(device: str) -> int:
+    return torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
+
+
+def _peak(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+
+
 @torch.no_grad()
-def measure(case: Case, pixels: int, small: bool) -> dict[str, Any]:
+def measure(case: Case, pixels: int, small: bool, device: str) -> dict[str, Any]:
     """Estimated and measured bytes of each phase of one case, in this process."""
     warnings.simplefilter("ignore")
-    F.linear(torch.ones(64, 64), torch.ones(64, 64)), F.conv2d(torch.ones(1, 16, 8, 8), torch.ones(16, 16, 3, 3))
-    _begin()
-    baseline = _status("VmRSS")
+    with torch.device(device):
+        F.linear(torch.ones(64, 64), torch.ones(64, 64)), F.conv2d(torch.ones(1, 16, 8, 8), torch.ones(16, 16, 3, 3))
+    _begin(device)
+    baseline = _now(device)
     pipe = make_pipeline(getattr(torch, case.dtype), small)
     tokens = len(pipe.encode_prompt(CAPTION)[0])
     made: Plan = plan(
-        pipe, "1TB", (pixels, pixels), tokens, PICTURES, "cpu", quantize=case.quantize, allow=(), steps=STEPS
+        pipe, "1TB", (pixels, pixels), tokens, PICTURES, device, quantize=case.quantize, allow=(), steps=STEPS
     )
     if case.split:
         made = replace(made, per_pass=1, per_decode=1, tile=pixels // 2)
-    carry_out(pipe, made, "cpu")
+    carry_out(pipe, made, device)
     pipe.text_cache.clear()
 
     figures: dict[str, Any] = {}
 
     def phase(name: str, run: Callable[[], Any]) -> Any:
-        _begin()
+        _begin(device)
         with Alive() as alive:
             begun = time.perf_counter()
             result = run()
+            wait(device)
         peak = made.peaks[name]
         figures[name] = {
             "estimated": peak.bytes,
-            "measured": _status("VmHWM") - baseline,
+            "measured": _peak(device) - baseline,
+            **({"reserved": torch.cuda.max_memory_reserved()} if device == "cuda" else {}),
             "beyond_weights": sum(peak.others.values()),
             "given_out": alive.peak,
             "seconds": time.perf_counter() - begun,
@@ -217,9 +235,10 @@ def measure(case: Case, pixels: int, small: bool) -> dict[str, Any]:
     }
 
 
-def measure_apart(case: Case, pixels: int, small: bool = False) -> dict[str, Any]:
+def measure_apart(case: Case, pixels: int, small: bool = False, device: str = "cpu") -> dict[str, Any]:
     """`measure` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory", "--case", json.dumps(asdict(case)), "--pixels", str(pixels)]
+    command += ["--device", device]
     done = subprocess.run(command + ["--small"] * small, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -228,21 +247,22 @@ def main() -> None:
     """Measure, print, and keep the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pixels", type=int, default=512, help="side of the pictures, a multiple of 32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--small", action="store_true", help="fewer layers and words, for a quick look")
     parser.add_argument("--cases", type=int, default=len(CASES), help="how many of the cases, in order")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(json.dumps(measure(Case(**json.loads(options.case)), options.pixels, options.small)))
+        print(json.dumps(measure(Case(**json.loads(options.case)), options.pixels, options.small, options.device)))
         return
-    if not Path("/proc/self/clear_refs").exists():
+    if options.device == "cpu" and not Path("/proc/self/clear_refs").exists():
         parser.error("the peak of the resident set is read from /proc, which this system does not have")
     print(json.dumps(machine()))
     print(f"{'MB':36}{'weights':>8} | estimated, measured, off by | beyond the weights: estimated, given out by torch")
     results = []
     for case in CASES[: options.cases]:
-        row = measure_apart(case, options.pixels, options.small)
+        row = measure_apart(case, options.pixels, options.small, options.device)
         results.append(row)
         phases = row["phases"]
         beyond = ", ".join(
@@ -254,10 +274,7 @@ def main() -> None:
             f" {row['off']:+.1%} ({ratios}) | {beyond}",
             flush=True,
         )
-    report = {"benchmark": "memory", "machine": machine(), "results": results}
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        write({"benchmark": "memory", "machine": machine(), "device": options.device, "results": results}, options.out)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ TINY = {
     "memory": ["--small", "--cases", "1", "--pixels", "64"],
     "step": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--no-compile"],
     "ablation": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--profile"],
-    "full": ["--tiny", "--rounds", "1", "--no-compile"],
+    "full": ["--tiny", "--rounds", "1", "--steps", "2", "--no-compile"],
     "products": ["--rounds", "1"],
     "attention": ["--rounds", "1", "--lengths", "8", "16"],
+    "attention, backends": ["--backends", "--tiny", "--rounds", "1"],
     "forms": ["--pictures", "1", "--steps", "1"],
     "loading": ["--layers", "1", "--repeats", "1"],
     "many": ["--count", "4", "--steps", "1", "--rounds", "1"],
@@ -27,8 +28,9 @@ TINY = {
 def test_a_benchmark_writes_figures(name, tmp_path, monkeypatch, capsys):
     out = tmp_path / "figures.json"
     folder = ["--folder", str(tmp_path / "run")] if name == "lora" else []
-    monkeypatch.setattr(sys, "argv", [f"benchmarks.{name}", *TINY[name], *folder, "--out", str(out)])
+    module = f"benchmarks.{name.split(',')[0]}"
+    monkeypatch.setattr(sys, "argv", [module, *TINY[name], *folder, "--out", str(out)])
 
-    runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    runpy.run_module(module, run_name="__main__")
 
     assert json.loads(out.read_text()) and capsys.readouterr().out

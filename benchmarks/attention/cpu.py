@@ -1,18 +1,16 @@
-"""Attention on this processor, at several lengths and widths of heads: torch's fused kernel against plain products.
-
-Run as `python -m benchmarks.attention`. Both are compared with float64 first. Where the plain products win decides the
-limits in `ideoflow.model.cpu_attention`.
-"""
+"""Attention on this processor, at several lengths and widths of heads: torch's fused kernel against plain products."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks._measure import alternate, machine, make_parser, write
+from benchmarks._measure import alternate
 from ideoflow.model import cpu_attention
 
 HEADS = ((4, 256), (4, 128), (4, 64))
@@ -24,7 +22,7 @@ def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure(dtype: torch.dtype, heads: int, head_dim: int, length: int, rounds: int) -> dict[str, object]:
+def measure(dtype: torch.dtype, heads: int, head_dim: int, length: int, rounds: int) -> dict[str, Any]:
     """Milliseconds of both sides and their largest errors."""
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, length, heads, head_dim).to(dtype) for _ in range(3))
@@ -43,24 +41,14 @@ def measure(dtype: torch.dtype, heads: int, head_dim: int, length: int, rounds: 
     }
 
 
-def main() -> None:
-    """Measure, print, and write the figures."""
-    parser = make_parser(__doc__, rounds=9)
-    parser.add_argument(
-        "--lengths", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096], help="tokens of the segment"
-    )
-    options = parser.parse_args()
+def compare(lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """Both sides at all lengths, printed one by one."""
     results = []
     for dtype in (torch.float32, torch.bfloat16):
         for heads, head_dim in HEADS:
-            for length in options.lengths:
-                figures = measure(dtype, heads, head_dim, length, options.rounds)
+            for length in lengths:
+                figures = measure(dtype, heads, head_dim, length, rounds)
                 results.append(figures)
-                times = "  ".join(f"{name} {value:8.2f} ms" for name, value in figures["milliseconds"].items())  # type: ignore[attr-defined]
+                times = "  ".join(f"{name} {value:8.2f} ms" for name, value in figures["milliseconds"].items())
                 print(f"{figures['dtype']:8} {heads} x {head_dim:3} {length:5} tokens  {times}", flush=True)
-    report = {"benchmark": "attention", "machine": machine(), "results": results}
-    write(report, options.out)
-
-
-if __name__ == "__main__":
-    main()
+    return results

@@ -1,0 +1,1 @@
+"""Attention alone: `python -m benchmarks.attention --help` explains."""
