@@ -76,7 +76,7 @@ trap 'summary+=("stopped"); exit 1' INT TERM
 tests test-kernels tests/model/kernels
 tests test-transformer tests/model/test_device.py tests/model/test_exactness.py tests/model/test_features.py
 tests test-precision tests/precision
-[[ -e tests/engine/test_graphs.py ]] && tests test-graphs tests/engine/test_graphs.py
+tests test-graphs tests/engine/test_graphs.py tests/engine/test_graphs_cuda.py
 benchmark kernels ${tiny:+--tokens 256 --rounds 1}
 benchmark roofline --measure
 benchmark attention ${tiny:+--backends --tiny --rounds 1}

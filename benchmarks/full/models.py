@@ -64,7 +64,7 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared)
 
 
-def _make(config: Mapping[str, Any], device: str, seed: int) -> nn.Module:
+def _make(config: Mapping[str, Any], device: str, seed: int) -> Ideogram4Transformer2DModel:
     """Ours, in small random numbers drawn on the device in bfloat16; gains of norms are one."""
     with torch.device("meta"):
         model = Ideogram4Transformer2DModel(**config)
@@ -75,6 +75,9 @@ def _make(config: Mapping[str, Any], device: str, seed: int) -> nn.Module:
             nn.init.ones_(parameter)
         else:
             parameter.normal_(0, 0.02, generator=generator)
+    # The weights come to lie together once, for all twins, so that fusing one takes no memory.
+    model.fuse_projections()
+    model.unfuse_projections()
     return model
 
 

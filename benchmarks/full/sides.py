@@ -198,7 +198,10 @@ EXACT, FP8, INT8 = "exact", "fp8", "int8"
 PHASES = (EXACT, FP8, INT8)
 SIDES = (
     Side("ideoflow", (EXACT, FP8, INT8)),
+    Side("ideoflow, fused", (EXACT,), change=lambda branch: branch.fuse_projections()),
+    Side("ideoflow, fused, graphs", (EXACT,), change=lambda b: b.fuse_projections(), denoiser={"cuda_graphs": True}),
     Side("ideoflow, compiled", (EXACT, FP8, INT8), compiled=True),
+    Side("ideoflow, fused, compiled", (EXACT,), compiled=True, change=lambda branch: branch.fuse_projections()),
     Side("ideoflow, fp8", (FP8,), precision="fp8"),
     Side("ideoflow, fp8, compiled", (FP8,), precision="fp8", compiled=True),
     Side("ideoflow, int8", (INT8,), precision="int8"),

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-PARTS = ["test-kernels", "test-transformer", "test-precision", "kernels", "roofline", "attention", "memory", "full"]
-if (ROOT / "tests/engine/test_graphs.py").exists():
-    PARTS.insert(3, "test-graphs")
+TESTS = ["test-kernels", "test-transformer", "test-precision", "test-graphs"]
+PARTS = [*TESTS, "kernels", "roofline", "attention", "memory", "full"]
 
 # Stands in for the interpreter: notes how it is called, and fails where it is told to.
 STAND_IN = """#!/usr/bin/env bash

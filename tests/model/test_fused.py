@@ -57,6 +57,15 @@ def test_fusing_takes_no_memory(ours):
     assert sum(storages.values()) == before
 
 
+def test_fusing_anew_moves_nothing(ours):
+    ours.fuse_projections()
+    places = [p.data_ptr() for p in ours.parameters()]
+    ours.unfuse_projections()
+    ours.fuse_projections()
+    assert [p.data_ptr() for p in ours.parameters()] == places
+    assert ours.layers[0].feed_forward._fused.weight.data_ptr() == ours.layers[0].feed_forward.w1.weight.data_ptr()
+
+
 def test_diffusers_name_fuses_attention_alone(ours):
     ours.fuse_qkv_projections()
     assert all(block.attention.fused_projections for block in ours.layers)

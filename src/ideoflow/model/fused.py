@@ -83,12 +83,23 @@ def _fuse(layers: Sequence[nn.Linear]) -> nn.Linear:
     dtype = getattr(first, "compute_dtype", first.weight.dtype)
     fused = type(first)(first.in_features, rows, bias=False, device="meta", dtype=dtype).train(first.training)
     for name in first.row_tensors:  # type: ignore[union-attr]
-        together = torch.cat([getattr(layer, name).detach() for layer in layers])
+        together = _together([getattr(layer, name).detach() for layer in layers])
         for layer, part in zip(layers, together.split([layer.out_features for layer in layers]), strict=True):
             getattr(layer, name).data = part
         is_parameter = name in fused._parameters
         setattr(fused, name, nn.Parameter(together, requires_grad=False) if is_parameter else together)
     return fused
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    """All rows of the parts in one tensor: a view, if they lie one after another already."""
+    first, place = parts[0], parts[0].data_ptr()
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and part.data_ptr() == place and part.is_contiguous()) or part.is_meta:
+            return torch.cat(list(parts))
+        place += part.nbytes
+    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride(), first.storage_offset())
 
 
 def _only_products(layers: Sequence[nn.Linear]) -> bool:

@@ -169,7 +169,7 @@ class QuantizedLinear(nn.Linear):
         raise NotImplementedError
 
     def pays_together(self, tokens: Tensor) -> bool:
-        """The input is rounded once for all. Where weights are expanded instead, they are better expanded one by one."""
+        """Where it multiplies, its input is rounded once for all; weights to expand are better expanded one by one."""
         return self.multiplies(tokens)
 
     def product(self, tokens: Tensor) -> Tensor:
