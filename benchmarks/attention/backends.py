@@ -19,25 +19,13 @@ from torch import Tensor
 
 from benchmarks._gpu import alternate_kernels, free, why
 from ideoflow.model.attention import Ideogram4AttnProcessor
+from ideoflow.model.backends import CANDIDATES, FARTHEST, distance, exact
 from ideoflow.packing import Bounds
 
 HEADS, HEAD_DIM = 18, 256
-FARTHEST = 2e-2  # of the largest value of the part that is checked; bfloat16 keeps 4e-3 of one number
-CHECKED = 64  # queries at both ends of the stream, against float64
 
 Attend = Callable[[Tensor, Tensor, Tensor, Bounds], Tensor]  # thrice (tokens, heads, head_dim), to the same
 
-# Names that diffusers knows. Those that fetch kernels from the hub, and those that round to fewer bits, are left out.
-DISPATCHED = (
-    "native",
-    "_native_flash",
-    "_native_cudnn",
-    "_native_efficient",
-    "_native_math",
-    "flash",
-    "_flash_3",
-    "xformers",
-)
 RAGGED = (
     ("torch varlen", "torch.nn.attention.varlen", "varlen_attn"),
     ("flash-attn varlen", "flash_attn", "flash_attn_varlen_func"),
@@ -81,7 +69,7 @@ TINY_SHAPES = (Shape("one", ((3, 16),)), Shape("ragged", ((3, 16), (5, 24), (5, 
 def backends(shape: Shape) -> dict[str, Attend]:
     """Ways to attend in such a stream; whether this machine has them shows when they are called."""
     made: dict[str, Attend] = {"ideoflow": Ideogram4AttnProcessor()._attend}
-    for name in DISPATCHED:
+    for name in CANDIDATES:
         made[name] = _dispatched(name)
     made["flex, compiled"] = _compiled_flex()
     if len(shape.samples) > 1:
@@ -125,18 +113,6 @@ def _ragged(module: str, name: str) -> Attend:
     return attend
 
 
-def exact(query: Tensor, key: Tensor, value: Tensor, bounds: Bounds) -> Tensor:
-    """Attention (queries, heads, head_dim) in float64 of the first and the last tokens of the stream."""
-    first, last = bounds.runs[0].length, bounds.runs[-1].length
-    tokens, few = len(query), min(CHECKED, first, last)
-    parts = ((slice(0, few), slice(0, first)), (slice(tokens - few, tokens), slice(tokens - last, tokens)))
-    attended = []
-    for queries, keys in parts:
-        q, k, v = (x.double().transpose(0, 1) for x in (query[queries], key[keys], value[keys]))
-        attended.append((q @ k.transpose(1, 2) * q.shape[-1] ** -0.5).softmax(-1) @ v)
-    return torch.cat(attended, dim=1).transpose(0, 1)
-
-
 @torch.no_grad()
 def measure(shape: Shape, heads: int, head_dim: int, rounds: int, device: str) -> dict[str, Any]:
     """Milliseconds, TFLOP/s and error of each backend that runs and is right; of the others, what they failed from."""
@@ -145,18 +121,17 @@ def measure(shape: Shape, heads: int, head_dim: int, rounds: int, device: str) -
     inputs = [torch.randn(size, generator=generator, device=device).to(dtype) for _ in range(3)]
     bounds = shape.bounds(device)
     expected = exact(*inputs, bounds)
-    few = len(expected) // 2
     figures: dict[str, dict[str, Any]] = {}
     right: dict[str, Callable[[], object]] = {}
     for name, attend in backends(shape).items():
         try:
             out = attend(*inputs, bounds)
-            error = float((torch.cat((out[:few], out[-few:])) - expected).abs().max() / expected.abs().max())
+            error = distance(out, expected)
         except Exception as failure:
             figures[name] = {"failed": why(failure)}
         else:
             figures[name] = {"error": error}
-            if error <= FARTHEST:
+            if error <= FARTHEST[dtype]:
                 right[name] = lambda attend=attend: attend(*inputs, bounds)  # type: ignore[misc]
             else:
                 figures[name]["failed"] = f"it is {error:.3g} of the largest value away from float64"

@@ -229,6 +229,27 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
         """Undo `enable_cuda_graphs`."""
         self._cuda_graphs = False
 
+    def tune_attention(
+        self, size: tuple[int, int] = (1024, 1024), caption_tokens: int = 500, pictures: int = 1
+    ) -> dict[str, dict[str, float]]:
+        """Time the attention backends that this machine has, and use the fastest in each transformer.
+
+        Args:
+            size: `(width, height)` in pixels of the pictures to come.
+            caption_tokens: Of their captions.
+            pictures: How many share a pass.
+
+        Returns:
+            Of each transformer, seconds of each exact backend that runs here, the fastest first.
+        """
+        image = (size[0] // self.image_processor.vae_scale_factor) * (size[1] // self.image_processor.vae_scale_factor)
+        branches = {"transformer": caption_tokens + image, "unconditional_transformer": image}
+        return {
+            name: getattr(self, name).tune_attention([tokens] * pictures)
+            for name, tokens in branches.items()
+            if getattr(self, name) is not None
+        }
+
     def fuse_projections(self) -> None:
         """Compute q, k and v as one product in the transformers' blocks, and w1 and w3: fewer and larger products.
 

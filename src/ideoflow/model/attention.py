@@ -19,17 +19,23 @@ from .linear import Linear
 from .rope import rotate
 
 
-def _find_varlen_attn() -> Callable[..., Tensor] | None:
-    """A kernel that takes ragged segments on CUDA: torch's own, else that of flash-attn, else none."""
-    for module, name in (("torch.nn.attention.varlen", "varlen_attn"), ("flash_attn", "flash_attn_varlen_func")):
+def _find_kernel(*places: tuple[str, str]) -> Callable[..., Tensor] | None:
+    """The first function of these modules that can be had."""
+    for module, name in places:
         try:
             return getattr(import_module(module), name)
-        except ImportError:
+        except (ImportError, OSError, RuntimeError):  # not installed, or built for another torch
             continue
     return None
 
 
-varlen_attn = _find_varlen_attn()
+_TORCH, _FLASH = ("torch.nn.attention.varlen", "varlen_attn"), ("flash_attn", "flash_attn_varlen_func")
+# Kernels of a backend that take ragged segments on CUDA.
+RAGGED_KERNELS = {
+    AttentionBackendName.NATIVE: _find_kernel(_TORCH, _FLASH),
+    AttentionBackendName.FLASH: _find_kernel(_FLASH),
+    AttentionBackendName._FLASH_3: _find_kernel(("flash_attn_interface", "flash_attn_varlen_func")),
+}
 
 
 class Ideogram4AttnProcessor:
@@ -69,28 +75,45 @@ class Ideogram4AttnProcessor:
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bounds: Bounds) -> Tensor:
         """Attend within each segment: (queries, heads, head_dim) and twice (tokens, heads, head_dim) to the first."""
         backend = self._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
-        native = backend == AttentionBackendName.NATIVE
-        if varlen_attn and bounds.segments > 1 and native and _varlen_takes(query):
-            return varlen_attn(
-                query, key, value, bounds.cu_queries, bounds.cu_seqlens, bounds.most_queries, bounds.longest
-            )
+        return attend_by(backend, query, key, value, bounds, self._parallel_config)
 
-        attended = []
-        queries = query.split([run.segments * run.queries for run in bounds.runs])
-        tokens = [run.segments * run.length for run in bounds.runs]
-        for run, *parts in zip(bounds.runs, queries, key.split(tokens), value.split(tokens), strict=True):
-            if run.queries == 0:
-                continue
-            # (segments, length, heads, head_dim): views, nothing is copied or padded
-            batch = [x.unflatten(0, (run.segments, -1)) for x in parts]
-            if native and cpu_attention.is_faster(*batch[:2]):
-                out = cpu_attention.attend(*batch)
-            else:
-                out = dispatch_attention_fn(
-                    *batch, backend=self._attention_backend, parallel_config=self._parallel_config
-                )
-            attended.append(out.flatten(0, 1))
-        return attended[0] if len(attended) == 1 else torch.cat([value[:0], *attended])
+
+def attend_by(
+    backend: AttentionBackendName, query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, parallel: Any = None
+) -> Tensor:
+    """Attend within each segment by a backend: a ragged kernel of its, else a batch for each run of equal lengths.
+
+    Args:
+        backend: Of diffusers' names.
+        query: (queries, heads, head_dim), of the tokens that `bounds` wants.
+        key: (tokens, heads, head_dim).
+        value: (tokens, heads, head_dim).
+        bounds: The segments.
+        parallel: diffusers' configuration of context parallelism.
+
+    Returns:
+        (queries, heads, head_dim).
+    """
+    ragged = RAGGED_KERNELS.get(backend)
+    if ragged is not None and bounds.segments > 1 and _varlen_takes(query):
+        lengths = (bounds.cu_queries, bounds.cu_seqlens, bounds.most_queries, bounds.longest)
+        result: Any = ragged(query, key, value, *lengths)
+        return result[0] if isinstance(result, tuple) else result
+
+    attended = []
+    queries = query.split([run.segments * run.queries for run in bounds.runs])
+    tokens = [run.segments * run.length for run in bounds.runs]
+    for run, *parts in zip(bounds.runs, queries, key.split(tokens), value.split(tokens), strict=True):
+        if run.queries == 0:
+            continue
+        # (segments, length, heads, head_dim): views, nothing is copied or padded
+        batch = [x.unflatten(0, (run.segments, -1)) for x in parts]
+        if backend == AttentionBackendName.NATIVE and cpu_attention.is_faster(*batch[:2]):
+            out = cpu_attention.attend(*batch)
+        else:
+            out = dispatch_attention_fn(*batch, backend=backend, parallel_config=parallel)
+        attended.append(out.flatten(0, 1))
+    return attended[0] if len(attended) == 1 else torch.cat([value[:0], *attended])
 
 
 @torch.compiler.disable

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
+from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import RMSNorm
@@ -19,6 +20,8 @@ from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from ..packing import Bounds, Layout, rows_to_layout
+from .attention import attend_by
+from .backends import time_backends
 from .blocks import FinalLayer, Ideogram4TransformerBlock, TimeEmbedding
 from .checks import check_float, check_integer, check_times
 from .fused import FusedProjections
@@ -177,6 +180,31 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         for processor in self.attn_processors.values():
             processor.breaks_graphs = True
         self.compile_repeated_blocks(dynamic=True, **options)
+
+    def tune_attention(self, lengths: Sequence[int], rounds: int = 5) -> dict[str, float]:
+        """Time the attention backends that this machine has at a stream like those to come, and use the fastest.
+
+        Only exact ones are tried, in this model's type, on its device, with its heads, and each is compared with
+        float64 first. Those that cannot be used are logged with the reason (level INFO). `reset_attention_backend`
+        undoes it.
+
+        Args:
+            lengths: tokens of each segment, text and image.
+            rounds: calls of each backend, in turn; the median counts.
+
+        Returns:
+            Seconds of each backend that can be used, the fastest first.
+
+        Raises:
+            ValueError: no length, or one that is not a positive integer.
+        """
+        if not lengths or not all(isinstance(length, int) and length > 0 for length in lengths):
+            raise ValueError(f"`lengths` is {lengths!r}: give the tokens of each segment, such as [1500, 4596].")
+        shape = (self.config.num_attention_heads, self.config.attention_head_dim)
+        seconds = time_backends(attend_by, shape, lengths, self.dtype, self.device, rounds)
+        for processor in self.attn_processors.values():
+            processor._attention_backend = AttentionBackendName(next(iter(seconds)))
+        return seconds
 
     def fuse_projections(self) -> None:
         """Compute q, k and v as one product in each block, and w1 and w3, unless their weights are to have gradients.
