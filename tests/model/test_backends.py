@@ -98,7 +98,7 @@ def test_a_backends_ragged_kernel_takes_several_segments_at_once(backend, is_tup
 
     def ragged(q, k, v, cu_queries, cu_keys, most_queries, longest):
         calls.append((cu_queries.tolist(), cu_keys.tolist(), most_queries, longest))
-        segments = zip(*(x.tensor_split(cu_keys[1:-1]) for x in (q, k, v)), strict=True)
+        segments = zip(*(x.tensor_split(cu_keys[1:-1].long()) for x in (q, k, v)), strict=True)
         out = torch.cat([attend_by(MATH, *parts, Bounds.of((len(parts[0]),), cu_keys)) for parts in segments])
         return (out, None) if is_tuple else out
 
