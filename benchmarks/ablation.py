@@ -3,9 +3,9 @@
 Run as `python -m benchmarks.ablation`. The stages alternate in one process; all velocities are compared first.
 
 `--profile` says beforehand what each part should be worth. The step without it is profiled; the share that the part
-changes is put at the rates of the two ways, of the same products or the same attention alone, from
-`benchmarks.products` and `benchmarks.attention`; of the short last block its products are counted; of compiling,
-element-wise work is taken for nothing.
+changes is put at the rates of the two ways, of the same products, attention or element-wise functions alone, from
+`benchmarks.products`, `benchmarks.attention` and `benchmarks.kernels`; of the short last block the products that it
+spares are counted; of compiling, element-wise work is taken for nothing.
 """
 
 from __future__ import annotations
@@ -22,17 +22,22 @@ from torch import Tensor
 from benchmarks._measure import alternate, machine, make_parser, publish
 from benchmarks._profile import shares
 from benchmarks.attention.cpu import measure as attention_alone
+from benchmarks.kernels import NAMES, Sizes
+from benchmarks.kernels import measure as kernels_alone
 from benchmarks.products import measure as products_alone
 from benchmarks.step import CONFIG, OurStep, inputs
 from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.model import cpu_attention, linear
+from ideoflow.model.kernels import lean, plain
 from ideoflow.packing import Layout
 
 STAGES = (
     "no padding, nothing twice",
     "+ oneDNN products",
     "+ attention as products",
+    "+ lean element-wise work",
     "+ short last block",
+    "+ fused projections",
     "+ compiled",
 )
 
@@ -46,6 +51,9 @@ def stage(number: int) -> Iterator[None]:
         if number < 2:
             stack.enter_context(mock.patch.object(cpu_attention, "FASTER", {}))
         if number < 3:
+            for name in NAMES:
+                stack.enter_context(mock.patch.object(lean, name, getattr(plain, name)))
+        if number < 4:
             stack.enter_context(mock.patch.object(Layout, "image_bounds", property(lambda layout: layout.bounds)))
         yield
 
@@ -71,11 +79,13 @@ def measure(dtype: torch.dtype, pixels: int, text: int, rounds: int) -> dict[str
     torch.manual_seed(0)
     branches = [Ideogram4Transformer2DModel(**CONFIG).eval().to(dtype) for _ in range(2)]
     features, latents, grid = inputs(dtype, pixels, text)
-    whole, short, compiled = (copy.deepcopy(branches) for _ in range(3))
+    whole, short, fused, compiled = (copy.deepcopy(branches) for _ in range(4))
+    for branch in (*fused, *compiled):
+        branch.fuse_projections()
     for branch in compiled:
         branch.compile_blocks()
-    steps = [WholeLastBlock(whole, features, grid)] * 3
-    steps += [OurStep(short, features, grid), OurStep(compiled, features, grid)]  # type: ignore[list-item]
+    steps: list[OurStep] = [WholeLastBlock(whole, features, grid)] * 4
+    steps += [OurStep(sides, features, grid) for sides in (short, fused, compiled)]
 
     def call(number: int) -> Tensor:
         with stage(number):
@@ -102,15 +112,16 @@ def foretell(dtype: torch.dtype, pixels: int, text: int) -> dict[str, dict[str, 
     features, latents, grid = inputs(dtype, pixels, text)
     # The short block's own way out of the text tokens is no part of the model: profile it last, on the model as it is.
     profiles = []
-    for number in (0, 1, 3):
+    for number in (0, 1, 2, 4, 5):
+        if number == 5:
+            for branch in branches:
+                branch.fuse_projections()
         step = (
-            OurStep(branches, features, grid)
-            if number == 3
-            else WholeLastBlock(copy.deepcopy(branches), features, grid)
+            OurStep(branches, features, grid) if number > 3 else WholeLastBlock(copy.deepcopy(branches), features, grid)
         )
         with stage(number):
             profiles.append(shares(lambda step=step: step(latents)))  # type: ignore[misc]
-    before_products, before_attention, before_compiling = profiles
+    before_products, before_attention, before_lean, before_fusing, before_compiling = profiles
     image = grid[0] * grid[1]
     hidden, inner = CONFIG["attention_head_dim"] * CONFIG["num_attention_heads"], CONFIG["intermediate_size"]
 
@@ -123,6 +134,13 @@ def foretell(dtype: torch.dtype, pixels: int, text: int) -> dict[str, dict[str, 
         dtype, CONFIG["num_attention_heads"], CONFIG["attention_head_dim"], text + image, rounds=9
     )["milliseconds"]
     attention = milliseconds["products"] / milliseconds["fused"]  # type: ignore[index]
+    sizes = Sizes(CONFIG["num_attention_heads"], CONFIG["attention_head_dim"], inner, times=1)
+    # Two norms with a scale, two with a gate, queries and keys, and one SwiGLU in each block.
+    alone = {name: kernels_alone(name, sizes, text + image, dtype, 9, "cpu", compiled=False) for name in NAMES}
+    both_ways = {
+        way: sum(count * alone[name]["median_seconds"][way] for name, count in zip(NAMES, (2, 2, 2, 1), strict=True))
+        for way in ("lean", "plain")
+    }
     layer = 4 * hidden**2 + 3 * hidden * inner
     spared = text * (layer - 2 * hidden**2) / ((text + 2 * image) * layer * CONFIG["num_layers"])
 
@@ -132,9 +150,45 @@ def foretell(dtype: torch.dtype, pixels: int, text: int) -> dict[str, dict[str, 
     return {
         STAGES[1]: {**before_products, "expected": scaled("products", before_products, products)},
         STAGES[2]: {**before_attention, "expected": scaled("attention", before_attention, attention)},
-        STAGES[3]: {"expected": 1 - spared},
-        STAGES[4]: {**before_compiling, "expected": 1 - before_compiling["element-wise and the rest"]},
+        STAGES[3]: {
+            **before_lean,
+            "expected": scaled("element-wise and the rest", before_lean, both_ways["lean"] / both_ways["plain"]),
+        },
+        STAGES[4]: {"expected": 1 - spared},
+        STAGES[5]: {
+            **before_fusing,
+            "expected": scaled("products", before_fusing, _fused_over_apart(dtype, text + image, hidden, inner)),
+        },
+        STAGES[6]: {**before_compiling, "expected": 1 - before_compiling["element-wise and the rest"]},
     }
+
+
+@torch.no_grad()
+def _fused_over_apart(dtype: torch.dtype, tokens: int, hidden: int, inner: int, rounds: int = 9) -> float:
+    """Seconds of a block's products with those of one input taken as one, over those of all apart."""
+    x, wide = torch.randn(tokens, hidden).to(dtype), torch.randn(tokens, inner).to(dtype)
+    widths = {"q, k, v": (hidden,) * 3, "w1, w3": (inner,) * 2}
+    weights = {name: [torch.randn(width, hidden).to(dtype) for width in own] for name, own in widths.items()}
+    together = {name: torch.cat(own) for name, own in weights.items()}
+    out, down = torch.randn(hidden, hidden).to(dtype), torch.randn(hidden, inner).to(dtype)
+
+    def rest() -> None:
+        linear.linear(x, out)
+        linear.linear(wide, down)
+
+    def apart() -> None:
+        rest()
+        for own in weights.values():
+            for weight in own:
+                linear.linear(x, weight)
+
+    def fused() -> None:
+        rest()
+        for weight in together.values():
+            linear.linear(x, weight)
+
+    seconds = alternate({"apart": apart, "fused": fused}, rounds)
+    return statistics.median(seconds["fused"]) / statistics.median(seconds["apart"])
 
 
 def main() -> None:

@@ -1,57 +1,77 @@
-"""The element-wise kernels of a block on CUDA: Triton against plain torch and against torch.compile, in turn.
+"""The element-wise parts of a block, ours against plain torch and against torch.compile, in turn.
 
-Run as `python -m benchmarks.kernels`; without a CUDA device it says so and measures nothing. Shapes are those of the
-full model. Before anything is timed, the results of all sides are compared with float64. Bytes are those that must be
-moved: every argument read once, the result written once.
+Run as `python -m benchmarks.kernels`: on CUDA Triton's kernels at the shapes of the full model, on a CPU lean torch at
+those of the scaled-down one. Before anything is timed, the results of all sides are compared with float64. Bytes are
+those that must be moved: every argument read once, the result written once.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks._gpu import CALLS, alternate_kernels
+from benchmarks._gpu import CALLS, alternate_kernels, default_device
 from benchmarks._measure import machine, make_parser, publish
+from benchmarks.step import CONFIG
 from ideoflow.model import kernels
-from ideoflow.model.kernels import plain
+from ideoflow.model.kernels import lean, plain
 
-CHANNELS, HEADS, HEAD_DIM, HIDDEN = 4608, 18, 256, 12288
 EPS = 1e-5
-TIMES = 4  # distinct times in the stream, so rows of modulation
 NAMES = ("norm_scale", "gate_norm_add", "norm_rotate", "swiglu")
 
 
-def arguments(name: str, tokens: int, dtype: torch.dtype, device: str) -> tuple[Any, ...]:
+@dataclass(frozen=True)
+class Sizes:
+    """Of a block, and how many distinct times its stream has."""
+
+    heads: int
+    head_dim: int
+    inner: int
+    times: int
+
+    @property
+    def channels(self) -> int:
+        return self.heads * self.head_dim
+
+
+FULL = Sizes(heads=18, head_dim=256, inner=12288, times=4)
+SMALL = Sizes(CONFIG["num_attention_heads"], CONFIG["attention_head_dim"], CONFIG["intermediate_size"], times=1)
+
+
+def arguments(name: str, sizes: Sizes, tokens: int, dtype: torch.dtype, device: str) -> tuple[Any, ...]:
     """Random arguments, views of wider products where the model's are."""
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, device=device, dtype=dtype)
 
-    modulation, row = draw(TIMES, CHANNELS), torch.arange(tokens, device=device) * TIMES // tokens
+    channels, head_dim = sizes.channels, sizes.head_dim
+    modulation = draw(sizes.times, channels)
+    row = torch.arange(tokens, device=device) * sizes.times // tokens if sizes.times > 1 else None
     if name == "norm_scale":
-        return draw(tokens, CHANNELS), draw(CHANNELS), EPS, modulation, row
+        return draw(tokens, channels), draw(channels), EPS, modulation, row
     if name == "gate_norm_add":
-        return draw(tokens, CHANNELS), draw(tokens, CHANNELS), draw(CHANNELS), EPS, modulation, row
+        return draw(tokens, channels), draw(tokens, channels), draw(channels), EPS, modulation, row
     if name == "norm_rotate":
-        query = draw(tokens, 3 * CHANNELS)[:, :CHANNELS].unflatten(-1, (HEADS, HEAD_DIM))
-        return query, draw(HEAD_DIM), EPS, draw(tokens, HEAD_DIM), draw(tokens, HEAD_DIM)
-    return draw(tokens, 2 * HIDDEN).chunk(2, dim=-1)
+        query = draw(tokens, 3 * channels)[:, :channels].unflatten(-1, (sizes.heads, head_dim))
+        return query, draw(head_dim), EPS, draw(tokens, head_dim), draw(tokens, head_dim)
+    return draw(tokens, 2 * sizes.inner).chunk(2, dim=-1)
 
 
 @torch.no_grad()
-def measure(name: str, tokens: int, dtype: torch.dtype, rounds: int, device: str = "cuda") -> dict[str, object]:
+def measure(
+    name: str, sizes: Sizes, tokens: int, dtype: torch.dtype, rounds: int, device: str, compiled: bool = True
+) -> dict[str, Any]:
     """Medians of each side, the bytes that it moves in a second, and how far it is from float64."""
     torch.manual_seed(0)
-    given = arguments(name, tokens, dtype, device)
-    functions: dict[str, Callable[..., Tensor]] = {
-        "triton": getattr(kernels, name),
-        "plain": getattr(plain, name),
-        "torch.compile": torch.compile(getattr(plain, name), dynamic=False),
-    }
+    given = arguments(name, sizes, tokens, dtype, device)
+    own, module = ("triton", kernels) if device == "cuda" else ("lean", lean)
+    functions = _sides(own, module, name, compiled)
     results = {side: function(*given) for side, function in functions.items()}
     if name in kernels._broken:
         raise SystemExit(f"`{name}` fell back to plain torch: there is nothing to compare.")
@@ -64,9 +84,9 @@ def measure(name: str, tokens: int, dtype: torch.dtype, rounds: int, device: str
         if not error <= 4 * torch.finfo(dtype).eps:
             raise SystemExit(f"`{name}` by {side} is {error:.3g} of the largest value away from float64.")
 
-    seconds = alternate_kernels({side: lambda f=f: f(*given) for side, f in functions.items()}, rounds)  # type: ignore[misc]
-    median = {side: statistics.median(values) for side, values in seconds.items()}
-    moved = sum(t.numel() * t.element_size() for t in (*given, results["triton"]) if isinstance(t, Tensor))
+    calls: dict[str, Callable[[], object]] = {side: lambda f=f: f(*given) for side, f in functions.items()}  # type: ignore[misc]
+    median = {side: statistics.median(values) for side, values in alternate_kernels(calls, rounds, device).items()}
+    moved = sum(t.numel() * t.element_size() for t in (*given, results[own]) if isinstance(t, Tensor))
     return {
         "kernel": name,
         "dtype": str(dtype).removeprefix("torch."),
@@ -75,37 +95,57 @@ def measure(name: str, tokens: int, dtype: torch.dtype, rounds: int, device: str
         "bytes": moved,
         "median_seconds": median,
         "gigabytes_per_second": {side: moved / value / 1e9 for side, value in median.items()},
-        "times_triton": {side: value / median["triton"] for side, value in median.items() if side != "triton"},
+        f"times_{own}": {side: value / median[own] for side, value in median.items() if side != own},
         "error_of_largest": errors,
     }
 
 
+def _sides(own: str, module: ModuleType, name: str, compiled: bool) -> dict[str, Callable[..., Tensor]]:
+    sides = {own: getattr(module, name), "plain": getattr(plain, name)}
+    if compiled:
+        sides["torch.compile"] = torch.compile(getattr(plain, name), dynamic=False)
+    return sides
+
+
 def main() -> None:
     """Measure, print, and keep the figures as JSON if asked to."""
+    device = default_device()
+    on_gpu = device == "cuda"
     parser = make_parser(__doc__)
-    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16", "float16"], default=["bfloat16"])
-    parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 8192, 32768], help="lengths of the stream")
-    parser.add_argument("--rounds", type=int, default=21, help=f"counted rounds of {CALLS} calls of each side")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=["float32", "bfloat16", "float16"],
+        default=["bfloat16"] if on_gpu else ["float32", "bfloat16"],
+    )
+    parser.add_argument(
+        "--tokens", nargs="+", type=int, default=[1024, 8192, 32768] if on_gpu else [1224], help="of the stream"
+    )
+    parser.add_argument("--rounds", type=int, default=21, help=f"of each side; of {CALLS} calls each on a GPU")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("No CUDA device: the Triton kernels are not compiled here, and there is nothing to measure.")
-        return
-    dtypes = [getattr(torch, dtype) for dtype in options.dtype]
-    if not kernels.available(torch.empty(1, device="cuda")):
-        raise SystemExit("Triton cannot be imported: pip install triton")
-    import triton
+    hardware = machine()
+    if on_gpu:
+        if not kernels.available(torch.empty(1, device="cuda")):
+            raise SystemExit("Triton cannot be imported: pip install triton")
+        import triton
 
-    report = {
-        "benchmark": "kernels",
-        "machine": {**machine(), "triton": triton.__version__},
-        "results": [
-            measure(name, tokens, dtype, options.rounds)
-            for dtype in dtypes
-            for tokens in options.tokens
-            for name in NAMES
-        ],
-    }
-    publish(report, options.out)
+        hardware["triton"] = triton.__version__
+    results = [
+        measure(
+            name,
+            FULL if on_gpu else SMALL,
+            tokens,
+            getattr(torch, dtype),
+            options.rounds,
+            device,
+            compiled=not options.no_compile,
+        )
+        for dtype in options.dtype
+        for tokens in options.tokens
+        for name in NAMES
+    ]
+    publish({"benchmark": "kernels", "machine": hardware, "results": results}, options.out)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ TINY = {
     "step": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--no-compile"],
     "ablation": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--profile"],
     "full": ["--tiny", "--rounds", "1", "--steps", "2", "--no-compile"],
+    "kernels": ["--dtype", "bfloat16", "--tokens", "9", "--rounds", "1", "--no-compile"],
     "products": ["--rounds", "1"],
     "attention": ["--rounds", "1", "--lengths", "8", "16"],
     "attention, backends": ["--backends", "--tiny", "--rounds", "1"],
