@@ -106,7 +106,7 @@ def test_an_interrupt_at_any_line_loses_and_repeats_nothing(play, stepwise):
 
 @pytest.mark.parametrize("name", ["add", "cancel"])
 def test_adding_and_cancelling_are_whole_or_have_not_begun(denoiser, make_request, name):
-    for number in range(1, 30):
+    for number in range(1, 60):
         engine, requests = Engine(denoiser), [make_request(1), make_request(2)]
         engine.add(requests[1])
         work = engine.add if name == "add" else engine.cancel
