@@ -361,6 +361,27 @@ def test_the_next_call_is_not_interrupted(pipeline):
     assert pipeline("x", height=32, width=32, **QUICK).images and not pipeline.interrupt
 
 
+def test_a_call_within_a_callback_leaves_the_other_as_it_was(pipeline):
+    """One that is stopped stops alone, and one that is not stops nothing from stopping."""
+    call, seen = dict(prompt="x", height=32, width=32, **SETTINGS), []
+
+    def stop(pipe, i, t, tensors):
+        pipe._interrupt = True
+        return tensors
+
+    def outer(pipe, i, t, tensors):
+        pipe._interrupt = i == 2
+        inner = stop if i < 2 else None
+        pipe(callback_on_step_end=inner, **{**call, **QUICK})
+        seen.append((i, pipe.num_timesteps))
+        return tensors
+
+    pipeline(callback_on_step_end=outer, **call)
+
+    steps = seen[0][1]
+    assert steps > 2 and seen == [(0, steps), (1, steps), (2, steps)]
+
+
 def test_progress_counts_the_steps(pipeline, capsys):
     pipeline.set_progress_bar_config(disable=False, desc="drawing")
     pipeline("x", height=32, width=32, **QUICK)

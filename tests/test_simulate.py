@@ -308,3 +308,117 @@ def test_batches_of_equal_size_have_slow_moments_too():
     )
 
     assert first == again and len({tuple(plain), tuple(first), tuple(other)}) == 3
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+def refused(name: str, error: type[Exception], call, *args, **kwargs) -> None:
+    """One clear error that names the argument."""
+    with pytest.raises(error, match=f"`{name}`"):
+        call(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c", "start", "finish"])
+def test_a_cost_is_finite_and_not_negative(name: str):
+    for value in (NAN, INF, -1e-9, 10**400):
+        refused(name, ValueError, Cost, **{"a": 1.0, "b": 1.0, name: value})
+    for value in ("1", None, [1]):
+        refused(name, TypeError, Cost, **{"a": 1.0, "b": 1.0, name: value})
+
+
+def test_a_step_takes_time():
+    refused("a", ValueError, Cost, 0, 0, 0, start=1)
+    refused("factors", ValueError, Cost, 1, 1, factors=((2.0, 1.0), (1.0, 1.0)))
+    refused("factors", ValueError, Cost, 1, 1, factors=((1.0, 0.0),))
+    refused("variation", ValueError, Cost, 1, 1, variation=((1.0, NAN),))
+    refused("variation", ValueError, Cost, 1, 1, variation=((1.0, 0.0),))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("text_tokens", -50, ValueError),
+        ("text_tokens", "5", TypeError),
+        ("image_tokens", 0, ValueError),
+        ("image_tokens", NAN, TypeError),
+        ("guidance", (), ValueError),
+        ("guidance", ("a",), TypeError),
+        ("guidance", "77", TypeError),
+        ("guidance", (NAN,), ValueError),
+        ("arrival", NAN, ValueError),
+        ("arrival", "soon", TypeError),
+        ("priority", NAN, ValueError),
+        ("priority", "3", TypeError),
+        ("step", 5, ValueError),
+        ("step", -1, ValueError),
+    ],
+)
+def test_a_job_could_be_a_request(name: str, value, error: type[Exception]):
+    refused(name, error, replace, SMALL, **{name: value})
+
+
+@pytest.mark.parametrize("play", [simulate, lambda *args, **more: simulate_batches(*args, **{"batch": 2, **more})])
+def test_what_cannot_be_simulated_is_refused(play):
+    refused("devices", ValueError, play, [SMALL], COST, devices=0)
+    for devices in ("2", 1.5):
+        refused("devices", TypeError, play, [SMALL], COST, devices=devices)
+    refused("jobs", ValueError, play, [], COST)
+    for cost in (Cost(1e308, 1e308), Cost(1e-320, 0)):
+        with pytest.raises(ValueError, match="the jobs take"):
+            play([replace(SMALL, arrival=1.0)], cost)
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_holds_a_job(batch: int):
+    refused("batch", ValueError, simulate_batches, [SMALL], COST, batch=batch)
+
+
+def test_batches_before_time_zero_do_not_wait_for_it():
+    report = simulate_batches([replace(SMALL, arrival=-1000.0)], COST, batch=1)
+
+    assert report.jobs[0].latency == pytest.approx(4 * COST.step(SMALL.segments))
+
+
+@pytest.mark.parametrize(
+    "kinds", [[], [(0.0, SMALL)], [(1.0, SMALL), (-1.0, LARGE)], [(NAN, SMALL)], [(1e308, SMALL)] * 2]
+)
+def test_kinds_have_weights(kinds):
+    refused("kinds", ValueError, poisson, kinds, 1.0, 5)
+    refused("kinds", ValueError, rate_of_load, kinds, COST, 0.8)
+
+
+def test_a_rate_is_above_zero_and_in_the_reach_of_numbers():
+    kinds = [(1.0, SMALL)]
+    for rate in (0, -1.0, NAN, INF, 1e-320):
+        refused("rate", ValueError, poisson, kinds, rate, 5)
+    refused("rate", TypeError, poisson, kinds, "1", 5)
+    refused("count", ValueError, poisson, kinds, 1.0, -1)
+    for load in (0, -0.5, NAN, INF):
+        refused("load", ValueError, rate_of_load, kinds, COST, load)
+    refused("devices", ValueError, rate_of_load, kinds, COST, 0.8, 0)
+    refused("cost", ValueError, rate_of_load, kinds, Cost(1e308, 1e308), 0.8)
+    assert poisson(kinds, 1.0, 0) == []
+
+
+def test_a_percentile_is_a_share_above_zero_up_to_one():
+    report = simulate([replace(SMALL, arrival=100.0 * i) for i in range(3)] + [replace(LARGE, arrival=300)], COST)
+
+    assert report.percentile(1) == max(job.latency for job in report.jobs) > report.percentile(1e-9)
+    for share in (2, 0, -1, NAN):
+        refused("share", ValueError, report.percentile, share)
+    refused("share", TypeError, report.percentile, "0.5")
+
+
+def test_fit_refuses_steps_that_say_nothing(capfd):
+    good = [([5], 1.0), ([6], 1.1), ([7], 1.2)]
+    for seconds in (NAN, INF, 0, -1.0):
+        refused(r"steps\[3\]", ValueError, fit, [*good, ([8], seconds)])
+    for lengths in ([], [0], [-2]):
+        refused(r"steps\[3\]", ValueError, fit, [*good, (lengths, 1.0)])
+    for step in (([1.5], 1.0), (["5"], 1.0), ([5], "1")):
+        refused(r"steps\[3\]", TypeError, fit, [*good, step])
+    with pytest.raises(ValueError, match="`steps` holds 4, of 2 different sizes"):
+        fit([([5], 1.0)] * 3 + [([6], 1.0)])
+    fit([(lengths, seconds * 1e-319) for lengths, seconds in good])
+    assert capfd.readouterr().err == ""

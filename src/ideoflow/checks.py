@@ -33,19 +33,31 @@ def whole(name: str, value: Any, least: int, otherwise: str = "") -> int:
     return number
 
 
-def finite(name: str, value: Any) -> float:
+def finite(name: str, value: Any, least: float = -math.inf, above: float = -math.inf) -> float:
     """A finite number.
 
+    Args:
+        name: Of the argument.
+        value: What it got.
+        least: The smallest that is allowed.
+        above: What it has to be larger than.
+
     Raises:
-        TypeError: if it is no number.
-        ValueError: if it is infinite or not a number.
+        TypeError: if it is no number; text is none.
+        ValueError: if it is infinite, not a number or too small.
     """
+    allowed = f" from {least:g}" if least > -math.inf else f" above {above:g}" if above > -math.inf else ""
+    allowed = f"give a finite number{allowed}."
     try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
         number = float(value)
+    except OverflowError:
+        number = math.inf
     except (TypeError, ValueError):
-        raise TypeError(f"`{name}` is {value!r}: give a finite number.") from None
-    if not math.isfinite(number):
-        raise ValueError(f"`{name}` is {value!r}: give a finite number.")
+        raise TypeError(f"`{name}` is {value!r}: {allowed}") from None
+    if not (math.isfinite(number) and number >= least and number > above):
+        raise ValueError(f"`{name}` is {value!r}: {allowed}")
     return number
 
 
@@ -57,7 +69,9 @@ def all_finite(name: str, values: Iterable[Any]) -> tuple[float, ...]:
         ValueError: if one is infinite or not a number.
     """
     try:
-        numbers = tuple(float(value) for value in values)
+        if isinstance(values, (str, bytes)):
+            raise TypeError
+        numbers = tuple(map(float, values))
     except (TypeError, ValueError):
         raise TypeError(f"`{name}` is {values!r}: give a sequence of finite numbers.") from None
     if not all(map(math.isfinite, numbers)):

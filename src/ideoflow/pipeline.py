@@ -1,9 +1,10 @@
 """The pipeline: captions in, pictures out, with the call arguments and the folder layout of diffusers' Ideogram 4."""
 
 # No `from __future__ import annotations`: diffusers reads the types of the constructor's arguments.
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import PIL.Image
@@ -28,6 +29,7 @@ from .schedule import Preset
 from .text_cache import TextCache
 
 TEXT_CACHE_BYTES = 128 * 2**20  # of embedded captions; about 28 of 500 tokens for the published weights in bfloat16
+C = TypeVar("C", bound=Callable[..., Any])
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -42,6 +44,23 @@ class Ideogram4PipelineOutput(BaseOutput):
     """
 
     images: list[PIL.Image.Image] | np.ndarray | Tensor | list[np.ndarray] | list[Tensor]
+
+
+def _apart(call: C) -> C:
+    """Let a call from within another's callback leave the other's state, such as `_interrupt`, as it was."""
+    names = ("_under_way", "_interrupt", "_guidance_scale", "_attention_kwargs", "_num_timesteps")
+
+    @functools.wraps(call)
+    def apart(self: "Ideogram4Pipeline", *args: Any, **kwargs: Any) -> Any:
+        outer = {name: getattr(self, name) for name in (names if self._under_way else names[:1])}
+        self._under_way = True
+        try:
+            return call(self, *args, **kwargs)
+        finally:
+            for name, value in outer.items():
+                setattr(self, name, value)
+
+    return cast(C, apart)
 
 
 class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
@@ -111,6 +130,7 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
         self._attention_kwargs: dict[str, Any] | None = None
         self._num_timesteps = 0
         self._interrupt = False
+        self._under_way = False  # a call
 
     @property
     def guidance_scale(self) -> float | None:
@@ -312,6 +332,7 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
             return self.image_processor.postprocess(stacked, output_type=output_type)
         return [self.image_processor.postprocess(picture[None], output_type=output_type)[0] for picture in pictures]
 
+    @_apart
     @torch.no_grad()
     def __call__(
         self,

@@ -142,6 +142,12 @@ def test_an_old_file_is_replaced_whole(tmp_path: Path):
         (["-j", "512x512:0", "--cost", COST], "steps and caption are at least 1"),
         (["-j", "512x512:20:-1", "--cost", COST], "the weight is above 0"),
         (["-j", "512x512:20:1:0", "--cost", COST], "steps and caption are at least 1"),
+        (["-j", "512x512:99999999999", "--cost", COST], "the most is 1000 as steps"),
+        (["-j", "16x160000000000000000000:20", "--cost", COST], "the most is 16384 as side"),
+        (["-j", "512x512:20:1:100000000", "--cost", COST], "the most is 100000 as caption"),
+        ([*MIX, "--cost", "1e300,1e300,1e300"], "none above 1e+06"),
+        ([*MIX, "--cost", COST, "--rate", "1e-320"], "give a number from 1e-09 to 1e+09"),
+        ([*MIX, "--cost", COST, "--load", "1e200"], "give a number from 1e-09 to 1e+09"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_says_what_to_do(arguments: list[str], says: str):
@@ -155,16 +161,40 @@ def test_a_mistake_is_one_line_that_says_what_to_do(arguments: list[str], says: 
         ("{}", "KeyError: 'steps'"),
         ("nothing", "is not a list of"),
         ('[{"segments": 3, "seconds": 1}]', "TypeError"),
-        ('[{"segments": [0], "seconds": 1}]', "lengths from 1"),
+        ('[{"segments": [5]}]', "KeyError: 'seconds'"),
+        ("[" * 100_000, "RecursionError"),
+        ('[{"segments": [0], "seconds": 1}]', "`steps[0]` is 0: give a whole number from 1 as the length"),
+        ('[{"segments": [5.5], "seconds": 1}]', "`steps[0]` is 5.5: give a whole number"),
+        ('[{"segments": "55", "seconds": 1}]', "`steps[0]` is '5': give a whole number"),
+        ('[{"segments": [], "seconds": 1}]', "`steps[0]` has no segment"),
+        ('[{"segments": [5], "seconds": 0}]', "`steps[0]` is 0: give a finite number above 0"),
+        ('[{"segments": [5], "seconds": NaN}]', "`steps[0]` is nan"),
+        ('[{"segments": [5], "seconds": 1' + "0" * 400 + "}]", "give a finite number above 0"),
         ('[{"segments": [5], "seconds": 1}]', "measure at least three"),
     ],
 )
 def test_a_file_of_steps_that_cannot_be_read_is_named(tmp_path: Path, text: str, says: str):
     file = tmp_path / "steps.json"
     file.write_text(text)
-    assert says in run(*MIX, "--steps", str(file), fails=2).stderr
+    shown = run(*MIX, "--steps", str(file), fails=2).stderr
+    assert says in shown and len(shown.strip().splitlines()) == 1
     file.unlink()
     assert "No such file" in run(*MIX, "--steps", str(file), fails=2).stderr
+
+
+def test_a_file_that_cannot_be_written_is_named_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ideoflow.simulate.simulate", lambda *_, **__: pytest.fail("it ran"))
+    (tmp_path / "file").touch()
+    for place, says in ((tmp_path, "is a folder: name a file"), (tmp_path / "file" / "a.json", "cannot be made")):
+        done = run(*MIX, "--cost", COST, "--json", str(place), fails=2)
+        assert f"--json {place}" in done.stderr and says in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_file_in_a_missing_folder_is_written(tmp_path: Path):
+    file = tmp_path / "new" / "folder" / "figures.json"
+    run(*MIX, "--cost", COST, "--count", "5", "--json", str(file))
+
+    assert "policies" in json.loads(file.read_text()) and list(file.parent.iterdir()) == [file]
 
 
 def test_the_help_has_examples_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -727,3 +727,22 @@ def test_latents_that_a_callback_leaves_keep_no_graph(engine, make_request):
     engine.complete([request])
 
     assert not request.latents.requires_grad
+
+
+def test_a_request_of_another_engine_is_refused(denoiser, make_request):
+    one, other, request = Engine(denoiser), Engine(denoiser), make_request(1, steps=2)
+    one.add(request)
+    for refuse in (other.add, lambda request: other.complete([request])):
+        with pytest.raises(ValueError, match="is in another engine"):
+            refuse(request)
+    assert other.idle
+    one.cancel(request)
+    with pytest.raises(ValueError, match="is cancelled: make a new one"):
+        other.add(request)
+
+
+def test_a_request_outlives_an_engine_that_is_given_up(denoiser, make_request):
+    request = Engine(denoiser).add(make_request(1, steps=2))
+    Engine(denoiser).complete([request])
+
+    assert request.status == "done"

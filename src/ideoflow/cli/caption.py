@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from .console import FAILED, WRONG_INPUT, err, out, plain_errors
+from .files import write
 
 if TYPE_CHECKING:
     from ..captions import Caption
@@ -107,7 +106,7 @@ def fix(
             sys.stdout.buffer.write("".join(lines).encode())  # UTF-8 like every caption file, whatever the terminal's
             sys.stdout.flush()
         else:
-            _write(target, "".join(lines))
+            write(target, "".join(lines))
     for breach in mended:
         err.print(f"[green]mended[/] {escape(breach)}")
     for breach in left:
@@ -139,25 +138,3 @@ def _captions(file: str) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield f"{name}:{number}", line
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the whole file or nothing, making its folder; a link stays a link, and a file keeps its permissions.
-
-    A device or a pipe is written to as it stands: a file moved into its place would destroy it, `/dev/null` too.
-    """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        path.write_text(text, encoding="utf-8", newline="\n")
-        return
-    target = path.resolve()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        if target.exists():
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # by the name that the user knows
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from . import files
 from .console import err, out, plain_errors, plain_warnings
 from .generate import PRESET_NAMES
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 BATCHES = "batches"
 UNIT = 16  # pixels of an image token's side
 GUIDANCE = 7.0  # any but 1 takes both branches
+# Far beyond any request, device and patience, but no slip of the keyboard: a simulation of each ends.
+SIDE, STEPS, CAPTION = 16384, 1000, 100_000  # pixels, of a request, tokens
+SECONDS = 1e6  # of each number of --cost
+SLOWEST, FASTEST = 1e-9, 1e9  # requests a second, and load
 FORM = "WIDTHxHEIGHT:STEPS[:WEIGHT[:CAPTION]], such as 1024x1024:20:0.9 or 1024x1024:turbo:2:400"
 
 
@@ -118,6 +123,8 @@ def simulate(
         for name, value in (("load", load), ("rate", rate)):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"--{name} {value:g}: give a number above 0.")
+            if value is not None and not SLOWEST <= value <= FASTEST:
+                raise ValueError(f"--{name} {value:g}: give a number from {SLOWEST:g} to {FASTEST:g}.")
         if (cost is not None) + (steps is not None) + measure != 1:
             raise ValueError(
                 "how long does a step take? Give one of --cost A,B,C (seconds), --steps FILE.json (measured ones) and"
@@ -128,6 +135,8 @@ def simulate(
         from ..simulate import poisson, rate_of_load
 
         kinds = [_job(text) for text in job]
+        if file is not None:
+            files.prepare("--json", file)  # not after a run of minutes
         with _bar() as progress:
             if numbers is not None:
                 model = numbers
@@ -145,7 +154,7 @@ def simulate(
             settings = {"jobs": job, "load": load, "rate": rate, "count": count, "seed": seed, "batch": batch, **limits}
             varies = {"varies_as_measured_steps": len(model.variation)}
             figures = {"settings": settings, "cost": _numbers(model), **varies, "policies": _figures(reports)}
-            _write(figures, file)
+            files.write(file, json.dumps(figures, indent=1) + "\n")
 
 
 def _policies(names: Sequence[str]) -> list[str]:
@@ -171,7 +180,7 @@ def _job(text: str) -> tuple[float, Job]:
         if steps in PRESET_NAMES or steps.upper() in PRESETS:
             guidance = PRESETS[PRESET_NAMES.get(steps, steps.upper())].guidance
         else:
-            guidance = (GUIDANCE,) * int(steps)
+            guidance = (GUIDANCE,) * min(int(steps), STEPS + 1)
         share, tokens = float(weight), int(caption)
     except ValueError:
         raise ValueError(f"--job {text!r} is not {FORM}.") from None
@@ -179,6 +188,10 @@ def _job(text: str) -> tuple[float, Job]:
         raise ValueError(f"--job {text!r}: width and height are pixels, positive multiples of {UNIT}.")
     if not guidance or tokens < 1 or not 0 < share < math.inf:
         raise ValueError(f"--job {text!r}: steps and caption are at least 1, and the weight is above 0.")
+    for what, number, most in (("side", max(width, height), SIDE), ("steps", len(guidance), STEPS),
+                               ("caption", tokens, CAPTION)):  # fmt: skip
+        if number > most:
+            raise ValueError(f"--job {text!r}: the most is {most} as {what}.")
     name = f"{width}x{height}:{rest[0]}" + (f":{caption}" if len(rest) > 2 else "")
     return share, Job(tokens, width // UNIT * (height // UNIT), guidance, kind=name)
 
@@ -196,6 +209,8 @@ def _cost(text: str) -> Cost:
     numbers = (a, b, c, start, finish)
     if not all(0 <= number < math.inf for number in numbers) or not any(numbers[:3]):
         raise ValueError(f"--cost {text!r}: the numbers are seconds, none below 0, and not all of A, B and C are 0.")
+    if max(numbers) > SECONDS:
+        raise ValueError(f"--cost {text!r}: the numbers are seconds, none above {SECONDS:g}.")
     return Cost(*numbers)
 
 
@@ -206,14 +221,15 @@ def _fitted(path: Path) -> Cost:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         found = found["steps"] if isinstance(found, dict) else found
-        steps = [([int(length) for length in step["segments"]], float(step["seconds"])) for step in found]
-    except (KeyError, TypeError, ValueError) as error:
+        steps = [(list(step["segments"]), step["seconds"]) for step in found]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f'--steps {path} is not a list of {{"segments": [lengths], "seconds": s}}: {type(error).__name__}: {error}'
         ) from None
-    if any(seconds <= 0 or min(lengths, default=0) < 1 for lengths, seconds in steps):
-        raise ValueError(f"--steps {path}: every step needs at least one segment, lengths from 1, and seconds above 0.")
-    return fit(steps)
+    try:
+        return fit(steps)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"--steps {path}: {error}") from None
 
 
 def _measured(
@@ -298,13 +314,3 @@ def _show(reports: dict[str, Report], cost: Cost, rate: float, devices: int) -> 
         table.add_section()
     out.print(table, soft_wrap=False)
     out.print("p50, p95, p99: seconds from arrival to picture that so many of a hundred requests do not exceed")
-
-
-def _write(figures: dict[str, Any], path: Path) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

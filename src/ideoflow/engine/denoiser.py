@@ -15,6 +15,7 @@ from ..offload import execution_device, is_offloaded
 from ..packing import Layout
 from ..weights import weights_key
 from .graphs import Graphs, Inputs, Pool
+from .interrupts import Held
 from .memory import out_of_memory
 from .request import Request
 
@@ -99,9 +100,10 @@ class Denoiser:
             moved = None
         if moved is None:
             moved = self._moved(requests)
-        for request, (velocity, latents) in zip(requests, moved, strict=True):
-            request.velocity, request.latents = velocity, latents
-            request.step += 1
+        with Held():
+            for request, (velocity, latents) in zip(requests, moved, strict=True):
+                request.velocity, request.latents = velocity, latents
+                request.step += 1
 
     def give_up_graphs(self, why: str) -> bool:
         """Free all CUDA graphs and record no more, with a warning that says why; whether there were any."""

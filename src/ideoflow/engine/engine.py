@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from ..checks import whole
 from .denoiser import Denoiser
 from .events import Event, Kind
+from .interrupts import Held
 from .memory import out_of_memory
 from .overlap import Pending, SideStream
 from .request import Request
@@ -22,6 +25,29 @@ from .scheduler import Policy, Scheduler
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+_engine_of: weakref.WeakKeyDictionary[Request, weakref.ref[Engine]] = weakref.WeakKeyDictionary()  # the last one
+
+
+@dataclass(eq=False)
+class _Turn:
+    """A step under way, kept until all of it is told: one that an interrupt broke off goes on where it was.
+
+    Attributes:
+        requests: Those picked.
+        before: Steps taken by, and tokens of the step of, those that have started.
+        called: Shapes of the latents of those whose `on_step` has been called.
+        seen: Those that were looked at after their step.
+        failures: What requests failed from.
+        previews: Pictures of requests that are due one.
+    """
+
+    requests: list[Request]
+    before: dict[Request, tuple[int, int]] = field(default_factory=dict)
+    called: dict[Request, torch.Size] = field(default_factory=dict)
+    seen: set[Request] = field(default_factory=set)
+    failures: dict[Request, Exception] = field(default_factory=dict)
+    previews: dict[Request, Any] = field(default_factory=dict)
 
 
 class Engine:
@@ -75,7 +101,8 @@ class Engine:
         self._scheduler: Scheduler[Request] = Scheduler(max_tokens, max_requests, policy)
         self._lock = Lock()
         self._step_lock = Lock()  # held while a step is under way
-        self._running: list[Request] = []  # of the step under way
+        self._turn: _Turn | None = None  # the step under way
+        self._held = Held()  # of the step under way
         self._done: list[Request] = []  # that have taken their last step, and are not being decoded yet
         self._events: deque[Event] = deque()
         self._started: set[Request] = set()
@@ -98,7 +125,7 @@ class Engine:
     def idle(self) -> bool:
         """Whether there is nothing to do and nothing to tell."""
         with self._lock:  # or a request that another thread cancels could be gone and its event not there yet
-            return not (len(self._scheduler) or self._events or self._done or self._decoding)
+            return not (len(self._scheduler) or self._turn or self._events or self._done or self._decoding)
 
     def add(self, request: Request) -> Request:
         """Let a request take part from the next step on. From any thread.
@@ -108,11 +135,13 @@ class Engine:
 
         Raises:
             TypeError: if it is no request.
-            ValueError: if it is finished, is here already, needs a branch that is missing, or is too large.
+            ValueError: if it is finished, is here or in another engine already, needs a branch that is missing, or is
+                too large.
         """
         self._check(request)
-        with self._lock:
+        with Held(), self._lock:
             self._scheduler.add(request)
+            _engine_of[request] = weakref.ref(self)
             self._tell("queued", request)
         return request
 
@@ -122,6 +151,9 @@ class Engine:
             raise TypeError(f"`request` is a {type(request).__name__}: give a Request, as `make_requests` makes them.")
         if request.finished:
             raise ValueError(f"{request} is {request.status}: make a new one.")
+        other = _engine_of[request]() if request in _engine_of else None
+        if other is not None and other is not self and request in other._scheduler:
+            raise ValueError(f"{request} is in another engine: it takes one step at a time. Make a new one.")
         self.denoiser.check(request)
         largest = max(request.tokens_of(step) for step in range(request.step, request.steps))
         if self.max_request_tokens is not None and largest > self.max_request_tokens:
@@ -142,7 +174,7 @@ class Engine:
         """
         if not isinstance(request, (Request, str)):
             raise TypeError(f"`request` is a {type(request).__name__}: give a Request, or the id of one.")
-        with self._lock:
+        with Held(), self._lock:
             if isinstance(request, str):
                 named = [one for one in self._scheduler.jobs if one.id == request]
                 if not named:
@@ -155,7 +187,7 @@ class Engine:
         return True
 
     def step(self) -> list[Event]:
-        """Let the next set of requests take a step.
+        """Let the next set of requests take a step, or go on with one that was interrupted.
 
         Returns:
             What has happened since the last call, oldest first; empty if the engine is idle.
@@ -164,10 +196,12 @@ class Engine:
             RuntimeError: if a step is under way: in another thread, or the one that has called back.
         """
         self._work()
-        return [self._events.popleft() for _ in range(len(self._events))]
+        return self._take(len(self._events))
 
     def run(self) -> Iterator[Event]:
-        """Step until the engine is idle. It may be left at any event and called again; no event is lost.
+        """Step until the engine is idle. It may be left at any event, or interrupted, and called again.
+
+        No event and no step is lost or comes twice; an `on_step` that was interrupted itself is not called again.
 
         Yields:
             What happens, in order.
@@ -177,7 +211,7 @@ class Engine:
         """
         while True:
             while self._events:
-                yield self._events.popleft()
+                yield self._take(1)[0]
             if self.idle:
                 return
             self._work()
@@ -196,8 +230,9 @@ class Engine:
         here = set(self.requests)
         if len(set(requests)) != len(requests) or here & set(requests):
             raise ValueError("`requests` holds a request twice, or one that has been added already.")
-        for request in requests:
-            self.add(request)
+        with Held():
+            for request in requests:
+                self.add(request)
         errors = [event.error for event in self.run() if event.error is not None]
         if errors:
             raise errors[0]
@@ -226,72 +261,86 @@ class Engine:
     def _work(self) -> None:
         """One step: pick, start, advance, look at the outcome, tell.
 
-        An interrupt from the keyboard may come anywhere: what is done by then is told, the rest is done next time.
+        An interrupt from the keyboard comes through where captions, passes, callbacks and pictures are made, and is
+        held back between, so that what is made and what is told of it stay in step.
         """
-        if not self._step_lock.acquire(blocking=False):
-            raise RuntimeError(
-                "a step is under way: call `step` and `run` from one thread, and not from what the engine calls back;"
-                " `add` and `cancel` may be called from anywhere."
-            )
-        try:
-            with self._lock:
-                for request in self._scheduler.jobs:
-                    if request.cancelled:  # by its attribute; `cancel` has the others leave at once
-                        self._leave(request, "cancelled")
-                self._running = self._scheduler.pick()
-            before: dict[Request, tuple[int, int]] = {}
-            failures: dict[Request, Exception] = {}
-            previews: dict[Request, Any] = {}
+        with Held() as held:
+            if not self._step_lock.acquire(blocking=False):
+                raise RuntimeError(
+                    "a step is under way: call `step` and `run` from one thread, and not from what the engine calls"
+                    " back; `add` and `cancel` may be called from anywhere."
+                )
             try:
-                for request in self._running:
-                    if self._start(request):
-                        before[request] = (request.step, request.tokens)
-                failures |= self.advance(list(before))
+                self._held = held
+                turn = self._turn or self._pick()
+                for request in turn.requests:
+                    if request not in turn.before and self._start(request):
+                        turn.before[request] = (request.step, request.tokens)
+                with held.let_through():
+                    turn.failures.update(self.advance(self._waiting(turn)))
                 self._prepare_ahead()
-                for request in before:
-                    if request not in failures:
+                for request in turn.before:
+                    if request not in turn.failures and request not in turn.seen:
                         try:
-                            self._look(request, previews)
+                            self._look(request, turn)
                         except Exception as error:
-                            failures[request] = error
+                            turn.failures[request] = error
+                        turn.seen.add(request)
+                self._settle(turn)
+                while self._done:
+                    self._decode_done(self._done[0])
+                    del self._done[0]
+                self._tell_decoded()
             finally:
-                self._settle(before, failures, previews)
-            while self._done:
-                self._decode_done(self._done[0])
-                del self._done[0]
-            self._tell_decoded()
-        finally:
-            self._step_lock.release()
+                self._step_lock.release()
 
-    def _settle(
-        self, before: dict[Request, tuple[int, int]], failures: dict[Request, Exception], previews: dict[Request, Any]
-    ) -> None:
-        """Count and tell what became of the requests of a step, which had taken so many steps, of so many tokens."""
+    def _pick(self) -> _Turn:
+        """Begin a step."""
         with self._lock:
-            running, self._running = self._running, []
-            for request in running:
+            for request in self._scheduler.jobs:
+                if request.cancelled:  # by its attribute; `cancel` has the others leave at once
+                    self._leave(request, "cancelled")
+            self._turn = _Turn(self._scheduler.pick())
+            return self._turn
+
+    def _waiting(self, turn: _Turn) -> list[Request]:
+        """Those that have started and not taken the step yet: all of them, but for a step that was interrupted."""
+        return [
+            request
+            for request, (step, _) in turn.before.items()
+            if request.step == step and request not in turn.failures and request in self._scheduler
+        ]
+
+    def _settle(self, turn: _Turn) -> None:
+        """Count and tell what became of the requests of a step."""
+        with self._lock:
+            self._turn = None
+            for request in turn.requests:
                 if request not in self._scheduler:  # cancelled meanwhile
                     request.release()
-            here = [request for request in before if request in self._scheduler]  # not cancelled meanwhile
-            taken = [request for request in here if request in failures or request.step > before[request][0]]
-            self._scheduler.ran(taken, [before[request][1] for request in taken])
-            for request in taken:
-                if request in failures:
-                    self._leave(request, "failed", failures[request])
+            here = [request for request in turn.before if request in self._scheduler]  # not cancelled meanwhile
+            self._scheduler.ran(here, [turn.before[request][1] for request in here])
+            for request in here:
+                if request in turn.failures:
+                    self._leave(request, "failed", turn.failures[request])
                     continue
-                self._tell("step", request, image=previews.get(request))
+                self._tell("step", request, image=turn.previews.get(request))
                 if request.status == "done":
                     self._scheduler.remove(request)
                     self._done.append(request)
 
     def _start(self, request: Request) -> bool:
         """Make the contexts of a request that comes to its first step; whether that went well."""
+        if request not in self._scheduler:
+            return False
         if request in self._started:
             return not request.cancelled
         try:
             if request.conditional is None and request.prepare is not None:
-                pending = self._ahead.pop(request, None) or Pending(self._retry(request.prepare))
-                request.begin(*pending.take())
+                with self._held.let_through():
+                    pending = self._ahead.pop(request, None) or Pending(self._retry(request.prepare))
+                    contexts = pending.take()
+                request.begin(*contexts)
         except Exception as error:
             with self._lock:
                 if request in self._scheduler:
@@ -313,7 +362,8 @@ class Engine:
             request = next(waiting, None)
         if request is not None and request.prepare is not None:
             try:
-                self._ahead[request] = self._side.run(request.prepare)
+                with self._held.let_through():
+                    self._ahead[request] = self._side.run(request.prepare)
             except Exception as error:  # its own start meets it again, and tells
                 logger.debug("%s could not be prepared ahead: %s", request, error)
 
@@ -358,20 +408,23 @@ class Engine:
         )  # fmt: skip
         self._scheduler.max_tokens = budget
 
-    def _look(self, request: Request, previews: dict[Request, Any]) -> None:
+    def _look(self, request: Request, turn: _Turn) -> None:
         """Call a request back after its step, see that its latents are finite, and add its preview if one is due."""
         if request.on_step is not None:
-            shape = request.latents.shape
-            request.on_step(request)
+            if request not in turn.called:
+                with self._held.let_through():
+                    turn.called[request] = request.latents.shape
+                    request.on_step(request)
             if request.error is not None:
                 raise request.error
-            request.check_latents(shape)
+            request.check_latents(turn.called[request])
         # On a device each look would wait for it: there the last step tells.
         if request.status == "done" or request.latents.device.type == "cpu":
             request.check()
         due = self.preview_every and request.step % self.preview_every == 0 and request.status != "done"
         if due and self._decode is not None:
-            previews[request] = self._to_image(self._decode(request, request.estimate))
+            with self._held.let_through():
+                turn.previews[request] = self._to_image(self._decode(request, request.estimate))
 
     def _decode_done(self, request: Request) -> None:
         request.release()
@@ -381,7 +434,8 @@ class Engine:
             self._tell("finished", request)
             return
         try:
-            pending = self._side.run(lambda: self._retry(lambda: decode(request, request.latents)), request.latents)
+            with self._held.let_through():
+                pending = self._side.run(lambda: self._retry(lambda: decode(request, request.latents)), request.latents)
         except Exception as error:
             request.error = error
             self._tell("failed", request, error=error)
@@ -395,7 +449,8 @@ class Engine:
             if not pending.ready and len(self._scheduler):
                 continue
             try:
-                image = self._to_image(pending.take())
+                with self._held.let_through():
+                    image = self._to_image(pending.take())
             except Exception as error:
                 request.error = error
                 self._tell("failed", request, error=error)
@@ -409,12 +464,25 @@ class Engine:
         self._scheduler.remove(request)
         self._started.discard(request)
         self._ahead.pop(request, None)
-        if request not in self._running:  # or the step under way would be left without its contexts
+        # Or the step under way would be left without its contexts.
+        if self._turn is None or request not in self._turn.requests:
             request.release()
         self._tell(kind, request, error=error)
 
     def _tell(self, kind: Kind, request: Request, image: Any = None, error: Exception | None = None) -> None:
         self._events.append(Event(kind, request, request.step, image, error))
+
+    def _take(self, count: int) -> list[Event]:
+        """So many of the oldest events, which stay where an interrupt comes before they are handed over."""
+        taken: list[Event] = []
+        try:
+            with Held():
+                for _ in range(count):
+                    taken.append(self._events.popleft())
+            return taken
+        except BaseException:
+            self._events.extendleft(reversed(taken))
+            raise
 
     def _retry(self, work: Callable[[], T]) -> T:
         """The outcome of `work`, tried once more if memory runs out, with what can be freed for it."""

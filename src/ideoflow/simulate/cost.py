@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..checks import finite, whole
 from .pace import Variation, variation
 
 GROUPS = 24  # sizes of step at the most at which a fit is corrected, each by the mean
@@ -42,6 +43,28 @@ class Cost:
     factors: tuple[tuple[float, float], ...] = ()
     variation: Variation = field(default=(), repr=False)
 
+    def __post_init__(self) -> None:
+        """Check that every step takes some finite time.
+
+        Raises:
+            TypeError: naming the number that is none.
+            ValueError: naming the number that is negative or not finite; if all three are 0; if the sizes of `factors`
+                do not rise, or `variation` takes no time.
+        """
+        for name in ("a", "b", "c", "start", "finish"):
+            finite(name, getattr(self, name), least=0)
+        if not (self.a or self.b or self.c):
+            raise ValueError("`a`, `b` and `c` are all 0: a step takes some time.")
+        for tokens, factor in self.factors:
+            finite("factors", tokens, least=0)
+            finite("factors", factor, above=0)
+        if any(after <= before for (before, _), (after, _) in itertools.pairwise(self.factors)):
+            raise ValueError(f"`factors` is {self.factors}: give them in rising order of their tokens.")
+        for seconds in itertools.chain.from_iterable(self.variation):
+            finite("variation", seconds, least=0)
+        if self.variation and not all(map(sum, zip(*self.variation, strict=True))):
+            raise ValueError("`variation` takes no time: give steps that do.")
+
     def step(self, segments: Sequence[int]) -> float:
         """Seconds of a step whose segments have these lengths."""
         tokens = sum(segments)
@@ -69,13 +92,29 @@ def fit(steps: Sequence[tuple[Sequence[int], float]]) -> Cost:
             kinds.
 
     Raises:
-        ValueError: if there are too few.
+        TypeError: a length that is no whole number, or seconds that are no number.
+        ValueError: if there are too few, or a step has no segment, an empty one, or took no time.
     """
-    if len(steps) < 3:
-        raise ValueError(f"`steps` holds {len(steps)}: measure at least three, of different numbers of tokens.")
+    kinds = set()
+    for i, (lengths, seconds) in enumerate(steps):
+        finite(f"steps[{i}]", seconds, above=0)
+        if len(lengths) == 0:
+            raise ValueError(f"`steps[{i}]` has no segment: give the lengths of those that were stepped.")
+        whole_lengths = [whole(f"steps[{i}]", length, 1, " as the length of each segment") for length in lengths]
+        kinds.add((sum(whole_lengths), sum(length**2 for length in whole_lengths)))
+    if len(kinds) < 3:
+        raise ValueError(
+            f"`steps` holds {len(steps)}, of {len(kinds)} different sizes: measure at least three, of different numbers"
+            " of tokens."
+        )
+    return nearest(steps)
+
+
+def nearest(steps: Sequence[tuple[Sequence[int], float]]) -> Cost:
+    """`fit` of steps of any kinds: those of one or two say nothing of other sizes."""
     seconds = torch.tensor([value for _, value in steps], dtype=torch.float64)
     terms = torch.tensor([[1.0, sum(lengths), sum(n**2 for n in lengths)] for lengths, _ in steps], dtype=torch.float64)
-    predicted = seconds.mean().expand(len(steps))
+    predicted = seconds.mean().clamp_min(1e-12).expand(len(steps))
     for _ in range(4):
         numbers = _least_squares(terms / predicted[:, None], seconds / predicted)
         predicted = (terms @ numbers).clamp_min(1e-12)

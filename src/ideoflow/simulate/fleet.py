@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..checks import finite, whole
 from ..engine import Policy, Scheduler
 from .cost import Cost
 from .pace import Pace
@@ -36,11 +37,22 @@ class Report:
         return len(self.jobs) / self.seconds
 
     def percentile(self, share: float, kind: str | None = None) -> float:
-        """The latency that a share of the jobs (of one kind) do not exceed: 0.95 for p95."""
+        """The latency that a share of the jobs (of one kind) do not exceed: 0.95 for p95.
+
+        Args:
+            share: Above 0; 1 gives the longest.
+            kind: None for all.
+
+        Raises:
+            TypeError: if `share` is no number.
+            ValueError: if it is out of range, or there is no job of the kind.
+        """
+        if finite("share", share, above=0) > 1:
+            raise ValueError(f"`share` is {share!r}: give a number above 0 and up to 1, such as 0.95 for p95.")
         latencies = sorted(job.latency for job in self.jobs if kind is None or job.kind == kind)
         if not latencies:
             raise ValueError(f"there is no job of the kind {kind!r}")
-        return latencies[min(len(latencies) - 1, math.ceil(share * len(latencies)) - 1)]
+        return latencies[math.ceil(share * len(latencies)) - 1]
 
     def __str__(self) -> str:
         """Throughput, latencies, busy time and waste, one line for each kind of job."""
@@ -88,8 +100,13 @@ def simulate(
         max_requests: As the engine has it.
         seed: Of the cost's variation. A percentile of a few hundred jobs differs from seed to seed: pool several.
         progress: Called with the jobs finished and all of them, after each that finishes.
+
+    Raises:
+        TypeError: naming the argument that is of another type.
+        ValueError: naming the argument that is out of range; if there is no job, or their time is not finite.
     """
-    jobs = [replace(job, step=0, finished=None) for job in sorted(jobs, key=lambda job: job.arrival)]
+    whole("devices", devices, 1)
+    jobs = _fresh(jobs)
     fleet = [_Device(max_tokens, max_requests, policy, pace) for pace in _paces(cost, devices, seed)]
     order = itertools.count()
     finished = 0
@@ -149,9 +166,15 @@ def simulate_batches(jobs: Sequence[Job], cost: Cost, *, batch: int, devices: in
         batch: The most jobs of a batch.
         devices: How many.
         seed: Of the cost's variation.
+
+    Raises:
+        TypeError: naming the argument that is of another type.
+        ValueError: naming the argument that is out of range; if there is no job, or their time is not finite.
     """
-    jobs = [replace(job, step=0, finished=None) for job in sorted(jobs, key=lambda job: job.arrival)]
-    free = [0.0] * devices
+    whole("batch", batch, 1)
+    whole("devices", devices, 1)
+    jobs = _fresh(jobs)
+    free = [jobs[0].arrival] * devices
     paces = _paces(cost, devices, seed)
     waiting: list[Job] = []
     coming = iter([*jobs, None])
@@ -171,11 +194,12 @@ def simulate_batches(jobs: Sequence[Job], cost: Cost, *, batch: int, devices: in
         waiting = [job for job in waiting if job not in chosen]
         longest = max(job.text_tokens for job in chosen)
         seconds = cost.start * len(chosen)
+        padded = replace(first, text_tokens=longest)
         for step in range(len(first.guidance)):
-            segments = replace(first, text_tokens=longest, step=step).segments * len(chosen)
+            segments = padded.segments_of(step) * len(chosen)
             seconds += cost.step(segments)
             computed += sum(segments)
-            real += sum(sum(replace(job, step=step).segments) for job in chosen)
+            real += sum(sum(job.segments_of(step)) for job in chosen)
         seconds += cost.finish * first.image_tokens * len(chosen)
         ends = now + paces[device].take(seconds)
         for job in chosen:
@@ -185,12 +209,19 @@ def simulate_batches(jobs: Sequence[Job], cost: Cost, *, batch: int, devices: in
     return _report(jobs, busy / devices, waste=1 - real / computed if computed else 0.0)
 
 
+def _fresh(jobs: Sequence[Job]) -> list[Job]:
+    """Copies that have taken no step, in the order of their arrival."""
+    if not len(jobs):
+        raise ValueError("`jobs` is empty: give at least one.")
+    return [replace(job, step=0, finished=None) for job in sorted(jobs, key=lambda job: job.arrival)]
+
+
 def _paces(cost: Cost, devices: int, seed: int) -> list[Pace]:
     return [Pace(cost.variation, f"pace {seed} of device {device}") for device in range(devices)]
 
 
 def _report(jobs: list[Job], busy: float, waste: float) -> Report:
-    if not jobs:
-        raise ValueError("`jobs` is empty: give at least one.")
-    seconds = max(job.finished or 0.0 for job in jobs) - jobs[0].arrival
-    return Report(jobs, seconds, busy / seconds if seconds else 0.0, waste)
+    seconds = max(job.finished for job in jobs if job.finished is not None) - jobs[0].arrival
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"the jobs take {seconds:g} s in all: give arrivals and a `cost` of which numbers can tell.")
+    return Report(jobs, seconds, busy / seconds, waste)

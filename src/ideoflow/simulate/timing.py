@@ -14,8 +14,8 @@ import torch
 
 from ..engine import Denoiser, Engine, Policy, Request
 from ..text_encoder import encode_captions
-from .cost import Cost, fit
-from .traffic import Job
+from .cost import Cost, nearest
+from .traffic import Job, parted
 
 if TYPE_CHECKING:
     from ..pipeline import Ideogram4Pipeline
@@ -51,7 +51,7 @@ def measure(
         progress: Called with the steps taken and their number, all requests' together.
     """
     draw = random.Random(seed)
-    weights, jobs = [weight for weight, _ in kinds], [job for _, job in kinds]
+    weights, jobs = parted(kinds)
     chosen = [replace(job, guidance=job.guidance[:STEPS]) for job in jobs]
     waiting = chosen + draw.choices(chosen, weights, k=max(0, REQUESTS - len(chosen)))
     total = sum(len(job.guidance) for job in waiting)
@@ -76,7 +76,7 @@ def measure(
             if event.kind == "finished":
                 done.setdefault(event.request.image_tokens, event.request)
         stepped = [(job_of[event.request], event.step) for event in events if event.kind == "step"]
-        steps.append(([n for job, step in stepped for n in replace(job, step=step - 1).segments], seconds))
+        steps.append(([n for job, step in stepped for n in job.segments_of(step - 1)], seconds))
         taken += len(stepped)
         if progress is not None:
             progress(taken, total)
@@ -84,7 +84,7 @@ def measure(
     finish = [_seconds(pipeline, denoiser, request) / request.image_tokens for request in done.values()]
     start = [_seconds_of_caption(pipeline, denoiser, job.text_tokens) for job in jobs]
     return replace(
-        fit(counted),
+        nearest(counted),  # if all are of one size, such as those of one job a step, so are those it is asked for
         start=sum(weight * value for weight, value in zip(weights, start, strict=True)) / sum(weights),
         finish=statistics.fmean(finish),
     )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..checks import all_finite, finite, whole
 from .cost import Cost
+
+LATEST = 1e300  # seconds at the most from the first arrival to the last, on average
 
 
 @dataclass(eq=False)
@@ -33,11 +37,32 @@ class Job:
     step: int = 0
     finished: float | None = None
 
+    def __post_init__(self) -> None:
+        """Check that it could be a request.
+
+        Raises:
+            TypeError: naming the attribute that is of another type.
+            ValueError: naming the attribute that is out of range.
+        """
+        whole("text_tokens", self.text_tokens, 0)
+        whole("image_tokens", self.image_tokens, 1)
+        self.guidance = all_finite("guidance", self.guidance)
+        if not self.guidance:
+            raise ValueError("`guidance` is empty: give the guidance of each step, of one at least.")
+        finite("arrival", self.arrival)
+        finite("priority", self.priority)
+        if whole("step", self.step, 0) > len(self.guidance):
+            raise ValueError(f"`step` is {self.step}, but there are {len(self.guidance)} steps.")
+
     @property
     def segments(self) -> tuple[int, ...]:
         """Lengths of its segments in the next step, one for each branch."""
+        return self.segments_of(self.step)
+
+    def segments_of(self, step: int) -> tuple[int, ...]:
+        """Lengths of its segments in a step."""
         conditional = self.text_tokens + self.image_tokens
-        return (conditional, self.image_tokens) if self.guidance[self.step] != 1 else (conditional,)
+        return (conditional, self.image_tokens) if self.guidance[step] != 1 else (conditional,)
 
     @property
     def tokens(self) -> int:
@@ -67,9 +92,16 @@ def poisson(kinds: Sequence[tuple[float, Job]], rate: float, count: int, seed: i
         rate: Jobs a second, on average.
         count: How many.
         seed: Of the random numbers.
+
+    Raises:
+        TypeError: naming the argument that is of another type.
+        ValueError: naming the argument that is out of range.
     """
+    weights, jobs = parted(kinds)
+    whole("count", count, 0)
+    if finite("rate", rate, above=0) * LATEST < count:
+        raise ValueError(f"`rate` is {rate!r}: {count} jobs at that rate take longer than there are numbers for.")
     draw = random.Random(seed)
-    weights, jobs = [weight for weight, _ in kinds], [job for _, job in kinds]
     now, traffic = 0.0, []
     for _ in range(count):
         now += draw.expovariate(rate)
@@ -78,12 +110,33 @@ def poisson(kinds: Sequence[tuple[float, Job]], rate: float, count: int, seed: i
 
 
 def rate_of_load(kinds: Sequence[tuple[float, Job]], cost: Cost, load: float, devices: int = 1) -> float:
-    """Jobs a second that keep `devices` busy for the share `load` of the time if each job ran alone."""
-    total = sum(weight for weight, _ in kinds)
-    alone = sum(weight * _seconds_alone(job, cost) for weight, job in kinds) / total
-    return load * devices / alone
+    """Jobs a second that keep `devices` busy for the share `load` of the time if each job ran alone.
+
+    Raises:
+        TypeError: naming the argument that is of another type.
+        ValueError: naming the argument that is out of range; if the rate is too small or large for a number.
+    """
+    weights, jobs = parted(kinds)
+    work = finite("load", load, above=0) * whole("devices", devices, 1)
+    seconds = sum(weight * _seconds_alone(job, cost) for weight, job in zip(weights, jobs, strict=True)) / sum(weights)
+    if not 0 < seconds < math.inf or not 0 < work / seconds < math.inf:
+        raise ValueError(f"a job alone takes {seconds:g} s by `cost`: there is no rate for the load {load:g}.")
+    return work / seconds
+
+
+def parted(kinds: Sequence[tuple[float, Job]]) -> tuple[list[float], list[Job]]:
+    """Weights and jobs of kinds.
+
+    Raises:
+        TypeError: if a weight is no number.
+        ValueError: if there are no kinds, a weight is negative or not finite, or all are 0.
+    """
+    weights, jobs = [finite("kinds", weight, least=0) for weight, _ in kinds], [job for _, job in kinds]
+    if not 0 < sum(weights) < math.inf:
+        raise ValueError(f"`kinds` has the weights {weights}: give one kind at least, and a finite sum above 0.")
+    return weights, jobs
 
 
 def _seconds_alone(job: Job, cost: Cost) -> float:
-    steps = (replace(job, step=step) for step in range(len(job.guidance)))
-    return cost.start + sum(cost.step(each.segments) for each in steps) + cost.finish * job.image_tokens
+    steps = sum(cost.step(job.segments_of(step)) for step in range(len(job.guidance)))
+    return cost.start + steps + cost.finish * job.image_tokens
