@@ -80,6 +80,39 @@ class Counter:
         products = self.passes(2 * (n + table), 2 * n, 2 * n)
         return swap + products + self.passes(2 * n, n, n)
 
+    # Lean torch, as a CPU takes it without a gradient: in float32, into it and out of it where the stream is narrower.
+
+    def lean_factors(self, tokens: int, gathered: bool) -> Work:
+        """Rows of modulation for the tokens, times the gain; nothing to count where all tokens share one row."""
+        n = tokens * self.config.hidden
+        if not gathered:
+            return Work()
+        return self.rows_of_table(tokens) + self._widen(n) + self.passes(n, n, n, "float32")
+
+    def lean_scaled(self, tokens: int, gathered: bool) -> Work:
+        """Norm and scale."""
+        n = tokens * self.config.hidden
+        normed = self._lean_norm(n, tokens)
+        scaled = self.passes((2 if gathered else 1) * n, n, n, "float32")
+        return self._widen(n) + normed + self.lean_factors(tokens, gathered) + scaled + self._cast(n)
+
+    def lean_gated(self, tokens: int, gathered: bool) -> Work:
+        """Norm, gate and sum."""
+        n = tokens * self.config.hidden
+        return self.lean_scaled(tokens, gathered) + self._widen(n) + self.passes(n, 0, n, "float32")
+
+    def lean_rotation(self, tokens: int) -> Work:
+        """Norms and rotation of the queries, or the keys, of the tokens: the gain goes into the tables."""
+        n, table = tokens * self.config.hidden, tokens * self.config.attention_head_dim
+        tables = self.passes(2 * table, 0) + self.passes(0, 2 * table, 2 * table, "float32")
+        rotated = self.passes(3 * n + 2 * table, 2 * n, ROTATION_OPS * n, "float32")
+        normed = self._lean_norm(n, tokens * self.config.num_attention_heads)
+        return self._widen(n) + tables + rotated + normed + self._cast(n)
+
+    def _lean_norm(self, n: int, rows: int) -> Work:
+        """The sum of squares of n elements, and times the root; five passes make a root of each row's sum."""
+        return self.passes(2 * n + 5 * rows, n + 5 * rows, NORM_OPS * n, "float32")
+
     def text_projection(self, rows: int) -> Work:
         """Norm of the features and their projection; the norm is diffusers' on both sides."""
         width, hidden = self.config.llm_features_dim, self.config.hidden
@@ -116,7 +149,8 @@ class Counter:
         """
         config = self.config
         q, k, fed = queries * config.hidden, keys * config.hidden, queries * config.intermediate_size
-        chosen = 2 * q if queries < keys else 0  # the stream and its normed form, at the tokens that go on
+        # The stream, its normed form and the rotary tables, at the tokens that go on.
+        chosen = 2 * (q + queries * config.attention_head_dim) if queries < keys else 0
         if self.fused:
             table = (queries + keys) * config.attention_head_dim
             operations = NORM_OPS * (4 * q + 2 * k) + (SILU_OPS + 1) * fed + ROTATION_OPS * (q + k) + k + 5 * q
@@ -128,6 +162,12 @@ class Counter:
                 self.passes(2 * q, q),  # norm, gate, sum
             )
             return total(chains) + self.passes(chosen, chosen, operations)
+        if self.device == "cpu" and not self.peer:
+            norms = self.lean_scaled(keys, gathered) + self.lean_scaled(queries, gathered)
+            sums = self.lean_gated(queries, gathered) * 2
+            rotations = self.lean_rotation(queries) + self.lean_rotation(keys)
+            swiglu = self.passes(3 * fed, 2 * fed, (SILU_OPS + 1) * fed)
+            return norms + sums + rotations + swiglu + self.passes(chosen, chosen)
         modulated = k + 3 * q  # two scales and two gates
         gathers = self.rows_of_table(keys + 3 * queries) if gathered else Work()
         norms = self.norm(q) * 4 + self.norm(k) * 2
@@ -173,6 +213,12 @@ class Counter:
         tables = self.passes(6 * half, 6 * half, 4 * half, "float32") + self._cast(4 * half)  # joined, cos, sin
         mask = self.passes(2 * rows * length, 0, dtype="int64") + self.passes(0, rows * length**2, dtype="bool")
         return angles + chosen + tables + mask
+
+    def _widen(self, n: int) -> Work:
+        """From the stream's type to float32, if that is another."""
+        if self.dtype == "float32":
+            return Work()
+        return self.passes(n, 0) + self.passes(0, n, dtype="float32")
 
     def _cast(self, n: int) -> Work:
         """From float32 to the stream's type, if that is another."""

@@ -269,7 +269,7 @@ def test_half_precision_stays_near_full(pictures, tmp_path, method):
     options = {"method": method, "lr": 1e-3}
     exact = curve(pictures, tmp_path / "exact", **options)
     half = curve(pictures, tmp_path / "half", dtype="bfloat16", **options)
-    assert half != exact and all(abs(a - b) <= 0.03 * a for a, b in zip(exact, half, strict=True))
+    assert half != exact and all(abs(a - b) <= 0.05 * a for a, b in zip(exact, half, strict=True))
     weights = checkpoints.load(checkpoints.saved(tmp_path / "half" / "checkpoints")[-1]).weights
     assert {w.dtype for w in weights.values()} == {torch.float32}
 

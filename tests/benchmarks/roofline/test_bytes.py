@@ -22,13 +22,16 @@ class Traffic(TorchDispatchMode):
 
     def __init__(self, besides: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.besides = ("_unsafe_view", *besides)
+        self.besides = ("_unsafe_view", "empty_like", *besides)
         self.read = self.written = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **kwargs or {})
         if func.overloadpacket.__name__ not in self.besides and not func.is_view:
-            self.read += sum(x.nbytes for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+            # What a copy goes to, and an output that is given, are written alone.
+            given = args[1:] if func.overloadpacket.__name__ == "copy_" else args
+            named = {name: x for name, x in (kwargs or {}).items() if name != "out"}
+            self.read += sum(x.nbytes for x in tree_leaves((given, named)) if isinstance(x, Tensor))
             self.written += sum(x.nbytes for x in tree_leaves(out) if isinstance(x, Tensor))
         return out
 
