@@ -60,7 +60,7 @@ def replay(run: Run, policy: str, budget: int) -> tuple[Report, float]:
     Raises:
         RuntimeError: if the sets differ so much that more steps are taken than were served.
     """
-    cost = Replay(0.0, 0.0, served=zip(run.steps, run.spans, strict=True), same=[])
+    cost = Replay(1.0, 0.0, served=zip(run.steps, run.spans, strict=True), same=[])
     jobs = [replace(job, arrival=when) for job, when in zip(run.report.jobs, run.added, strict=True)]
     try:
         report = simulate(jobs, cost, policy=policy, max_tokens=budget)  # type: ignore[arg-type]
