@@ -151,9 +151,12 @@ def measure(dtype: torch.dtype, pixels: int, text: int, rounds: int, compiled: b
         "diffusers, max_sequence_length=caption": PeerStep(peers, features, grid, max_text=text),
     }
     if compiled:
-        ours_compiled, peers_compiled = copy.deepcopy(ours), copy.deepcopy(peers)
-        for mine, theirs in zip(ours_compiled, peers_compiled, strict=True):
-            mine.compile_blocks()
+        ours_fused, ours_compiled, peers_compiled = copy.deepcopy(ours), copy.deepcopy(ours), copy.deepcopy(peers)
+        steps["ideoflow, fused"] = OurStep(ours_fused, features, grid)
+        for fused, mine, theirs in zip(ours_fused, ours_compiled, peers_compiled, strict=True):
+            fused.fuse_projections()
+            mine.fuse_projections()
+            mine.compile_blocks()  # what `pipe.compile` does
             theirs.compile_repeated_blocks()
         steps["ideoflow, compiled"] = OurStep(ours_compiled, features, grid)
         steps["diffusers, max_sequence_length=caption, compile_repeated_blocks"] = PeerStep(

@@ -218,7 +218,7 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
         return fit(self, memory, **options)
 
     def compile(self, **options: Any) -> None:
-        """Compile the blocks of the transformers, once for all sizes, captions and numbers of pictures.
+        """Compile the blocks of the transformers, their projections fused, once for all sizes, captions and pictures.
 
         The first steps take minutes on a CPU; a compiler must be there (g++ on a CPU). Fusing element-wise work rounds
         it less often: pictures move within rounding.
@@ -229,6 +229,7 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
         """
         for transformer in (self.transformer, self.unconditional_transformer):
             if transformer is not None:
+                transformer.fuse_projections()
                 transformer.compile_blocks(**options)
 
     def enable_cuda_graphs(self) -> None:
