@@ -23,9 +23,9 @@ from .checkpoints.pipeline import PipelineFiles
 from .engine import Denoiser, Engine, Policy, Request
 from .fitting import Plan, fit
 from .model import Ideogram4Transformer2DModel
-from .precision import quantize_
 from .requests import PipelineRequests
 from .schedule import Preset
+from .speed import PipelineSpeed
 from .text_cache import TextCache
 
 TEXT_CACHE_BYTES = 128 * 2**20  # of embedded captions; about 28 of 500 tokens for the published weights in bfloat16
@@ -63,7 +63,7 @@ def _apart(call: C) -> C:
     return cast(C, apart)
 
 
-class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
+class Ideogram4Pipeline(PipelineSpeed, PipelineFiles, PipelineAdapters, PipelineRequests):
     """Ideogram 4: from captions to pictures, any number, sizes and captions in one packed stream of tokens.
 
     Opens and writes the folder layout of diffusers' pipeline of this name: each opens what the other wrote.
@@ -125,7 +125,6 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor * self.patch_size)
         self.text_cache = TextCache(TEXT_CACHE_BYTES)
         self.plan: Plan | None = None
-        self._cuda_graphs = False
         self._guidance_scale: float | None = None
         self._attention_kwargs: dict[str, Any] | None = None
         self._num_timesteps = 0
@@ -216,96 +215,6 @@ class Ideogram4Pipeline(PipelineFiles, PipelineAdapters, PipelineRequests):
             RuntimeError: if the pipeline is fitted, compiled or offloaded already.
         """
         return fit(self, memory, **options)
-
-    def compile(self, **options: Any) -> None:
-        """Compile the blocks of the transformers, their projections fused, once for all sizes, captions and pictures.
-
-        The first steps take minutes on a CPU; a compiler must be there (g++ on a CPU). Fusing element-wise work rounds
-        it less often: pictures move within rounding.
-
-        Args:
-            options: Of `torch.compile`, all but `dynamic` and `fullgraph`; `mode="max-autotune-no-cudagraphs"` for
-                instance.
-        """
-        for transformer in (self.transformer, self.unconditional_transformer):
-            if transformer is not None:
-                transformer.fuse_projections()
-                transformer.compile_blocks(**options)
-
-    def enable_cuda_graphs(self) -> None:
-        """Record the kernels of a set of pictures at its second step and launch them at once at each later one.
-
-        Small pictures, whose kernels are shorter than launching them takes, are drawn faster; no picture changes. Holds
-        for calls and engines made from now on, while the transformers are on a CUDA device, are not offloaded and have
-        no adapters; what cannot be recorded is computed as without.
-
-        Raises:
-            ValueError: if torch sees no CUDA device.
-        """
-        if not torch.cuda.is_available():
-            raise ValueError("CUDA graphs need a CUDA device, and torch sees none here: draw without them.")
-        self._cuda_graphs = True
-
-    def disable_cuda_graphs(self) -> None:
-        """Undo `enable_cuda_graphs`."""
-        self._cuda_graphs = False
-
-    def tune_attention(
-        self, size: tuple[int, int] = (1024, 1024), caption_tokens: int = 500, pictures: int = 1
-    ) -> dict[str, dict[str, float]]:
-        """Time the attention backends that this machine has, and use the fastest in each transformer.
-
-        Args:
-            size: `(width, height)` in pixels of the pictures to come.
-            caption_tokens: Of their captions.
-            pictures: How many share a pass.
-
-        Returns:
-            Of each transformer, seconds of each exact backend that runs here, the fastest first.
-        """
-        image = (size[0] // self.image_processor.vae_scale_factor) * (size[1] // self.image_processor.vae_scale_factor)
-        branches = {"transformer": caption_tokens + image, "unconditional_transformer": image}
-        return {
-            name: getattr(self, name).tune_attention([tokens] * pictures)
-            for name, tokens in branches.items()
-            if getattr(self, name) is not None
-        }
-
-    def fuse_projections(self) -> None:
-        """Compute q, k and v as one product in the transformers' blocks, and w1 and w3: fewer and larger products.
-
-        Nothing else changes: no name, no file, no adapter, and the memory stays what it was. Pictures move within
-        rounding. Call it once the pipeline is where it computes, and before offloading is set up.
-        """
-        for transformer in (self.transformer, self.unconditional_transformer):
-            if transformer is not None:
-                transformer.fuse_projections()
-
-    def unfuse_projections(self) -> None:
-        """Undo `fuse_projections`."""
-        for transformer in (self.transformer, self.unconditional_transformer):
-            if transformer is not None:
-                transformer.unfuse_projections()
-
-    def quantize(self, kind: str, skip: str | Sequence[str] = ()) -> None:
-        """Keep the linear layers of the transformers' blocks in one byte a weight, in place.
-
-        They multiply in that type where the chip has fast products for it (fp8 on CUDA from Ada and Hopper on, int8 on
-        CUDA from Ampere on and on CPUs with VNNI), and expand their weights to the input's type elsewhere. Pictures
-        change; how much is in docs/performance.md. Call it after the pipeline is on its device and before `compile` and
-        offloading. Adapters may come before or after.
-
-        Args:
-            kind: "fp8" (float8_e4m3fn, a scale for each output row) or "int8".
-            skip: Layers to leave alone: patterns that whole names match, such as `layers\\.0\\..*`.
-
-        Raises:
-            TypeError: if layers are quantized already.
-            ValueError: an unknown kind, a pattern that matches nothing, or hooks on the layers.
-        """
-        for transformer in (self.transformer, self.unconditional_transformer):
-            if transformer is not None:
-                quantize_(transformer, kind, skip)
 
     def fuse_lora(self, *args: Any, **kwargs: Any) -> None:
         """Merge the loaded adapters into the weights, as diffusers does; captions are embedded anew afterwards."""
