@@ -215,3 +215,23 @@ def test_compiled_blocks_take_the_fused_product(make_pair, inputs, stream_inputs
         if node.op == "call_function" and "linear" in str(node.target) and "example_value" in node.meta
     }
     assert 2 * model.config.intermediate_size in sizes
+
+
+@pytest.mark.parametrize("change", ["assigned", "copied", "merged"])
+def test_compiled_blocks_see_weights_that_were_changed_or_put_elsewhere(make_pair, inputs, stream_inputs, change):
+    model, other = make_pair()[1], make_pair(seed=1)[1]
+    stream = stream_inputs(inputs)
+    torch._dynamo.reset()
+    model.fuse_projections()
+    model.compile_blocks(backend="aot_eager")
+    before = step(model, stream)
+    if change == "merged":  # as adapters are merged safely
+        with torch.no_grad():
+            for own, new in zip(model.parameters(), other.parameters(), strict=True):
+                own.data = new.data.clone()
+    else:
+        model.load_state_dict(other.state_dict(), assign=change == "assigned")
+    found, expected = step(model, stream), step(other, stream)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(found, before, atol=1e-2)
+    assert model.layers[0].feed_forward.fused_projections == (change == "copied")

@@ -97,6 +97,11 @@ class Ideogram4TransformerBlock(nn.Module):
         scale1, gate1, scale2, gate2 = self.adaln_modulation(conditioning).chunk(4, dim=-1)
         return torch.cat((1 + scale1, gate1.tanh(), 1 + scale2, gate2.tanh()), dim=-1)
 
+    def unfuse_stale(self) -> None:
+        """Before a compiled call, which cannot see where weights lie."""
+        self.attention.unfuse_stale()
+        self.feed_forward.unfuse_stale()
+
     def forward(
         self,
         hidden_states: Tensor,

@@ -36,12 +36,15 @@ class FusedProjections:
         self.__dict__.pop("_fused", None)
         self.fused_projections = False
 
+    def unfuse_stale(self) -> None:
+        """Unfuse if a weight was put elsewhere: the fused one counts no more. In a graph that cannot be asked."""
+        if self._fused is not None and not _lie_in(self._fused, self._layers()):
+            self.unfuse_projections()
+
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """(tokens, channels) to what each layer makes of it."""
+        self.unfuse_stale()
         layers, fused = self._layers(), self._fused
-        if fused is not None and not _lie_in(fused, layers):
-            self.unfuse_projections()  # or it would keep the memory of weights that count no more
-            fused = None
         if fused is None or not _only_products(layers) or not fused.pays_together(x):  # type: ignore[operator]
             return tuple(layer(x) for layer in layers)
         return fused(x).split([layer.out_features for layer in layers], dim=-1)

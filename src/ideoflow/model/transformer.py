@@ -443,6 +443,8 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
 
         rotary = (context.cos, context.sin)
         for number, block in enumerate(self.layers):
+            if block._compiled_call_impl is not None:
+                block.unfuse_stale()  # type: ignore[operator]
             bounds = last_bounds if block is self.layers[-1] else layout.bounds
             rows = None if modulation is None else modulation.blocks[number]
             inputs = (hidden_states, conditioning, time_of_token, rotary, bounds, attention_kwargs, rows)
