@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.model import fused
+from ideoflow.model.blocks import FeedForward
 from ideoflow.model.linear import Linear
 
 
@@ -235,3 +236,57 @@ def test_compiled_blocks_see_weights_that_were_changed_or_put_elsewhere(make_pai
     assert torch.allclose(found, expected, atol=1e-5)
     assert not torch.allclose(found, before, atol=1e-2)
     assert model.layers[0].feed_forward.fused_projections == (change == "copied")
+
+
+def feed_forward() -> FeedForward:
+    torch.manual_seed(0)
+    module = FeedForward(32, 64)
+    module.fuse_projections()
+    return module
+
+
+def test_weights_fused_in_inference_mode_can_be_trained():
+    module = FeedForward(32, 64)
+    with torch.inference_mode():
+        module.fuse_projections()
+    module(torch.randn(3, 32)).sum().backward()
+    assert module.w1.weight.grad.any() and module.w3.weight.grad.any()
+
+
+def test_gradients_of_functional_calls_are_those_of_separate_layers():
+    module, x = feed_forward(), torch.randn(3, 32)
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+    tangents = {name: torch.randn_like(weight) for name, weight in weights.items()}
+
+    def loss(weights):
+        return torch.func.functional_call(module, weights, (x,)).square().sum()
+
+    def both():
+        return torch.func.grad(loss)(weights), torch.func.jvp(loss, (weights,), (tangents,))[1]
+
+    gradients, tangent = both()
+    assert module.fused_projections
+    module.unfuse_projections()
+    expected, expected_tangent = both()
+    assert all(torch.allclose(gradients[name], expected[name], atol=1e-6) for name in weights)
+    assert torch.allclose(tangent, expected_tangent) and tangent.abs() > 0
+
+
+def test_a_batched_input_passes():
+    module, x = feed_forward().requires_grad_(False), torch.randn(5, 3, 32)
+    with torch.no_grad():
+        assert torch.allclose(torch.vmap(module)(x), torch.stack([module(one) for one in x]), atol=1e-6)
+
+
+def test_a_backward_hook_fires():
+    module, fired = feed_forward().requires_grad_(False), []
+    module.w1.register_full_backward_hook(lambda *args: fired.append(True))
+    module(torch.randn(3, 32, requires_grad=True)).sum().backward()
+    assert fired
+
+
+def test_a_model_without_memory_cannot_be_tuned(config):
+    with torch.device("meta"):
+        empty = Ideogram4Transformer2DModel(**config)
+    with pytest.raises(RuntimeError, match="No attention backend runs"):
+        empty.tune_attention([4])

@@ -98,9 +98,10 @@ class Ideogram4TransformerBlock(nn.Module):
         return torch.cat((1 + scale1, gate1.tanh(), 1 + scale2, gate2.tanh()), dim=-1)
 
     def unfuse_stale(self) -> None:
-        """Before a compiled call, which cannot see where weights lie."""
-        self.attention.unfuse_stale()
-        self.feed_forward.unfuse_stale()
+        """Before a compiled call, which cannot see where weights lie, nor where hooks will have put them."""
+        moves = "_hf_hook" in self.__dict__ or "_diffusers_hook" in self.__dict__
+        for part in (self.attention, self.feed_forward):
+            part.unfuse_projections() if moves else part.unfuse_stale()
 
     def forward(
         self,

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .hooks import is_hooked
 
@@ -38,14 +39,14 @@ class FusedProjections:
 
     def unfuse_stale(self) -> None:
         """Unfuse if a weight was put elsewhere: the fused one counts no more. In a graph that cannot be asked."""
-        if self._fused is not None and not _lie_in(self._fused, self._layers()):
+        if self._fused is not None and not _stand_in() and not _lie_in(self._fused, self._layers()):
             self.unfuse_projections()
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """(tokens, channels) to what each layer makes of it."""
         self.unfuse_stale()
         layers, fused = self._layers(), self._fused
-        if fused is None or not _only_products(layers) or not fused.pays_together(x):  # type: ignore[operator]
+        if fused is None or _stand_in() or not _only_products(layers) or not fused.pays_together(x):  # type: ignore[operator]
             return tuple(layer(x) for layer in layers)
         return fused(x).split([layer.out_features for layer in layers], dim=-1)
 
@@ -54,6 +55,7 @@ class FusedProjections:
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the module; that gives each weight a place of its own, so they are brought together again."""
+        self.unfuse_stale()
         super()._apply(fn, recurse)  # type: ignore[misc]
         if self.fused_projections:
             self.unfuse_projections()
@@ -62,7 +64,9 @@ class FusedProjections:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies are not fused: copying gives each weight a place of its own."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_fused", "fused_projections")}
+        state = super().__getstate__()
+        assert isinstance(state, dict)
+        return {name: value for name, value in state.items() if name not in ("_fused", "fused_projections")}
 
 
 def _can_be_fused(layers: Sequence[nn.Linear]) -> bool:
@@ -79,6 +83,7 @@ def _can_be_fused(layers: Sequence[nn.Linear]) -> bool:
     )
 
 
+@torch.inference_mode(False)  # or the weights would never have gradients again
 @torch.no_grad()
 def _fuse(layers: Sequence[nn.Linear]) -> nn.Linear:
     """One layer of all rows, of which those of `layers` become views."""
@@ -103,6 +108,11 @@ def _together(parts: Sequence[Tensor]) -> Tensor:
             return torch.cat(list(parts))
         place += part.nbytes
     return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride(), first.storage_offset())
+
+
+def _stand_in() -> bool:
+    """Whether weights may stand for others: without an address, or with tangents that the fused one has not."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _only_products(layers: Sequence[nn.Linear]) -> bool:

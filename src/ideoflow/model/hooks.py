@@ -14,7 +14,8 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether something (an offload hook, say) has to see the module called, so that nothing may take its weights."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in module.__dict__
 
 
 def fires_hooks(runs_all_layers: bool) -> Callable[[Method], Method]:

@@ -172,6 +172,9 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
     def compile_blocks(self, **options: Any) -> None:
         """Compile the blocks once for streams of any length and layout; attention runs between the compiled graphs.
 
+        Weights may be changed and replaced afterwards, fused or not. A model that `torch.compile` compiles as a whole
+        does not see that fused weights were put elsewhere: unfuse it first.
+
         What `compile_repeated_blocks` of diffusers does, which compiles anew for each layout of segments.
 
         Args:
@@ -197,11 +200,14 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
 
         Raises:
             ValueError: no length, or one that is not a positive integer.
+            RuntimeError: no backend runs where the weights lie.
         """
         if not lengths or not all(isinstance(length, int) and length > 0 for length in lengths):
             raise ValueError(f"`lengths` is {lengths!r}: give the tokens of each segment, such as [1500, 4596].")
         shape = (self.config.num_attention_heads, self.config.attention_head_dim)
         seconds = time_backends(attend_by, shape, lengths, self.dtype, self.device, rounds)
+        if not seconds:
+            raise RuntimeError(f"No attention backend runs in {self.dtype} on {self.device}: tune before offloading.")
         for processor in self.attn_processors.values():
             processor._attention_backend = AttentionBackendName(next(iter(seconds)))
         return seconds

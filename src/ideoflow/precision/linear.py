@@ -62,7 +62,7 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     tokens, token_scale = quantize_rows(x, torch.int8)
     parts = int8_parts(len(tokens), len(weight))
     out = x.new_empty(len(tokens), len(weight))
-    for some, own, result in zip(tokens.chunk(parts), token_scale.chunk(parts), out.chunk(parts), strict=True):
+    for some, own, result in zip(*(x.tensor_split(parts) for x in (tokens, token_scale, out)), strict=True):
         result.copy_(torch._int_mm(some, weight.t()).to(torch.float32).mul_(own[:, None]).mul_(scale))
     return out
 

@@ -93,11 +93,11 @@ def dequantize_(module: nn.Module, dtype: torch.dtype | None = None) -> list[str
     if dtype is not None and (not dtype.is_floating_point or dtype.itemsize < 2):
         raise ValueError(f"`dtype` is {dtype}: give a floating-point type of 16 bits or more.")
     names = [name for name, part in module.named_modules() if isinstance(part, QuantizedLinear)]
-    for name in names:
-        module.set_submodule(name, module.get_submodule(name).to_linear(dtype))  # type: ignore[operator]
     for part in module.modules():
         if isinstance(part, FusedProjections):
             part.unfuse_projections()
+    for name in names:
+        module.set_submodule(name, module.get_submodule(name).to_linear(dtype))  # type: ignore[operator]
     return [name.removesuffix(".base_layer") for name in names]
 
 

@@ -76,11 +76,6 @@ def test_a_right_kernel_is_checked_once_for_each_type_and_width_and_then_used(na
     assert len(kernels._checked) == 2
 
 
-def test_two_halves_of_one_product(triton):
-    assert torch.equal(kernels.swiglu_halves(X), plain.swiglu(X[:, :24], X[:, 24:]))
-    assert triton.uses("swiglu") == 1
-
-
 def test_the_check_leaves_random_numbers_as_they_are(triton):
     before = torch.get_rng_state()
     call("norm_scale")

@@ -210,7 +210,7 @@ def test_the_public_functions_use_the_kernels_here(implementation, monkeypatch, 
     assert torch.equal(kernels.gate_norm_add(x, x, weight, EPS, scale), triton.gate_norm_add(x, x, weight, EPS, scale))
     arguments = heads, weight[:12], EPS, x[:, :12], x[:, 12:24]
     assert torch.equal(kernels.norm_rotate(*arguments), triton.norm_rotate(*arguments))
-    assert torch.equal(kernels.swiglu_halves(x), triton.swiglu(x[:, :24], x[:, 24:]))
+    assert torch.equal(kernels.swiglu(x[:, :24], x[:, 24:]), triton.swiglu(x[:, :24], x[:, 24:]))
     assert {key[0] for key in kernels._checked} == {"norm_scale", "gate_norm_add", "norm_rotate", "swiglu"}
     assert not [w for w in recwarn if "Triton" in str(w.message)]
 

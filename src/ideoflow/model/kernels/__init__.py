@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 
 from . import lean, plain
 
-__all__ = ["available", "gate_norm_add", "norm_rotate", "norm_scale", "swiglu", "swiglu_halves"]
+__all__ = ["available", "gate_norm_add", "norm_rotate", "norm_scale", "swiglu"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_WIDTH = 16384  # channels that one program holds in registers
@@ -110,11 +110,6 @@ def swiglu(x1: Tensor, x3: Tensor) -> Tensor:
     return plain.swiglu(x1, x3)
 
 
-def swiglu_halves(x13: Tensor) -> Tensor:
-    """silu(first half) * second half of one product (tokens, 2 * channels): (tokens, channels)."""
-    return swiglu(*x13.chunk(2, dim=-1))
-
-
 @cache
 def _triton_kernels() -> ModuleType | None:
     try:
@@ -153,6 +148,7 @@ def _takes(x: Tensor, *others: Tensor, row: Tensor | None = None) -> bool:
         and all(type(t) in (Tensor, nn.Parameter) and t.device == x.device and t.stride(-1) == 1 for t in indexed)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
         and forward_ad._current_level < 0  # no forward-mode gradient either
+        and not torch._C._are_functorch_transforms_active()  # in-place work and `out=` have no rules there
         and not torch.is_autocast_enabled(x.device.type)  # plain torch knows which types come out of it
     )
 
