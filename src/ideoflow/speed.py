@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
 
+from .checks import whole
 from .model import Ideogram4Transformer2DModel
 from .precision import quantize_
 
@@ -17,7 +17,8 @@ class PipelineSpeed:
 
     transformer: Ideogram4Transformer2DModel
     unconditional_transformer: Ideogram4Transformer2DModel | None
-    image_processor: VaeImageProcessor
+    vae_scale_factor: int
+    patch_size: int
     _cuda_graphs = False
 
     def compile(self, **options: Any) -> None:
@@ -64,8 +65,18 @@ class PipelineSpeed:
 
         Returns:
             Of each transformer, seconds of each exact backend that runs here, the fastest first.
+
+        Raises:
+            ValueError: a size that is no pair of pixels, multiples of a token's side, or numbers that are too small.
+            TypeError: numbers that are not whole.
         """
-        image = (size[0] // self.image_processor.vae_scale_factor) * (size[1] // self.image_processor.vae_scale_factor)
+        unit = self.vae_scale_factor * self.patch_size
+        is_pair = isinstance(size, tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)
+        if not is_pair or min(size) < 1 or size[0] % unit or size[1] % unit:
+            raise ValueError(f"`size` is {size!r}: give (width, height) in pixels, multiples of {unit}.")
+        caption_tokens = whole("caption_tokens", caption_tokens, 0)
+        pictures = whole("pictures", pictures, 1)
+        image = (size[0] // unit) * (size[1] // unit)
         branches = {"transformer": caption_tokens + image, "unconditional_transformer": image}
         return {
             name: getattr(self, name).tune_attention([tokens] * pictures)

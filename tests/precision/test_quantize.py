@@ -343,3 +343,13 @@ def test_hooks_on_layers_are_refused(model):
     add_hook_to_module(model.layers[1].feed_forward.w1, ModelHook())
     with pytest.raises(ValueError, match=r"the first on layers\.1\.feed_forward\.w1"):
         quantize_(model, "fp8")
+
+
+def test_int8_weights_are_not_saved_where_they_could_not_be_opened_again(model, tmp_path):
+    quantize_(model, "int8")
+    with pytest.raises(ValueError, match="int8 weights, which no file form keeps"):
+        model.save_pretrained(tmp_path / "int8")
+    assert not (tmp_path / "int8").exists()
+    dequantize_(model, torch.float32)
+    model.save_pretrained(tmp_path / "expanded")
+    Ideogram4Transformer2DModel.from_pretrained(tmp_path / "expanded")

@@ -108,3 +108,27 @@ def test_fused_projections_draw_the_same_latents(pipeline):
     pipeline.unfuse_projections()
     assert not any(part.fused_projections for part in parts)
     assert torch.equal(draw(), expected)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"size": 128},
+        {"size": [(64, 64)]},
+        {"size": (0, 0)},
+        {"size": (100, 100)},
+        {"caption_tokens": "x"},
+        {"pictures": 0},
+    ],
+)
+def test_attention_is_tuned_for_pictures_that_can_be(pipeline, arguments):
+    with pytest.raises((ValueError, TypeError), match=f"`{next(iter(arguments))}` is"):
+        pipeline.tune_attention(**arguments)
+
+
+def test_a_pipeline_in_int8_is_not_half_written(tmp_path):
+    pipe = sketch.load()
+    pipe.quantize("int8")
+    with pytest.raises(ValueError, match="int8 weights"):
+        pipe.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()

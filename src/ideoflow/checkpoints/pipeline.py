@@ -79,6 +79,17 @@ class PipelineFiles(DiffusionPipeline):
                 index[name] = list(_name_of(loader))
         return config
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write all components into a folder, as diffusers does; nothing if one cannot be written.
+
+        Raises:
+            ValueError: transformers in int8 of `quantize`, of which no file form keeps the scales.
+        """
+        for transformer in (self.transformer, self.unconditional_transformer):
+            if transformer is not None:
+                transformer.check_savable()
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     def register_to_config(self, **kwargs: Any) -> None:
         """Register components, ours under the names by which any reader of the folder knows them."""
         for name, value in kwargs.items():

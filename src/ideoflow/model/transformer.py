@@ -228,6 +228,24 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
             if isinstance(module, FusedProjections):
                 module.unfuse_projections()
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write the weights and the configuration into a folder, as diffusers does.
+
+        Raises:
+            ValueError: weights in int8 of `pipe.quantize`, of which no file form keeps the scales.
+        """
+        self.check_savable()
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def check_savable(self) -> None:
+        """Raise the error of `save_pretrained` before anything is written."""
+        quantizer = getattr(self, "hf_quantizer", None)
+        if quantizer is None and any(parameter.dtype == torch.int8 for parameter in self.parameters()):
+            raise ValueError(
+                "The model holds int8 weights, which no file form keeps: save it before `quantize`, or expand it with"
+                " ideoflow.precision.dequantize_ first."
+            )
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
         """Load a transformer from a folder or a hub id, in any form that the checkpoint may have.
