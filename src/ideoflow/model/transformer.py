@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -228,6 +229,7 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
             if isinstance(module, FusedProjections):
                 module.unfuse_projections()
 
+    @functools.wraps(ModelMixin.save_pretrained)  # diffusers asks the signature for what it takes
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Write the weights and the configuration into a folder, as diffusers does.
 
