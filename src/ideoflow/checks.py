@@ -1,4 +1,4 @@
-"""Checks of numbers that callers give: the errors name the argument, what it got and what is allowed."""
+"""Checks of what callers give: the errors name the argument, what it got and what is allowed."""
 
 from __future__ import annotations
 
@@ -77,3 +77,12 @@ def all_finite(name: str, values: Iterable[Any]) -> tuple[float, ...]:
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"`{name}` is {values!r}: give finite numbers.")
     return numbers
+
+
+def printable(text: object) -> str:
+    """Text from outside as it may stand on one line of a terminal: whatever is no printable character is escaped.
+
+    Line ends, terminal escapes, marks that change the direction of writing and halves of surrogate pairs show as
+    `\\n`, `\\x1b`, `\\u202e`; letters of every script stay.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))

@@ -211,10 +211,10 @@ def test_a_folder_whose_replacing_was_cut_short_comes_back(tmp_path):
     """Killed between the two renames, by a process that is gone."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    old = tmp_path / f".b.{gone.pid}.replaced"
+    old = tmp_path / f".b.{gone.pid}-0.replaced"
     old.mkdir()
     (old / "mine").write_text("kept")
-    (tmp_path / f".b.{gone.pid}.partial").mkdir()
+    (tmp_path / f".b.{gone.pid}-0.partial").mkdir()
     with pytest.raises(RuntimeError), in_place(tmp_path / "b", overwrite=True):
         raise RuntimeError
     assert (tmp_path / "b" / "mine").read_text() == "kept"

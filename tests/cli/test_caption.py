@@ -139,8 +139,8 @@ def test_out_makes_its_folder():
 
 
 def test_a_failed_write_leaves_the_file_as_it_was(monkeypatch: pytest.MonkeyPatch, empty_folder: Path):
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device", "temporary")
+    def full(temporary: Path, _: Path) -> None:
+        raise OSError(28, "No space left on device", str(temporary))
 
     monkeypatch.setattr(os, "replace", full)
     result = run("fix", write("a.json", SWAPPED), "-i", ends_with=2)

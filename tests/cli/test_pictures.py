@@ -46,7 +46,7 @@ def test_settings_that_cannot_be_read_say_so(tmp_path: Path, text: str):
 
 def test_a_file_that_is_no_picture_says_so(tmp_path: Path):
     (tmp_path / "a.png").write_text("hello")
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="is not a picture of a kind that is read"):
         from_metadata(tmp_path / "a.png")
 
 

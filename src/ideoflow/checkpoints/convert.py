@@ -16,11 +16,11 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
+from ..files import sync
 from ..precision.linear import quantize_rows
 from ..precision.quantize import is_quantized_layer
 from .config import DEFAULTS, HEADER, original_config
 from .errors import CheckpointError, some
-from .files import sync
 from .finite import Finite
 from .forms import Checkpoint, StoredWeight, open_checkpoint
 from .load import QUIET_SECONDS, TYPES

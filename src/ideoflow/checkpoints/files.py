@@ -1,9 +1,8 @@
-"""What is done with any file: small ones are read whole, and new ones are brought to the disk."""
+"""Small files that are read whole."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,3 @@ def read_json(path: Path, most: int = 2**20) -> Any:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
-
-
-def sync(path: Path) -> None:
-    """Have a file's bytes, or the names in a folder, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

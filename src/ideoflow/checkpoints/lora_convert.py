@@ -24,8 +24,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import sync
 from .errors import CheckpointError
-from .files import sync
 from .lora import HEADER, Adapter, Lora, as_alpha, each_bit, parse_settings, read_lora
 from .names import ORIGINAL, original_name, targets
 

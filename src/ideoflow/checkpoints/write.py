@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import files
 from .errors import CheckpointError
-from .files import sync
 
 DTYPES = {
     torch.float64: "F64",
@@ -109,65 +107,17 @@ def write_safetensors(
 
 @contextmanager
 def in_place(destination: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a path beside `destination` to write a file or a folder to, and rename it to `destination` at the end.
-
-    Whatever goes wrong, `destination` is what it was, or the new one; what is half-written is removed, at the latest by
-    the next call. Where an old folder is replaced, it is renamed first: stopped between the two renames, it is found
-    and put back by the next call.
+    """Give a path beside `destination` to write to, as `files.in_place` does.
 
     Raises:
         CheckpointError: if `destination` exists and may not be replaced, or cannot be written.
     """
-    parent = destination.parent
-    if destination.exists() and not overwrite:
+    try:
+        with files.in_place(destination, overwrite) as temporary:
+            yield temporary
+    except FileExistsError as error:
         raise CheckpointError(
             f"{destination} exists: name another destination, or allow it to be replaced (--overwrite)."
-        )
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        clean(destination)
-        temporary = parent / f".{destination.name}.{os.getpid()}.partial"
-        yield temporary
-        old = parent / f".{destination.name}.{os.getpid()}.replaced"
-        if destination.is_dir():
-            os.rename(destination, old)
-        os.replace(temporary, destination)
-        sync(parent)
-        _remove(old)
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{destination} cannot be written: {error.strerror or error}.") from error
-    finally:
-        clean(destination)
-
-
-def clean(destination: Path) -> None:
-    """Remove what calls left half-written, and put back what one stopped while replacing it."""
-    pattern = re.compile(rf"\.{re.escape(destination.name)}\.(\d+)\.(partial|replaced)")
-    for path in list(destination.parent.iterdir()) if destination.parent.is_dir() else []:
-        match = pattern.fullmatch(path.name)
-        if match is None or _belongs_to_another(int(match[1])):
-            continue
-        if match[2] == "replaced" and not destination.exists():
-            os.rename(path, destination)
-        else:
-            _remove(path)
-
-
-def _belongs_to_another(process: int) -> bool:
-    """Whether another process of that number runs, whose files these may be."""
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

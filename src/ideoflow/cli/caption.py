@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from ..files import write_text
 from .console import FAILED, WRONG_INPUT, err, out, plain_errors
-from .files import write
 
 if TYPE_CHECKING:
     from ..captions import Caption
@@ -106,7 +106,7 @@ def fix(
             sys.stdout.buffer.write("".join(lines).encode())  # UTF-8 like every caption file, whatever the terminal's
             sys.stdout.flush()
         else:
-            write(target, "".join(lines))
+            write_text(target, "".join(lines))
     for breach in mended:
         err.print(f"[green]mended[/] {escape(breach)}")
     for breach in left:

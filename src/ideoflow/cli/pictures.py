@@ -14,6 +14,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..images import ImageError, open_image, plain_errors
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -116,14 +118,13 @@ def from_metadata(path: Path) -> dict[str, Any]:
         ValueError: if the file is no PNG written by ideoflow.
         OSError: if it cannot be read.
     """
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(path) as image:
+        with plain_errors():
+            image = open_image(path)
             image.load()  # text chunks may follow the pixels
             text = getattr(image, "text", {}).get(KEY)
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not a picture that can be read.") from None
+    except ImageError as error:
+        raise ValueError(f"{path} {error}") from None
     if text is None:
         raise ValueError(
             f"{path} carries no ideoflow settings: it was made by another program, saved from Python or made with "

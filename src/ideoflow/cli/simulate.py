@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import files
+from ..files import check_writable, write_text
 from .console import err, out, plain_errors, plain_warnings
 from .generate import PRESET_NAMES
 
@@ -136,7 +136,7 @@ def simulate(
 
         kinds = [_job(text) for text in job]
         if file is not None:
-            files.prepare("--json", file)  # not after a run of minutes
+            check_writable(file, "--json")  # not after a run of minutes
         with _bar() as progress:
             if numbers is not None:
                 model = numbers
@@ -154,7 +154,7 @@ def simulate(
             settings = {"jobs": job, "load": load, "rate": rate, "count": count, "seed": seed, "batch": batch, **limits}
             varies = {"varies_as_measured_steps": len(model.variation)}
             figures = {"settings": settings, "cost": _numbers(model), **varies, "policies": _figures(reports)}
-            files.write(file, json.dumps(figures, indent=1) + "\n")
+            write_text(file, json.dumps(figures, indent=1) + "\n")
 
 
 def _policies(names: Sequence[str]) -> list[str]:

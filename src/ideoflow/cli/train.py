@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..files import write_text
 from ..training.settings import SECTIONS, Settings, template
 from ..training.watch import Step, Watcher
 from . import console
@@ -103,9 +103,7 @@ def _init(path: Path, force: bool, flags: dict[str, Any]) -> None:
         if path.exists() and not force:
             console.fail(f"{path} exists already: name another file, or replace it with --force.")
         text = template(Settings.read(None, **{"data": "pictures", **flags}))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, text)
     console.out.print(f"{path}: set `data`, look through the rest, and run `ideoflow train {path}`.", markup=False)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..checkpoints.files import sync
+from ..files import sync
 from .parallel import like
 
 NAME = "step-{:07d}"

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+
+from ..images import MOST_PIXELS, ImageError, open_image, plain_errors
 
 MULTIPLE = 16  # pixels of a token's side
 SMALLEST = 16  # pixels of the shorter side that can be used at all
 WIDEST = 6.0  # longer over shorter side that the model knows
-MOST_PIXELS = 200_000_000  # a file that unpacks to more is taken for an attack on the memory
 
 PLAIN = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "La", "RGBa")  # 8 bits or fewer of grey, a palette or RGB
 CONVERTIBLE = ("CMYK", "YCbCr", "LAB", "HSV", "I;16", "I;16B", "I;16L", "I;16N", "I")
-
-
-class ImageError(ValueError):
-    """A picture that cannot be used; the message says why and what would help."""
 
 
 def target_size(width: int, height: int, pixels: int) -> tuple[int, int]:
@@ -66,34 +61,11 @@ def read(
     Raises:
         ImageError: the picture cannot be used; nothing else is raised for a bad file.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, about what is checked here
-            image = _open(source)
-            _check(image, convert)
-            image.load()
-            return _resize(_flatten(_upright(image)), pixels, crop)
-    except ImageError:
-        raise
-    except UnidentifiedImageError:
-        raise ImageError("is not an image that Pillow knows: save it as PNG, JPEG or WebP.") from None
-    except Image.DecompressionBombError:
-        raise ImageError(_too_many_pixels()) from None
-    except MemoryError:
-        raise ImageError("does not fit into memory: make it smaller.") from None
-    except OSError as error:
-        raise ImageError(f"cannot be read ({_reason(error)}): it may be cut off or damaged.") from None
-    except (SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError) as error:
-        raise ImageError(f"is damaged ({_reason(error)}).") from None  # what Pillow's readers trip over
-
-
-def _open(source: str | Path | bytes | Image.Image) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    if not data:
-        raise ImageError("is empty: the file has zero bytes.")
-    return Image.open(io.BytesIO(data))
+    with plain_errors():
+        image = source if isinstance(source, Image.Image) else open_image(source)
+        _check(image, convert)
+        image.load()
+        return _resize(_flatten(_upright(image)), pixels, crop)
 
 
 def _check(image: Image.Image, convert: bool) -> None:
@@ -140,7 +112,3 @@ def _resize(image: Image.Image, pixels: int, crop: bool) -> Image.Image:
 
 def _too_many_pixels() -> str:
     return f"unpacks to more than {MOST_PIXELS // 10**6} million pixels: make it smaller."
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error or type(error).__name__).rstrip(".")

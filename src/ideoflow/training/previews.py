@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..captions import prompt_line
+from ..files import write_bytes
 from .settings import Settings
 from .watch import Step, Watcher
 
@@ -109,10 +110,9 @@ def sheet(rows: Sequence[tuple[int, Sequence[Image.Image]]]) -> Image.Image:
 
 def save(image: Image.Image, path: Path) -> None:
     """Write an image whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    image.save(temporary, "PNG")
-    os.replace(temporary, path)
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    write_bytes(path, encoded.getvalue())
 
 
 def _fit(picture: Image.Image) -> Image.Image:

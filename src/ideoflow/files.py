@@ -1,0 +1,228 @@
+"""Files and folders written whole or not at all: under a temporary name beside the target, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links answer
+
+_numbers = count()
+_under_way: set[Path] = set()  # temporaries of this process, of any thread
+
+
+class InUseError(ValueError):
+    """Somebody else holds the lock."""
+
+
+def check_writable(path: Path, option: str) -> None:
+    """See that a file can be written, before any work is done for it; it is not made.
+
+    Args:
+        path: The file, which need not exist, nor its folder.
+        option: What the user gave it by, for the message: "--out", or "`path`".
+
+    Raises:
+        ValueError: naming the option and the path, if it cannot.
+    """
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder: name a file.")
+    if path.exists():
+        if not os.access(path, os.W_OK):
+            raise ValueError(f"{option} {path}: there is no permission to write it.")
+        if not path.is_file():
+            return  # a device or a pipe is written to as it stands
+    folder = path.resolve().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ValueError(f"{option} {path}: {folder} is a file, not a folder.")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # asking for permissions tells too little: root has all of them
+    except OSError as error:
+        raise ValueError(f"{option} {path}: nothing can be written into {folder} ({error.strerror}).") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as UTF-8 with plain line ends, as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write the whole file or nothing, making its folder; a link stays a link, and a file keeps its permissions.
+
+    A device or a pipe is written to as it stands: a file moved into its place would destroy it, `/dev/null` too.
+
+    Raises:
+        OSError: by the name that the user knows, not by the temporary one.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(data)
+        return
+    target = path.resolve()
+    with in_place(target, shown=path) as temporary:
+        temporary.write_bytes(data)
+        if target.is_file():
+            shutil.copymode(target, temporary)
+
+
+@contextmanager
+def in_place(destination: Path, overwrite: bool = True, shown: Path | None = None) -> Iterator[Path]:
+    """Give a path beside `destination` to write a file or a folder to, and rename it to `destination` at the end.
+
+    Whatever goes wrong, `destination` is what it was, or the new one; what is half-written is removed, at the latest by
+    the next call. Where an old folder is replaced, it is renamed first: stopped between the two renames, it is found
+    and put back by the next call. Without `overwrite`, a destination that appears during the work is kept as well.
+
+    Args:
+        destination: The file or folder; folders on its way are made.
+        overwrite: Whether it may replace what is there.
+        shown: The name for errors, where the user knows the destination by another.
+
+    Raises:
+        FileExistsError: if `destination` exists and may not be replaced.
+        OSError: if it cannot be written; by its own name, not by the temporary one.
+    """
+    shown = shown or destination
+    parent = destination.parent
+    if not overwrite and os.path.lexists(destination):
+        raise _exists(shown)
+    temporary = parent / f".{destination.name}.{os.getpid()}-{next(_numbers)}.partial"
+    try:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, "its folder is a file", str(shown)) from None
+        clean(destination)
+        _under_way.add(temporary)
+        yield temporary
+        _settle(temporary, destination, overwrite)
+    except OSError as error:
+        # Errors about other files, such as a source that cannot be read, keep their own name.
+        if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(parent):
+            raise type(error)(error.errno, error.strerror or str(error), str(shown)) from error
+        raise
+    finally:
+        _under_way.discard(temporary)
+        if parent.is_dir():
+            clean(destination)
+
+
+def _settle(temporary: Path, destination: Path, overwrite: bool) -> None:
+    """Bring what was written to the disk and give it its name."""
+    for path in (*temporary.rglob("*"), temporary) if temporary.is_dir() else (temporary,):
+        sync(path)
+    if temporary.is_dir():
+        old = temporary.with_suffix(".replaced")
+        if overwrite and destination.is_dir():
+            os.rename(destination, old)
+        try:
+            os.rename(temporary, destination)  # fails if a folder that is not empty has appeared
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise _exists(destination) from None
+            raise
+        _remove(old)
+    elif overwrite:
+        os.replace(temporary, destination)
+    else:
+        try:
+            os.link(temporary, destination)  # fails if somebody was faster
+        except FileExistsError:
+            raise _exists(destination) from None
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            os.rename(temporary, destination)
+    sync(destination.parent)
+
+
+def _exists(path: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "exists already", str(path))
+
+
+def clean(destination: Path) -> None:
+    """Remove what calls for `destination` left half-written, and put back what one stopped while replacing it."""
+    pattern = re.compile(rf"\.{re.escape(destination.name)}\.(\d+)-\d+\.(partial|replaced)")
+    for path in list(destination.parent.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match is None or path.with_suffix(".partial") in _under_way or _is_anothers(int(match[1])):
+            continue
+        if match[2] == "replaced" and not destination.exists():
+            os.rename(path, destination)
+        else:
+            _remove(path)
+
+
+def sync(path: Path) -> None:
+    """Have a file's bytes, or the names in a folder, on the disk."""
+    with suppress(PermissionError):  # Windows opens no folders
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def lock(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file: one process at a time, let go when the process ends, however it does.
+
+    Args:
+        path: The lock's file; its folder is made. It stays, and says who held it last.
+        what: What is being locked, for the message: "the run runs/heart".
+
+    Raises:
+        InUseError: saying which process, on which machine, holds it.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUseError(f"{what} is in use by {_holder(handle)}: wait for it, or name another place.") from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({"process": os.getpid(), "machine": socket.gethostname()}).encode(), 0)
+        yield
+    finally:
+        os.close(handle)  # which lets go of the lock
+
+
+def _holder(handle: int) -> str:
+    try:
+        held = json.loads(os.pread(handle, 4096, 0))
+        return f"process {int(held['process'])} on {held['machine']!s}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _is_anothers(process: int) -> bool:
+    """Whether another process of that number runs, whose files these may be."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,159 @@
+"""Files written whole or not at all, and locks."""
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ideoflow import files
+from ideoflow.files import InUseError, check_writable, in_place, lock, write_bytes, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_text_is_written_with_its_folder(tmp_path):
+    write_text(tmp_path / "a" / "b.txt", "zwölf\n")
+    assert (tmp_path / "a" / "b.txt").read_bytes() == "zwölf\n".encode()
+    assert names(tmp_path / "a") == ["b.txt"]
+
+
+def test_a_link_stays_a_link_and_a_file_keeps_its_permissions(tmp_path):
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    target.chmod(0o640)
+    (tmp_path / "link").symlink_to(target)
+    write_bytes(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink() and target.read_bytes() == b"new" and target.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_device_is_written_to_as_it_stands():
+    write_bytes(Path("/dev/null"), b"gone")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_work_that_fails_leaves_what_was_there(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(RuntimeError), in_place(tmp_path / "a") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "a").read_text() == "old" and names(tmp_path) == ["a"]
+
+
+def test_a_destination_that_appears_during_the_work_is_kept(tmp_path):
+    for name in ("file", "folder"):
+        path = tmp_path / name
+        with pytest.raises(FileExistsError) as caught, in_place(path, overwrite=False) as temporary:
+            if name == "file":
+                temporary.write_text("mine")
+                path.write_text("theirs")
+            else:
+                temporary.mkdir()
+                (temporary / "x").write_text("mine")
+                path.mkdir()
+                (path / "x").write_text("theirs")
+        assert caught.value.filename == str(path)
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "x").read_text() == "theirs"
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").write_text("old")
+    with in_place(tmp_path / "a") as temporary:
+        temporary.mkdir()
+        (temporary / "new").write_text("new")
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["new"]
+
+
+def test_a_file_that_does_not_fit_is_an_error_by_its_own_name(tmp_path, monkeypatch):
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_bytes(tmp_path / "a", b"x")
+    assert caught.value.filename == str(tmp_path / "a") and not names(tmp_path)
+
+
+def test_an_error_about_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, in_place(tmp_path / "out" / "a"):
+        (tmp_path / "source").read_bytes()
+    assert caught.value.filename == str(tmp_path / "source")
+
+
+def test_threads_that_write_one_file_leave_one_of_theirs_whole(tmp_path):
+    texts = [bytes([65 + n]) * 100_000 for n in range(8)]
+    errors = []
+
+    def write(text: bytes) -> None:
+        try:
+            for _ in range(20):
+                write_bytes(tmp_path / "a", text)
+        except OSError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and (tmp_path / "a").read_bytes() in texts and names(tmp_path) == ["a"]
+
+
+def test_what_a_dead_process_left_is_removed_and_a_living_ones_is_not(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f".a.{gone.pid}-0.partial").write_text("half")
+    (tmp_path / f".a.{os.getppid()}-0.partial").write_text("half")
+    write_text(tmp_path / "a", "whole")
+    assert names(tmp_path) == [f".a.{os.getppid()}-0.partial", "a"]
+
+
+def test_a_target_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match=r"--out .*file/a.png: .*file is a file, not a folder"):
+        check_writable(tmp_path / "file" / "a.png", "--out")
+    with pytest.raises(ValueError, match=r"--out .* is a folder: name a file"):
+        check_writable(tmp_path, "--out")
+    check_writable(tmp_path / "not" / "there" / "yet.png", "--out")
+    check_writable(Path("/dev/null"), "--out")
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux")
+def test_a_read_only_place_is_told_before_the_work():
+    with pytest.raises(ValueError, match=r"--out /proc/x.png: nothing can be written into /proc"):
+        check_writable(Path("/proc/x.png"), "--out")
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from ideoflow.files import lock
+with lock(Path(sys.argv[1]), "the run"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_is_held_by_one_process_and_gone_with_it(tmp_path):
+    path = tmp_path / "runs" / ".lock"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with (
+        pytest.raises(InUseError, match=f"the run is in use by process {holder.pid} on .*: wait for it"),
+        lock(path, "the run"),
+    ):
+        pass
+    holder.kill()
+    holder.communicate()
+    with lock(path, "the run"):
+        assert files._holder(os.open(path, os.O_RDONLY)).startswith(f"process {os.getpid()} ")
