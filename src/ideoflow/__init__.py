@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ._imports import quietly
+from ._imports import lazily
 
 if TYPE_CHECKING:
     from .captions import Caption
@@ -14,14 +13,6 @@ if TYPE_CHECKING:
     from .schedule import PRESETS
 
 __version__ = "0.1.0"
-
-_MODULE_OF = {
-    "Caption": ".captions",
-    "Ideogram4Pipeline": ".pipeline",
-    "Ideogram4PipelineOutput": ".pipeline",
-    "Ideogram4Transformer2DModel": ".model",
-    "PRESETS": ".schedule",
-}
 
 __all__ = [
     "PRESETS",
@@ -32,15 +23,15 @@ __all__ = [
     "__version__",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import the module that holds a public name when the name is first asked for (PEP 562)."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with quietly():
-        value = getattr(importlib.import_module(_MODULE_OF[name], __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(
+    __name__,
+    {
+        ".captions": ("Caption",),
+        ".model": ("Ideogram4Transformer2DModel",),
+        ".pipeline": ("Ideogram4Pipeline", "Ideogram4PipelineOutput"),
+        ".schedule": ("PRESETS",),
+    },
+)
 
 
 def __dir__() -> list[str]:

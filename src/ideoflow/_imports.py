@@ -1,10 +1,13 @@
-"""Importing diffusers without the remarks of libraries that it imports along and that may never be used."""
+"""Imports that wait until they are needed, and without the remarks of libraries that come along."""
 
 from __future__ import annotations
 
+import importlib
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 # bitsandbytes and torchao, where they are installed, say which of their kernels this machine has no use for.
 _TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quantizers")
@@ -22,3 +25,23 @@ def quietly() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
+
+
+def lazily(package: str, names_of: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
+    """A package's `__getattr__` (PEP 562), which imports the module that holds a name when the name is asked for.
+
+    Args:
+        package: The package's `__name__`.
+        names_of: The names that each module gives to the package; modules as in `from .module import name`.
+    """
+    module_of = {name: module for module, names in names_of.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name not in module_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        with quietly():
+            value = getattr(importlib.import_module(module_of[name], package), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..model import Ideogram4Transformer2DModel
+from ..model.configuration import DEFAULTS
 from .errors import CheckpointError
 
 # The original's keys, and the model's; the head's width follows from two of them.
@@ -22,9 +21,7 @@ ORIGINAL_KEYS = {
     "mrope_section": "mrope_section",
     "norm_eps": "norm_eps",
 }
-_PARAMETERS = inspect.signature(Ideogram4Transformer2DModel.__init__).parameters
-KEYS = tuple(name for name in _PARAMETERS if name != "self")
-DEFAULTS = {name: _PARAMETERS[name].default for name in KEYS}
+KEYS = tuple(DEFAULTS)
 _COUNT = "a whole number above 0"
 _KINDS = {
     "mrope_section": "three whole numbers above 0",

@@ -10,17 +10,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..model import Ideogram4Transformer2DModel
+from ..model.configuration import parameter_shapes
 from .config import DEFAULTS, HEADER, config_of_shapes, parse_config
 from .errors import CheckpointError, some
 from .files import read_json
 from .names import Branch, Naming, Target, find_prefix, targets
 from .source import Source, TensorInfo, open_source
 from .storage import KINDS, Infos, Storage
+
+if TYPE_CHECKING:
+    from ..model import Ideogram4Transformer2DModel
 
 # A tensor's layer, and what it is of that layer: a weight, or what belongs with one.
 _PART = re.compile(
@@ -97,10 +98,10 @@ class Checkpoint:
         low = sorted(kind for kind in self.kinds if kind != "plain")
         return ", ".join([self.naming, *low])
 
-    def empty_model(
-        self, model_class: type[Ideogram4Transformer2DModel] = Ideogram4Transformer2DModel
-    ) -> Ideogram4Transformer2DModel:
+    def empty_model(self, model_class: type[Ideogram4Transformer2DModel]) -> Ideogram4Transformer2DModel:
         """The model on the meta device, without weights."""
+        import torch
+
         with torch.device("meta"):
             return model_class(**self.config)
 
@@ -186,11 +187,11 @@ def _weights(source: Source, prefix: str, naming: Naming) -> tuple[tuple[StoredW
                 f" known: {', '.join(kind.name for kind in KINDS)}."
             )
 
-        def read(part: str, infos: Infos = infos) -> torch.Tensor:
-            return source.read(infos[part].name)
+        def note(part: str, infos: Infos = infos) -> bytes:
+            return source.note(infos[part].name)
 
         try:
-            shape = tuple(storage.shape(infos, read))
+            shape = tuple(storage.shape(infos, note))
         except CheckpointError as error:
             raise CheckpointError(f"{infos['weight'].file}: {error}") from error
         stored.append(StoredWeight(layer, parameter, storage, infos, shape, targets(layer, naming)))
@@ -252,11 +253,9 @@ def _checked(source: Source, weights: tuple[StoredWeight, ...], config: Mapping[
             f" {config.get('num_layers', DEFAULTS['num_layers'])!r} layers."
         )
     try:
-        with torch.device("meta"):
-            model = Ideogram4Transformer2DModel(**config)
-    except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        wanted = parameter_shapes(config)
+    except ValueError as error:
         raise CheckpointError(f"{source.path}: its configuration makes no model: {error}") from error
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     scaled = {weight.infos.keys() > {"weight"} for weight in weights if _is_float8_matrix(weight)}
     if len(scaled) == 2:
         bare = [w.infos["weight"].name for w in weights if _is_float8_matrix(w) and set(w.infos) == {"weight"}]

@@ -13,14 +13,13 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, BinaryIO
 
 from .errors import CheckpointError
 from .source import TensorInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -76,10 +75,10 @@ QUANTIZED = {
     "NVFP4": GgufType(40, 64, 36),
 }
 PLAIN = {
-    "F32": (GgufType(0, 1, 4), torch.float32),
-    "F16": (GgufType(1, 1, 2), torch.float16),
-    "F64": (GgufType(28, 1, 8), torch.float64),
-    "BF16": (GgufType(30, 1, 2), torch.bfloat16),
+    "F32": (GgufType(0, 1, 4), "float32"),
+    "F16": (GgufType(1, 1, 2), "float16"),
+    "F64": (GgufType(28, 1, 8), "float64"),
+    "BF16": (GgufType(30, 1, 2), "bfloat16"),
 }
 TYPES = {kind.number: (name, kind) for name, kind in QUANTIZED.items()} | {
     kind.number: (name, kind) for name, (kind, _) in PLAIN.items()
@@ -196,12 +195,19 @@ class GgufSource:
                 raise _Damaged(f"it holds {name + TYPE!r} twice")
             self.infos[name + TYPE] = TensorInfo(name + TYPE, "I64", (1 + len(shape),), self.path)
 
+    def note(self, name: str) -> bytes:
+        """The bytes of a tensor."""
+        return bytes(self.map(name).flatten().tolist())
+
     def read(self, name: str) -> Tensor:
         """A copy of a tensor, on the CPU."""
         return self.map(name).clone()
 
     def map(self, name: str) -> Tensor:
         """A tensor whose pages are read when they are first used; of a quantized one the bytes of its blocks."""
+        import numpy as np
+        import torch
+
         if name not in self._places:
             place = self._places[name.removesuffix(TYPE)]
             return torch.tensor([QUANTIZED[place.kind].number, *place.shape])
@@ -214,7 +220,7 @@ class GgufSource:
         tensor = torch.from_numpy(data)
         if place.kind in QUANTIZED:
             return tensor
-        dtype = PLAIN[place.kind][1]
+        dtype = getattr(torch, PLAIN[place.kind][1])
         if place.offset % mmap.ALLOCATIONGRANULARITY % dtype.itemsize:
             tensor = tensor.clone()  # lies across the borders of its values
         return tensor.view(dtype).view(place.shape)

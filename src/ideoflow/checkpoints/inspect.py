@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..precision.quantize import is_quantized_layer
+from ..precision.layers import is_quantized_layer
 from .errors import CheckpointError
 from .forms import Checkpoint, open_checkpoint
 from .names import ANCHORS, Branch

@@ -216,6 +216,9 @@ class _Given:
 
     map = read
 
+    def note(self, name: str) -> bytes:
+        return bytes(self.read(name).flatten().tolist())
+
 
 def _format_name(dtype: torch.dtype) -> str:
     """A type as safetensors spells it, for those that adapters may have."""

@@ -1,4 +1,7 @@
-"""Tensors in files: what they are called, their types and shapes, and one of them at a time."""
+"""Tensors in files: what they are called, their types and shapes, and one of them at a time.
+
+Headers, and small tensors of bytes, are read without torch, which takes seconds to import.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from .errors import CheckpointError, refuse_pickle, some
 from .files import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LARGEST_INDEX = 64 * 2**20  # bytes
 INDEX = ".safetensors.index"
@@ -45,6 +50,9 @@ class Source(Protocol):
     infos: dict[str, TensorInfo]
     metadata: dict[str, str]
 
+    def note(self, name: str) -> bytes:
+        """The bytes of a small tensor of bytes, which says something of others."""
+
     def read(self, name: str) -> Tensor:
         """A tensor on the CPU, to be copied: when it goes, nothing of the file stays in memory."""
 
@@ -71,7 +79,7 @@ class SafetensorsSource:
         self.infos: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
         for file in files:
-            with _opened(file) as opened:
+            with _opened(file, "np") as opened:
                 self.metadata |= opened.metadata() or {}
                 for name in opened.keys():  # noqa: SIM118 (no mapping)
                     view = opened.get_slice(name)
@@ -86,6 +94,10 @@ class SafetensorsSource:
                     " changed shards again."
                 )
 
+    def note(self, name: str) -> bytes:
+        with _opened(self.infos[name].file, "np") as opened:
+            return self._tensor(opened, name).tobytes()
+
     def read(self, name: str) -> Tensor:
         with _opened(self.infos[name].file) as opened:
             return self._tensor(opened, name)
@@ -96,7 +108,7 @@ class SafetensorsSource:
             self._maps[file] = _opened(file).__enter__()
         return self._tensor(self._maps[file], name)
 
-    def _tensor(self, opened: Any, name: str) -> Tensor:
+    def _tensor(self, opened: Any, name: str) -> Any:
         try:
             return opened.get_tensor(name)
         except (SafetensorError, OSError, RuntimeError, ValueError) as error:
@@ -189,12 +201,12 @@ def _open_file(path: Path) -> Source:
 class _opened:
     """safetensors' reader of a file, its errors in our words."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, library: str = "pt") -> None:
+        self.file, self.library = file, library
 
     def __enter__(self) -> Any:
         try:
-            self.reader = safe_open(self.file, "pt", "cpu")
+            self.reader = safe_open(self.file, self.library, "cpu")
             return self.reader.__enter__()
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             size = self.file.stat().st_size if self.file.exists() else 0

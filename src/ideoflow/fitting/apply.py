@@ -201,9 +201,9 @@ def to_nf4(transformer: nn.Module) -> list[str]:
         raise ValueError("nf4 needs bitsandbytes: install it (pip install bitsandbytes), or use int8.")
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    from ..precision.quantize import _LAYER
+    from ..precision.layers import is_quantized_layer
 
-    names = [name for name, _ in transformer.named_modules() if _LAYER.fullmatch(name)]
+    names = [name for name, _ in transformer.named_modules() if is_quantized_layer(name)]
     for name in names:
         linear = transformer.get_submodule(name)
         weight = linear.weight.data

@@ -17,7 +17,7 @@ from transformers import AutoModel, Qwen3VLTextConfig
 
 from ..model import Ideogram4Transformer2DModel
 from ..precision import KINDS
-from ..precision.quantize import _LAYER as _TRANSFORMER_LAYER
+from ..precision.layers import is_quantized_layer
 from ..text_encoder import TAPS
 from .precisions import Layer
 
@@ -144,7 +144,7 @@ def count_layers(module: nn.Module) -> tuple[Layer, ...]:
             if id(tensor) in seen:
                 continue
             seen.add(id(tensor))
-            if key == "weight" and (_TRANSFORMER_LAYER.fullmatch(name) or _TEXT_LAYER.fullmatch(name)):
+            if key == "weight" and (is_quantized_layer(name) or _TEXT_LAYER.fullmatch(name)):
                 rows = getattr(part, "out_features", 0)
                 weights = rows * getattr(part, "in_features", 0)
             elif not (key == "weight_scale" and weights):

@@ -1,8 +1,12 @@
 """The Ideogram 4 transformer over a ragged stream of tokens, and nothing else."""
 
-from .._imports import quietly
+from typing import TYPE_CHECKING
 
-with quietly():
+from .._imports import lazily
+
+if TYPE_CHECKING:
     from .transformer import Context, Ideogram4Transformer2DModel, Modulation
 
 __all__ = ["Context", "Ideogram4Transformer2DModel", "Modulation"]
+
+__getattr__ = lazily(__name__, {".transformer": ("Context", "Ideogram4Transformer2DModel", "Modulation")})

@@ -5,21 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-AXES = 3  # t, h, w
-
-
-def check_sections(head_dim: int, sections: tuple[int, ...]) -> None:
-    """Raise ValueError unless the h and w frequencies that `sections` asks for lie within half a head."""
-    whole = all(isinstance(section, int) and section >= 0 for section in sections)
-    if len(sections) != AXES or not whole:
-        raise ValueError(f"`mrope_section` must be three integers (t, h, w), none negative; got {tuple(sections)}.")
-    for axis, name in ((1, "h"), (2, "w")):
-        last = axis + AXES * (sections[axis] - 1)
-        if last >= head_dim // 2:
-            raise ValueError(
-                f"`mrope_section`={tuple(sections)} does not fit `attention_head_dim`={head_dim}: the {name} axis "
-                f"would take frequency {last}, and a head has {head_dim // 2} (0 to {head_dim // 2 - 1})."
-            )
+from .configuration import AXES
 
 
 def rotary_tables(

@@ -25,10 +25,11 @@ from .attention import attend_by
 from .backends import time_backends
 from .blocks import FinalLayer, Ideogram4TransformerBlock, TimeEmbedding
 from .checks import check_float, check_integer, check_times
+from .configuration import check_config
 from .fused import FusedProjections
 from .hooks import fires_hooks
 from .linear import Linear
-from .rope import check_sections, rotary_tables
+from .rope import rotary_tables
 
 
 @dataclass(frozen=True)
@@ -132,26 +133,19 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        sizes = {
-            "in_channels": in_channels,
-            "num_layers": num_layers,
-            "attention_head_dim": attention_head_dim,
-            "num_attention_heads": num_attention_heads,
-            "intermediate_size": intermediate_size,
-            "adaln_dim": adaln_dim,
-            "llm_features_dim": llm_features_dim,
-        }
-        for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {size!r}.")
-        if attention_head_dim % 2:
-            raise ValueError(f"`attention_head_dim` must be even, to be rotated in pairs, got {attention_head_dim}.")
-        check_sections(attention_head_dim, mrope_section)
+        check_config(
+            {
+                "in_channels": in_channels,
+                "num_layers": num_layers,
+                "attention_head_dim": attention_head_dim,
+                "num_attention_heads": num_attention_heads,
+                "intermediate_size": intermediate_size,
+                "adaln_dim": adaln_dim,
+                "llm_features_dim": llm_features_dim,
+                "mrope_section": mrope_section,
+            }
+        )
         hidden_size = attention_head_dim * num_attention_heads
-        if hidden_size < 4:
-            raise ValueError(
-                f"`attention_head_dim` * `num_attention_heads` = {hidden_size}: the time embedding needs at least 4."
-            )
         self.in_channels = in_channels
         self.out_channels = in_channels
         self.hidden_size = hidden_size

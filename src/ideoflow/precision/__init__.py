@@ -1,6 +1,19 @@
 """Low-precision matrix products: `quantize_` a transformer's blocks to one byte a weight, `dequantize_` them again."""
 
-from .linear import Float8Linear, Int8Linear, QuantizedLinear
-from .quantize import KINDS, dequantize_, quantize_
+from typing import TYPE_CHECKING
+
+from .._imports import lazily
+
+if TYPE_CHECKING:
+    from .linear import Float8Linear, Int8Linear, QuantizedLinear
+    from .quantize import KINDS, dequantize_, quantize_
 
 __all__ = ["KINDS", "Float8Linear", "Int8Linear", "QuantizedLinear", "dequantize_", "quantize_"]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        ".linear": ("Float8Linear", "Int8Linear", "QuantizedLinear"),
+        ".quantize": ("KINDS", "dequantize_", "quantize_"),
+    },
+)

@@ -11,15 +11,10 @@ from torch import nn
 from ..model import Ideogram4Transformer2DModel
 from ..model.fused import FusedProjections
 from ..model.linear import Linear
+from .layers import is_quantized_layer
 from .linear import Float8Linear, Int8Linear, QuantizedLinear
 
 KINDS: dict[str, type[QuantizedLinear]] = {"fp8": Float8Linear, "int8": Int8Linear}
-
-# What holds nearly all weights and takes nearly all time. The rest stays: the layers at both ends, the time embedding
-# and the modulation are small, and their errors reach every token.
-_LAYER = re.compile(
-    r"layers\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123])(\.base_layer)?"  # under an adapter
-)
 
 
 @torch.no_grad()
@@ -59,7 +54,7 @@ def quantize_(module: nn.Module, kind: str, skip: str | Sequence[str] = ()) -> l
             " layerwise casting is enabled."
         )
     names = _without(
-        [name for name, part in module.named_modules() if _LAYER.fullmatch(name) and not hasattr(part, "base_layer")],
+        [name for name, part in module.named_modules() if is_quantized_layer(name) and not hasattr(part, "base_layer")],
         skip,
     )
     for name in names:
@@ -70,11 +65,6 @@ def quantize_(module: nn.Module, kind: str, skip: str | Sequence[str] = ()) -> l
         module.set_submodule(name, KINDS[kind].from_linear(module.get_submodule(name)))
     module.fuse_projections()
     return [name.removesuffix(".base_layer") for name in names]
-
-
-def is_quantized_layer(name: str) -> bool:
-    """Whether `quantize_` quantizes the layer of that name."""
-    return _LAYER.fullmatch(name) is not None
 
 
 def dequantize_(module: nn.Module, dtype: torch.dtype | None = None) -> list[str]:

@@ -4,9 +4,16 @@ Simulated devices run the very `Scheduler` of the engine, and a cost model says 
 from measured steps, and `measure` measures them. Times are seconds.
 """
 
+from typing import TYPE_CHECKING
+
+from .._imports import lazily
 from .cost import Cost, fit
 from .fleet import Report, simulate, simulate_batches
-from .timing import measure
 from .traffic import Job, poisson, rate_of_load
 
+if TYPE_CHECKING:
+    from .timing import measure
+
 __all__ = ["Cost", "Job", "Report", "fit", "measure", "poisson", "rate_of_load", "simulate", "simulate_batches"]
+
+__getattr__ = lazily(__name__, {".timing": ("measure",)})

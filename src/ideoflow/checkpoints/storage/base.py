@@ -1,19 +1,24 @@
-"""What a kind of storage says of itself: how files hold the weight of a linear layer in few bytes."""
+"""What a kind of storage says of itself: how files hold the weight of a linear layer in few bytes.
+
+Which kind a weight is of, and its shape, are told without torch, which is imported where tensors are made.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from ...model import Ideogram4Transformer2DModel
 from ..source import TensorInfo
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from ...model import Ideogram4Transformer2DModel
+
 Infos = Mapping[str, TensorInfo]  # by what follows the layer's name and a dot: "weight", "weight_scale", ...
-Parts = Mapping[str, Tensor]  # the same, read
+Parts = Mapping[str, "Tensor"]  # the same, read
 AT_ONCE = 2**22  # values that are worked on at once, so that what this takes stays small
 
 
@@ -27,8 +32,8 @@ class Storage(ABC):
         """Whether a layer with such parts is of this kind."""
 
     @abstractmethod
-    def shape(self, infos: Infos, read: Callable[[str], Tensor]) -> tuple[int, ...]:
-        """(out, in) of the weight; `read` gives a part by its suffix, for kinds that keep the shape in one.
+    def shape(self, infos: Infos, note: Callable[[str], bytes]) -> tuple[int, ...]:
+        """(out, in) of the weight; `note` gives the bytes of a part by suffix, for kinds that keep the shape in one.
 
         Raises:
             CheckpointError: parts that do not fit each other.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from ...precision import Float8Linear
-from ...precision.linear import expand
 from ..errors import CheckpointError
 from .base import Infos, Parts, Storage
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 # The first is the published files' and what ComfyUI writes today, the second what it wrote before.
 SCALES = ("weight_scale", "scale_weight")
@@ -27,7 +27,7 @@ class Float8(Storage):
         others = set(infos) - {"weight"} - set(IGNORED)
         return infos["weight"].dtype == "F8_E4M3" and others <= set(SCALES) and len(others) <= 1
 
-    def shape(self, infos: Infos, read: Callable[[str], Tensor]) -> tuple[int, ...]:
+    def shape(self, infos: Infos, note: Callable[[str], bytes]) -> tuple[int, ...]:
         weight = infos["weight"]
         for key in SCALES:
             if key in infos:
@@ -49,9 +49,15 @@ class Float8(Storage):
     def expand(self, parts: Parts, dtype: torch.dtype) -> Tensor:
         if parts["weight"].ndim != 2:  # norms and biases of files that were cast as a whole
             return parts["weight"].to(dtype)
+        from ...precision.linear import expand
+
         return expand(parts["weight"], self.scale(parts), dtype)
 
     def layer(self, parts: Parts, dtype: torch.dtype) -> nn.Linear | None:
+        from torch import nn
+
+        from ...precision import Float8Linear
+
         weight = parts["weight"]
         out, width = weight.shape
         layer = Float8Linear(width, out, bias=False, device="meta", dtype=dtype)
@@ -62,6 +68,8 @@ class Float8(Storage):
     @staticmethod
     def scale(parts: Parts) -> Tensor:
         """(out,) float32."""
+        import torch
+
         out = len(parts["weight"])
         scale = next((parts[key] for key in SCALES if key in parts), None)
         if scale is None:

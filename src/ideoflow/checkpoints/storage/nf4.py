@@ -10,20 +10,16 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer
-from diffusers.quantizers.quantization_config import BitsAndBytesConfig
-from diffusers.utils import is_bitsandbytes_available, logging
-from torch import Tensor, nn
-
-from ...model import Ideogram4Transformer2DModel
 from ..errors import CheckpointError
-from ..resting import Resting
 from .base import AT_ONCE, Infos, Parts, Storage
 
-logger = logging.get_logger(__name__)
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from ...model import Ideogram4Transformer2DModel
 
 STATE = "weight.quant_state.bitsandbytes__"  # and the kind of the table: nf4 or fp4
 ABSMAX, TABLE = "weight.absmax", "weight.quant_map"
@@ -47,10 +43,10 @@ class State:
     nested_offset: float | None = None
 
     @classmethod
-    def read(cls, note: Tensor, name: str) -> State:
+    def read(cls, note: bytes, name: str) -> State:
         """Read and check a note; a CheckpointError names it."""
         try:
-            found = json.loads(bytes(note.to("cpu", torch.uint8).flatten().tolist()))
+            found = json.loads(note)
             state = cls(**{**found, "shape": tuple(found["shape"])})
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CheckpointError(f"{name!r} is no note of bitsandbytes on a weight ({error}).") from error
@@ -72,6 +68,8 @@ class State:
 
     def note(self) -> Tensor:
         """As a tensor of bytes."""
+        import torch
+
         found = {key: value for key, value in asdict(self).items() if value is not None}
         return torch.tensor(list(json.dumps(found).encode()), dtype=torch.uint8)
 
@@ -98,21 +96,22 @@ class NF4(Storage):
             and others == {ABSMAX, TABLE} | nested
         )
 
-    def shape(self, infos: Infos, read: Callable[[str], Tensor]) -> tuple[int, ...]:
-        note = next(info for part, info in infos.items() if part.startswith(STATE))
-        if note.dtype != "U8" or math.prod(note.shape) > LONGEST_STATE:
+    def shape(self, infos: Infos, note: Callable[[str], bytes]) -> tuple[int, ...]:
+        key = _state_key(infos)
+        told = infos[key]
+        if told.dtype != "U8" or math.prod(told.shape) > LONGEST_STATE:
             raise CheckpointError(
-                f"{note.file}: {note.name!r} should be a note of up to {LONGEST_STATE} bytes, and is {note.dtype} of"
-                f" shape {list(note.shape)}."
+                f"{told.file}: {told.name!r} should be a note of up to {LONGEST_STATE} bytes, and is {told.dtype} of"
+                f" shape {list(told.shape)}."
             )
-        state = State.read(read(_state_key(infos)), f"{note.file}: {note.name}")
+        state = State.read(note(key), f"{told.file}: {told.name}")
         size = math.prod(state.shape)
         scales = -(-size // state.blocksize)
         wanted = {"weight": ("U8", -(-size // 2)), TABLE: ("F32", 16)}
         if NESTED_ABSMAX not in infos:
             wanted[ABSMAX] = ("F32", scales)
         elif state.nested_blocksize is None:
-            raise CheckpointError(f"{note.file}: {note.name!r} says nothing of the nested scales beside it.")
+            raise CheckpointError(f"{told.file}: {told.name!r} says nothing of the nested scales beside it.")
         else:
             nested = -(-scales // state.nested_blocksize)
             wanted |= {ABSMAX: ("U8", scales), NESTED_ABSMAX: ("F32", nested), NESTED_TABLE: ("F32", 256)}
@@ -152,6 +151,8 @@ class NF4(Storage):
 
     def expand(self, parts: Parts, dtype: torch.dtype) -> Tensor:
         """Bit for bit what bitsandbytes makes of it, which is not needed here."""
+        import torch
+
         state, absmax = _state(parts), scales_of(parts)
         size, block = math.prod(state.shape), state.blocksize
         packed, table = parts["weight"].flatten(), parts[TABLE]
@@ -166,9 +167,11 @@ class NF4(Storage):
 
     def layer(self, parts: Parts, dtype: torch.dtype) -> nn.Linear | None:
         """bitsandbytes' own layer, where it is installed."""
+        from diffusers.utils import is_bitsandbytes_available, logging
+
         state = _state(parts)
         if not is_bitsandbytes_available():
-            logger.warning_once(
+            logging.get_logger(__name__).warning_once(
                 "bitsandbytes is not installed, so that weights in 4 bits are expanded. To keep them in 4 bits:"
                 " pip install 'ideoflow[quant]'"
             )
@@ -191,6 +194,11 @@ class NF4(Storage):
     def finish(self, model: Ideogram4Transformer2DModel, dtype: torch.dtype) -> None:
         """Tell diffusers and peft whose layers these are: adapters, saving and moving of such models differ."""
         from bitsandbytes.nn import Linear4bit
+        from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer
+        from diffusers.quantizers.quantization_config import BitsAndBytesConfig
+        from torch import nn
+
+        from ..resting import Resting
 
         kept = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
         plain = [
@@ -228,4 +236,5 @@ def _state_key(parts: Mapping[str, Any]) -> str:
 
 
 def _state(parts: Parts) -> State:
-    return State.read(parts[_state_key(parts)], _state_key(parts))
+    key = _state_key(parts)
+    return State.read(bytes(parts[key].flatten().tolist()), key)

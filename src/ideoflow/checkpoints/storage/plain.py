@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from .base import Infos, Parts, Storage
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 FLOATS = {"F64", "F32", "F16", "BF16", "F8_E5M2"}
 
@@ -21,7 +23,7 @@ class Plain(Storage):
     def claims(self, infos: Infos) -> bool:
         return set(infos) == {"weight"} and infos["weight"].dtype in FLOATS
 
-    def shape(self, infos: Infos, read: Callable[[str], Tensor]) -> tuple[int, ...]:
+    def shape(self, infos: Infos, note: Callable[[str], bytes]) -> tuple[int, ...]:
         return infos["weight"].shape
 
     def rows(self, parts: Parts, start: int, stop: int) -> dict[str, Tensor]:
