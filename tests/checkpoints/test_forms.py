@@ -172,6 +172,17 @@ def test_variants(model, tmp_path):
     assert_same(load_transformer(open_checkpoint(tmp_path)), random_model(9).state_dict())
 
 
+@pytest.mark.parametrize("shards", [False, True], ids=["one file", "shards"])
+def test_files_of_a_variant_alone_are_loaded_where_they_are_asked_for(model, tmp_path, shards):
+    """As diffusers' own test of saving and loading a variant has it: an OSError, with these words."""
+    model.save_pretrained(tmp_path, variant="fp16", **({"max_shard_size": "100KB"} if shards else {}))
+
+    assert_same(Ideogram4Transformer2DModel.from_pretrained(tmp_path, variant="fp16"), model.state_dict())
+    with pytest.raises(OSError, match="Error no file named diffusion_pytorch_model.bin found in directory") as error:
+        Ideogram4Transformer2DModel.from_pretrained(tmp_path)
+    assert isinstance(error.value, CheckpointError) and "pass variant='fp16'" in str(error.value)
+
+
 def test_both_branches_of_one_file(model, tmp_path):
     other = random_model(8)
     weights = {f"conditional_transformer.{k}": v for k, v in original_weights(model.state_dict()).items()}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import GGUFQuantizationConfig
 from gguf import GGMLQuantizationType
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -336,6 +336,38 @@ def test_damage_anywhere_in_the_header_makes_a_checkpoint_error_or_a_source(whol
         return
     for name in source.infos:
         source.read(name)
+
+
+@given(place=st.integers(4, 2**17), data=st.binary(min_size=1, max_size=100), instead=st.integers(0, 100))
+@example(place=3000, data=bytes(32), instead=0)  # a whole unit of alignment
+@example(place=2**17, data=bytes(32), instead=0)  # after the last tensor
+@settings(max_examples=150, deadline=None)
+def test_bytes_inserted_or_lost_anywhere_never_shift_tensors(whole_file, place, data, instead):
+    whole, path = whole_file
+    place = min(place, len(whole))
+    assume(len(data) != min(instead, len(whole) - place))
+    path.write_bytes(whole[:place] + data + whole[place + instead :])
+    with pytest.raises(CheckpointError) as error:
+        GgufSource(path)
+    assert str(path) in str(error.value)
+
+
+def test_the_last_tensor_may_be_padded_or_not(tmp_path):
+    for end in (b"", bytes(24)):
+        values = np.arange(2, dtype=np.float32)
+        start = header(1, 0, tensor(dims=(2,)))
+        (tmp_path / "x").write_bytes(start + bytes(-len(start) % 32) + values.tobytes() + end)
+        assert torch.equal(GgufSource(tmp_path / "x").read("a"), torch.from_numpy(values))
+    (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match="its last tensor ends at byte"):
+        GgufSource(tmp_path / "x")
+
+
+def test_tensors_that_overlap_are_refused(tmp_path):
+    start = header(2, 0, tensor(b"a") + tensor(b"b", offset=64))
+    (tmp_path / "x").write_bytes(start + bytes(-len(start) % 32) + bytes(64 + 128))
+    with pytest.raises(CheckpointError, match="'b' should begin at byte .* and is said to at"):
+        GgufSource(tmp_path / "x")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read: the message names the file, the tensor where there is one, and what to do."""
 
 
+class MissingFileError(CheckpointError, OSError):
+    """A folder without the file that was looked for: an OSError as well, which programs written for diffusers await."""
+
+
 def refuse_pickle(path: Path, head: bytes) -> None:
     """Raise for files that only unpickling could read, which may run any code: it is never done here.
 

@@ -157,6 +157,21 @@ class GgufSource:
         start = -(-header.position // alignment) * alignment
         for name, number, dims, offset in found:
             self._add(name, number, dims, start + offset, header.size, shapes.get(name))
+        self._check_places(start, alignment, header.size)
+
+    def _check_places(self, start: int, alignment: int, file_size: int) -> None:
+        """Raise where the tensors do not lie one after another, each padded, up to the end of the file.
+
+        The format says that they do, and nothing else would tell a file with bytes inserted or lost from a whole one.
+        """
+        place = start
+        for name, one in sorted(self._places.items(), key=lambda item: item[1].offset):
+            if one.offset != place:
+                raise _Damaged(f"its tensor {name!r} should begin at byte {place}, and is said to at {one.offset}")
+            end = place + one.size
+            place = -(-end // alignment) * alignment
+        if self._places and file_size not in (end, place):  # not every writer pads the last one
+            raise _Damaged(f"its last tensor ends at byte {end}, and the file does not")
 
     @staticmethod
     def _read_tensor(header: _Header) -> tuple[str, int, tuple[int, ...], int]:

@@ -6,6 +6,7 @@ Headers, and small tensors of bytes, are read without torch, which takes seconds
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 
-from .errors import CheckpointError, refuse_pickle, some
+from .errors import CheckpointError, MissingFileError, refuse_pickle, some
 from .files import read_json
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ LARGEST_INDEX = 64 * 2**20  # bytes
 INDEX = ".safetensors.index"
 # What diffusers and transformers call the files of a folder, before a variant and `.safetensors`.
 STEMS = ("diffusion_pytorch_model", "model")
+# Of a variant alone: `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors`, and their index.
+_VARIANT = re.compile(
+    rf"(?:{'|'.join(STEMS)})\.(?:safetensors\.index\.(\w+)\.json|(?!safetensors)(\w+)(?:-\d+-of-\d+)?\.safetensors)"
+)
 
 
 @dataclass(frozen=True)
@@ -152,13 +157,20 @@ def _open_folder(folder: Path, variant: str | None) -> Source:
     weights = [name for name in names if name.endswith((".safetensors", ".gguf", f"{INDEX}.json"))]
     pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     indexes = [name for name in weights if name.endswith(".json")]
+    variants = {match[1] or match[2] for match in map(_VARIANT.fullmatch, weights) if match}
+    if variant is None and variants and all(map(_VARIANT.fullmatch, weights)):
+        # The first words are those that programs written for diffusers look for.
+        raise MissingFileError(
+            f"Error no file named {STEMS[0]}.bin found in directory {folder}, nor any other weights but of variants, which"
+            f" are loaded where they are asked for: pass variant={' or variant='.join(map(repr, sorted(variants)))}."
+        )
     if variant is None and len(indexes or weights) == 1:
         return open_source(folder / (indexes or weights)[0])
     if not weights and pickled:
         refuse_pickle(folder / pickled[0], b"\x80\x02")
     asked = f" for variant={variant!r}" if variant else ""
     found = f"it holds {some(weights)}: name one of them, or the variant" if weights else "it holds no weights"
-    raise CheckpointError(f"{folder}: no single checkpoint{asked} in this folder; {found}.")
+    raise MissingFileError(f"{folder}: no single checkpoint{asked} in this folder; {found}.")
 
 
 def _with_variant(name: str, variant: str | None) -> str:
