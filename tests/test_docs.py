@@ -1,4 +1,4 @@
-"""What the README and the docs show works: python blocks run, marked commands run, links lead somewhere."""
+"""What the README and the docs show works, each page in order in one empty folder; links lead somewhere."""
 
 import os
 import subprocess
@@ -40,6 +40,8 @@ def blocks(page: Path) -> list[Block]:
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 SHELL = [block for block in BLOCKS if block.language == "sh" and block.marked]
+RUNNABLE = [block for block in BLOCKS if block in PYTHON or block in SHELL]
+ORDER = {page: ran for page in PAGES if (ran := [block for block in RUNNABLE if block.page == page])}
 
 
 @pytest.fixture
@@ -50,14 +52,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=str)
-def test_a_python_block_runs_on_its_own(block: Block, workplace: Path):
-    code = compile("\n" * block.line + block.text, str(block.page), "exec")
-    exec(code, {"__name__": "__main__"})
-
-
-@pytest.mark.parametrize("block", SHELL, ids=str)
-def test_a_marked_command_runs(block: Block, workplace: Path):
+def run(block: Block) -> None:
+    """Run a Python block, which stands alone in its names, or a marked block of commands."""
+    if block.language == "python":
+        exec(compile("\n" * block.line + block.text, str(block.page), "exec"), {"__name__": "__main__"})
+        return
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.text],
@@ -66,7 +65,13 @@ def test_a_marked_command_runs(block: Block, workplace: Path):
         text=True,
         stdin=subprocess.DEVNULL,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, f"{block}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", ORDER, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_runs_in_order_in_one_folder(page: Path, workplace: Path):
+    for block in ORDER[page]:
+        run(block)
 
 
 def test_the_pages_have_blocks_of_both_kinds():
