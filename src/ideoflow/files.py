@@ -96,31 +96,38 @@ def in_place(destination: Path, overwrite: bool = True, shown: Path | None = Non
     parent = destination.parent
     if not overwrite and os.path.lexists(destination):
         raise _exists(shown)
-    temporary = parent / f".{destination.name}.{os.getpid()}-{next(_numbers)}.partial"
     try:
         try:
             parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
             raise NotADirectoryError(errno.ENOTDIR, "its folder is a file", str(shown)) from None
-        clean(destination)
-        _under_way.add(temporary)
-        yield temporary
-        _settle(temporary, destination, overwrite)
+        with temporary_beside(destination) as temporary:
+            yield temporary
+            _settle(temporary, destination, overwrite)
     except OSError as error:
         # Errors about other files, such as a source that cannot be read, keep their own name.
         if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(parent):
             raise type(error)(error.errno, error.strerror or str(error), str(shown)) from error
         raise
+
+
+@contextmanager
+def temporary_beside(destination: Path) -> Iterator[Path]:
+    """Give a free path beside `destination`; what is left there is removed, at the latest by the next call."""
+    temporary = destination.parent / f".{destination.name}.{os.getpid()}-{next(_numbers)}.partial"
+    clean(destination)
+    _under_way.add(temporary)
+    try:
+        yield temporary
     finally:
         _under_way.discard(temporary)
-        if parent.is_dir():
+        if destination.parent.is_dir():
             clean(destination)
 
 
 def _settle(temporary: Path, destination: Path, overwrite: bool) -> None:
     """Bring what was written to the disk and give it its name."""
-    for path in (*temporary.rglob("*"), temporary) if temporary.is_dir() else (temporary,):
-        sync(path)
+    sync_all(temporary)
     if temporary.is_dir():
         old = temporary.with_suffix(".replaced")
         if overwrite and destination.is_dir():
@@ -161,6 +168,12 @@ def clean(destination: Path) -> None:
             os.rename(path, destination)
         else:
             _remove(path)
+
+
+def sync_all(path: Path) -> None:
+    """Have a file on the disk, or a folder with all that is in it."""
+    for one in (*path.rglob("*"), path) if path.is_dir() else (path,):
+        sync(one)
 
 
 def sync(path: Path) -> None:

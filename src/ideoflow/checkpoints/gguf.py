@@ -116,7 +116,7 @@ class GgufSource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.files: tuple[Path, ...] = (path,)
+        self.files: tuple[Path, ...] = (path.absolute(),)
         self.infos: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
         self._places: dict[str, _Place] = {}
@@ -229,7 +229,7 @@ class GgufSource:
         place = self._places[name]
         try:
             # Written to in memory only: torch has no read-only tensors, and would warn.
-            data = np.memmap(self.path, np.uint8, "c", offset=place.offset, shape=(place.size,))
+            data = np.memmap(self.files[0], np.uint8, "c", offset=place.offset, shape=(place.size,))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path}: the tensor {name!r} cannot be read: {error}.") from error
         tensor = torch.from_numpy(data)

@@ -13,6 +13,7 @@ from .forms import open_checkpoint
 from .hub import HUB_ARGUMENTS, local_file
 from .names import PREFIXES
 from .pretrained import UnconditionalTransformer, handing_on
+from .save import save_pipeline
 from .source import open_source
 from .text_encoder import Qwen3VLModel
 
@@ -79,16 +80,38 @@ class PipelineFiles(DiffusionPipeline):
                 index[name] = list(_name_of(loader))
         return config
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Write all components into a folder, as diffusers does; nothing if one cannot be written.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write all components into a folder in diffusers' layout, whole or not at all.
+
+        What could not be opened again is refused before anything is written. Weights in fp8 of `pipe.quantize` are for
+        ideoflow alone: diffusers refuses them.
+
+        Args:
+            save_directory: A new folder, or one whose earlier pipeline is replaced; other files in it stay.
+            safe_serialization: True; pickles are not written, since none are opened.
+            variant: Part of the weights' names, such as "fp16".
+            max_shard_size: Of a file of weights, in bytes or as "5GB"; None for each component's own.
+            push_to_hub: Whether to upload what was written.
+            use_flashpack: Refused: its files are not opened here.
+            kwargs: Of the upload.
 
         Raises:
-            ValueError: transformers in int8 of `quantize`, of which no file form keeps the scales.
+            CheckpointError: a ValueError: a component that could not be opened again (adapters on its layers, GGUF's
+                blocks, int8 of `pipe.quantize`, offloaded weights), or a folder that cannot be written.
         """
-        for transformer in (self.transformer, self.unconditional_transformer):
-            if transformer is not None:
-                transformer.check_savable()
-        super().save_pretrained(save_directory, *args, **kwargs)
+        options = {"variant": variant, "max_shard_size": max_shard_size, "push_to_hub": push_to_hub, **kwargs}
+        save_pipeline(
+            self.components, super().save_pretrained, save_directory, safe_serialization, use_flashpack, **options
+        )
 
     def register_to_config(self, **kwargs: Any) -> None:
         """Register components, ours under the names by which any reader of the folder knows them."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 (diffusers 
 
 from ..model import Ideogram4Transformer2DModel
 from .errors import CheckpointError
+from .files import read_json
 from .forms import Checkpoint, open_checkpoint
 from .hub import HUB_ARGUMENTS, local_file, local_folder
 from .load import load_transformer
@@ -61,6 +63,9 @@ def from_pretrained(
     variant = kwargs.get("variant")
     hub = {key: given[key] for key in HUB_ARGUMENTS if key in given}
     folder = local_folder(path, kwargs.get("subfolder"), variant, hub)
+    settled = {"config", "subfolder", *OURS, *HUB_ARGUMENTS} - {"quantization_config"}
+    if _is_quantized_by(folder, ("torchao",)):
+        return theirs(folder, **{key: value for key, value in kwargs.items() if key not in settled})
     checkpoint = open_checkpoint(folder, variant=variant, config=kwargs.get("config"))
     needs_theirs = [key for key in THEIRS if key in given]
     if device is None:
@@ -71,10 +76,16 @@ def from_pretrained(
                 f"`{needs_theirs[0]}` is for checkpoints in diffusers' form, and {folder} is {checkpoint.form}: convert"
                 " it first (ideoflow convert SRC DST --to peer), or leave the argument out."
             )
-        settled = {"config", "subfolder", *OURS, *HUB_ARGUMENTS} - {"quantization_config"}
         return theirs(folder, **{key: value for key, value in kwargs.items() if key not in settled})
     assert device is not None
     return _load(cls, checkpoint, device, kwargs)
+
+
+def _is_quantized_by(folder: Path, methods: Sequence[str]) -> bool:
+    """Whether a folder holds a model that one of these libraries quantized and diffusers saved."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    quantized = config.get("quantization_config") if isinstance(config, dict) else None
+    return isinstance(quantized, dict) and quantized.get("quant_method") in methods
 
 
 def from_single_file(

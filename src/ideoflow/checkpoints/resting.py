@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -10,14 +11,14 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 
-Reader = Callable[[], Tensor]
+Reader = partial[Tensor]  # its first argument is the source that it reads from
 
 
 class Resting(nn.Module):
     """Stands for a layer whose weights stay in their file. A state dict has them all the same.
 
     Args:
-        readers: What gives each tensor of the layer, by its name in the layer; functions that can be pickled.
+        readers: What gives each tensor of the layer, by its name in the layer.
         why: Ends the sentence of the error that a call raises.
         dtype: That the tensors would have been loaded in.
     """
@@ -28,6 +29,15 @@ class Resting(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError(f"The weights of this layer were left in their file: {self.why}")
+
+    def check(self) -> None:
+        """Raise where a file is gone that is needed to save the model."""
+        gone = [file for read in self.readers.values() for file in read.args[0].files if not file.is_file()]
+        if gone:
+            raise CheckpointError(
+                f"{gone[0]} is not there any more, and weights that are never used here were left in it: put it back,"
+                " or save before files are moved."
+            )
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, read in self.readers.items():

@@ -70,7 +70,7 @@ class SafetensorsSource:
 
     Args:
         path: What the user gave: a file, an index or a folder.
-        files: The files that hold the tensors.
+        files: The files that hold the tensors, absolute: they may be read when the working directory is another.
         expected: What an index says: the file of each tensor.
 
     Raises:
@@ -192,8 +192,9 @@ def _open_index(path: Path) -> Source:
     missing = [shard for shard in shards if not (path.parent / shard).is_file()]
     if missing or not shards:
         raise CheckpointError(f"{path} names shards that are not there: {some(missing) or 'none at all'}.")
-    files = tuple(path.parent / shard for shard in shards)
-    return SafetensorsSource(path, files, {name: path.parent / file for name, file in named.items()})
+    folder = path.parent.absolute()
+    files = tuple(folder / shard for shard in shards)
+    return SafetensorsSource(path, files, {name: folder / file for name, file in named.items()})
 
 
 def _open_file(path: Path) -> Source:
@@ -207,7 +208,7 @@ def _open_file(path: Path) -> Source:
         from .gguf import GgufSource  # needs this module
 
         return GgufSource(path)
-    return SafetensorsSource(path, (path,))
+    return SafetensorsSource(path, (path.absolute(),))
 
 
 class _opened:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -223,24 +222,41 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
             if isinstance(module, FusedProjections):
                 module.unfuse_projections()
 
-    @functools.wraps(ModelMixin.save_pretrained)  # diffusers asks the signature for what it takes
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Write the weights and the configuration into a folder, as diffusers does.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        save_function: Callable[..., Any] | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write the weights and the configuration into a folder in diffusers' layout, whole or not at all.
+
+        Args:
+            save_directory: A new folder, or one whose earlier weights of this variant are replaced; other files stay.
+            is_main_process: False for processes that take part in gathering the weights and write nothing.
+            save_function: Not used, as in diffusers.
+            safe_serialization: True; pickles are not written, since none are opened.
+            variant: Part of the files' names, such as "fp16".
+            max_shard_size: Of a file, in bytes or as "5GB".
+            push_to_hub: Whether to upload what was written.
+            use_flashpack: Refused: its files are not opened here.
+            kwargs: Of the upload.
 
         Raises:
-            ValueError: weights in int8 of `pipe.quantize`, of which no file form keeps the scales.
+            CheckpointError: a ValueError: weights that could not be opened again (adapters' wrappers, GGUF's blocks,
+                int8 of `pipe.quantize`, offloaded ones), or a folder that cannot be written.
         """
-        self.check_savable()
-        super().save_pretrained(save_directory, *args, **kwargs)
+        from ..checkpoints.save import save_model  # what knows the files imports the model, not the reverse
 
-    def check_savable(self) -> None:
-        """Raise the error of `save_pretrained` before anything is written."""
-        quantizer = getattr(self, "hf_quantizer", None)
-        if quantizer is None and any(parameter.dtype == torch.int8 for parameter in self.parameters()):
-            raise ValueError(
-                "The model holds int8 weights, which no file form keeps: save it before `quantize`, or expand it with"
-                " ideoflow.precision.dequantize_ first."
-            )
+        options = {"variant": variant, "max_shard_size": max_shard_size, "push_to_hub": push_to_hub, **kwargs}
+        save_model(
+            self, super().save_pretrained, save_directory, is_main_process, safe_serialization, use_flashpack, **options
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
