@@ -312,6 +312,62 @@ def test_the_callback_may_change_the_latents(pipeline, peer_pipeline):
     assert not torch.allclose(ours, latents_of(pipeline, generator=seeded(), **{**call, "callback_on_step_end": None}))
 
 
+@pytest.mark.parametrize("returns", ["the same", "a copy of the dict", "another tensor", "an empty dict"])
+def test_latents_that_the_callback_edits_in_place_count_as_in_the_reference(pipeline, peer_pipeline, returns):
+    def edit(pipe, i, t, tensors):
+        latents = tensors["latents"]
+        latents[:, 0] *= 0.5
+        return {
+            "the same": tensors,
+            "a copy of the dict": dict(tensors),
+            "another tensor": {"latents": latents.clone() + 0.1},
+            "an empty dict": {},
+        }[returns]
+
+    call = dict(prompt=PROMPTS, height=32, width=48, max_sequence_length=256, **QUICK)
+
+    ours, theirs = (
+        latents_of(pipe, generator=seeded(), callback_on_step_end=edit, **call) for pipe in (pipeline, peer_pipeline)
+    )
+
+    assert relative(ours, theirs) <= 1e-4
+    assert relative(ours, latents_of(pipeline, generator=seeded(), **call)) > 1e-2
+
+
+@pytest.mark.parametrize("returned", [None, {}])
+def test_latents_edited_in_place_count_alike_for_one_picture_equal_sizes_and_mixed_sizes(pipeline, returned):
+    def edit(pipe, i, t, tensors):
+        for own in tensors["latents"]:
+            own *= 0.5
+        return returned
+
+    def halve(pipe, i, t, tensors):
+        return {"latents": [own * 0.5 for own in tensors["latents"]]}
+
+    for sizes in ([(32, 32)], [(32, 32), (32, 32)], [(32, 32), (48, 32)]):
+        call = dict(prompt=["x", "y"][: len(sizes)], size=sizes, **QUICK)
+        edited, halved, plain = (
+            latents_of(pipeline, generator=[seeded(i) for i in range(len(sizes))], callback_on_step_end=each, **call)
+            for each in (edit, halve, None)
+        )
+        for own, expected, bare in zip(edited, halved, plain, strict=True):
+            assert torch.equal(own, expected) and not torch.equal(own, bare)
+
+
+def test_a_callback_without_tensors_leaves_the_latents_alone(pipeline):
+    call = dict(prompt="x", height=32, width=32, **QUICK)
+    plain = latents_of(pipeline, generator=seeded(), **call)
+    watched = latents_of(
+        pipeline,
+        generator=seeded(),
+        callback_on_step_end=lambda *_: {},
+        callback_on_step_end_tensor_inputs=[],
+        **call,
+    )
+
+    assert torch.equal(watched, plain)
+
+
 def test_the_callback_gets_lists_where_sizes_differ(pipeline):
     seen = []
 

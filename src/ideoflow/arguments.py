@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +39,20 @@ def plan_of(
     if scale is not None:
         scale = finite("guidance_scale", scale)
     plan = _without_interval(preset, steps, scale, schedule, mu, std)
+    _warn_of_guidance(plan.guidance)
     return plan if interval is None else replace(plan, guidance=limit_guidance(plan.guidance, interval))
+
+
+def _warn_of_guidance(guidance: Sequence[float]) -> None:
+    """Warn of guidance that draws something else than the caption: 0, which elsewhere means off, and less."""
+    least = min(guidance)
+    if least > 0:
+        return
+    what = "leads away from the caption" if least < 0 else "draws without the caption"
+    warnings.warn(
+        f"guidance of {least:g} {what}: velocities are g * conditional + (1 - g) * unconditional; 1 is no guidance.",
+        stacklevel=3,
+    )
 
 
 def _without_interval(
@@ -122,15 +136,31 @@ def sizes_of(
     return sizes
 
 
+# What takes the steps of diffusers' scheduler, and says where it stands: the engine takes them in its place.
+_STEPPING = ("step", "step_index", "begin_index", "set_begin_index", "index_for_timestep", "_init_step_index")
+
+
 def scheduler_of(scheduler: Any, plan: Preset, width: int, height: int) -> FlowMatchEulerDiscreteScheduler:
-    """A scheduler like the pipeline's, which is left alone, set to the noise levels of a picture."""
-    config = scheduler.config
-    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or config.stochastic_sampling:
+    """A copy of the pipeline's scheduler, which is left alone, set to the noise levels of a picture.
+
+    Raises:
+        ValueError: if its steps are no plain Euler steps, or its own code would not be called.
+    """
+    plain = FlowMatchEulerDiscreteScheduler
+    if not isinstance(scheduler, plain) or scheduler.config.stochastic_sampling:
         raise ValueError(
             f"`scheduler` is a {type(scheduler).__name__}: the engine takes plain Euler steps and needs a"
             " FlowMatchEulerDiscreteScheduler without stochastic sampling."
         )
-    own = type(scheduler).from_config(config)
+    own_code = [name for name in _STEPPING if getattr(type(scheduler), name) is not getattr(plain, name)]
+    own_code += [name for name in vars(scheduler) if callable(getattr(type(scheduler), name, None))]
+    if own_code:
+        raise ValueError(
+            f"`scheduler` is a {type(scheduler).__name__} with its own {', '.join(f'`{name}`' for name in own_code)},"
+            " which would never be called: the engine takes plain Euler steps itself. Noise levels of your own may come"
+            " from a subclass with its own `set_timesteps`, steps of your own from `Request.on_step`."
+        )
+    own = copy(scheduler)  # with what was set on it since it was made, such as by `set_shift`
     sigmas = logit_normal_sigmas(plan.steps, width, height, plan.mu, plan.std)
     own.set_timesteps(sigmas=sigmas[:-1].tolist(), device="cpu")
     return own

@@ -4,7 +4,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -13,23 +13,26 @@ from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import latents as latent_tokens
 from .arguments import DEFAULT
+from .calls import call_of, interrupt, is_drawing_elsewhere, latest_call
 from .checkpoints.lora_pipeline import PipelineAdapters
 from .checkpoints.pipeline import PipelineFiles
 from .engine import Denoiser, Engine, Policy, Request
+from .engine.exclusive import exclusive
 from .fitting import Plan, fit
 from .model import Ideogram4Transformer2DModel
+from .offload import is_offloaded
 from .requests import PipelineRequests
 from .schedule import Preset
 from .speed import PipelineSpeed
 from .text_cache import TextCache
+from .unknown_arguments import explains_unknown
 
 TEXT_CACHE_BYTES = 128 * 2**20  # of embedded captions; about 28 of 500 tokens for the published weights in bfloat16
-C = TypeVar("C", bound=Callable[..., Any])
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -46,21 +49,22 @@ class Ideogram4PipelineOutput(BaseOutput):
     images: list[PIL.Image.Image] | np.ndarray | Tensor | list[np.ndarray] | list[Tensor]
 
 
-def _apart(call: C) -> C:
-    """Let a call from within another's callback leave the other's state, such as `_interrupt`, as it was."""
-    names = ("_under_way", "_interrupt", "_guidance_scale", "_attention_kwargs", "_num_timesteps")
+def _between_calls(name: str) -> Callable[..., Any]:
+    """A method of adapters that is refused while another thread draws, whose picture would be half of each."""
+    inherited = getattr(PipelineAdapters, name)
 
-    @functools.wraps(call)
-    def apart(self: "Ideogram4Pipeline", *args: Any, **kwargs: Any) -> Any:
-        outer = {name: getattr(self, name) for name in (names if self._under_way else names[:1])}
-        self._under_way = True
-        try:
-            return call(self, *args, **kwargs)
-        finally:
-            for name, value in outer.items():
-                setattr(self, name, value)
+    @functools.wraps(inherited)
+    def method(self: "Ideogram4Pipeline", *args: Any, **kwargs: Any) -> Any:
+        if is_drawing_elsewhere(self):
+            raise RuntimeError(
+                f"`{name}` would change pictures that another thread is drawing with this pipeline: call it between"
+                " calls. For a strength of each call's own pass `attention_kwargs={'scale': ...}` to the call."
+            )
+        with exclusive(self.transformer, self.unconditional_transformer):
+            self.text_cache.clear()
+            return inherited(self, *args, **kwargs)
 
-    return cast(C, apart)
+    return method
 
 
 class Ideogram4Pipeline(PipelineSpeed, PipelineFiles, PipelineAdapters, PipelineRequests):
@@ -125,31 +129,35 @@ class Ideogram4Pipeline(PipelineSpeed, PipelineFiles, PipelineAdapters, Pipeline
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor * self.patch_size)
         self.text_cache = TextCache(TEXT_CACHE_BYTES)
         self.plan: Plan | None = None
-        self._guidance_scale: float | None = None
-        self._attention_kwargs: dict[str, Any] | None = None
-        self._num_timesteps = 0
-        self._interrupt = False
-        self._under_way = False  # a call
 
     @property
     def guidance_scale(self) -> float | None:
-        """Guidance of the step just taken, for callbacks."""
-        return self._guidance_scale
+        """Guidance of the step just taken, for callbacks, of the call that is under way in this thread."""
+        return latest_call(self).guidance_scale
 
     @property
     def attention_kwargs(self) -> dict[str, Any] | None:
-        """The `attention_kwargs` of the call under way."""
-        return self._attention_kwargs
+        """The `attention_kwargs` of the call that is under way in this thread."""
+        return latest_call(self).attention_kwargs
 
     @property
     def num_timesteps(self) -> int:
-        """Number of steps of the call under way."""
-        return self._num_timesteps
+        """Number of steps of the call that is under way in this thread."""
+        return latest_call(self).num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        """Whether the call under way stops after this step; a callback sets `_interrupt`."""
-        return self._interrupt
+        """Whether the call that is under way in this thread stops after this step."""
+        return latest_call(self).interrupted
+
+    @property
+    def _interrupt(self) -> bool:
+        return self.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        """Stop the call whose callback sets this, and no other; set outside of callbacks, all calls under way."""
+        interrupt(self, value)
 
     def engine(
         self,
@@ -216,33 +224,34 @@ class Ideogram4Pipeline(PipelineSpeed, PipelineFiles, PipelineAdapters, Pipeline
         """
         return fit(self, memory, **options)
 
-    def fuse_lora(self, *args: Any, **kwargs: Any) -> None:
-        """Merge the loaded adapters into the weights, as diffusers does; captions are embedded anew afterwards."""
-        self.text_cache.clear()
-        super().fuse_lora(*args, **kwargs)
-
-    def unfuse_lora(self, *args: Any, **kwargs: Any) -> None:
-        """Undo `fuse_lora`; captions are embedded anew afterwards."""
-        self.text_cache.clear()
-        super().unfuse_lora(*args, **kwargs)
+    load_lora_weights = _between_calls("load_lora_weights")
+    unload_lora_weights = _between_calls("unload_lora_weights")
+    set_adapters = _between_calls("set_adapters")
+    delete_adapters = _between_calls("delete_adapters")
+    enable_lora = _between_calls("enable_lora")
+    disable_lora = _between_calls("disable_lora")
+    fuse_lora = _between_calls("fuse_lora")
+    unfuse_lora = _between_calls("unfuse_lora")
 
     @torch.no_grad()
     def _decode_one(self, request: Request, latents: Tensor) -> Tensor:
         """`(3, height, width)` picture of latents of a request."""
-        return latent_tokens.decode(self.vae, [latents], [request.grid])[0]
+        with self._exclusive():
+            return latent_tokens.decode(self.vae, [latents], [request.grid])[0]
 
     @torch.no_grad()
     def decode_requests(self, requests: Sequence[Request], output_type: str = "pil") -> Any:
         """Pictures of requests, done or not, as `Ideogram4PipelineOutput.images` has them."""
         if output_type == "latent":
             return _stack([request.latents for request in requests])
-        pictures = latent_tokens.decode(self.vae, [r.latents for r in requests], [r.grid for r in requests])
+        with self._exclusive():
+            pictures = latent_tokens.decode(self.vae, [r.latents for r in requests], [r.grid for r in requests])
         stacked = _stack(pictures)
         if isinstance(stacked, Tensor):
             return self.image_processor.postprocess(stacked, output_type=output_type)
         return [self.image_processor.postprocess(picture[None], output_type=output_type)[0] for picture in pictures]
 
-    @_apart
+    @explains_unknown
     @torch.no_grad()
     def __call__(
         self,
@@ -293,9 +302,10 @@ class Ideogram4Pipeline(PipelineSpeed, PipelineFiles, PipelineAdapters, Pipeline
             output_type: "pil", "np" or "pt" for pictures, "latent" for tokens (see `Ideogram4PipelineOutput`).
             return_dict: Whether to return an `Ideogram4PipelineOutput` or a tuple of one.
             attention_kwargs: `{"scale": s}` scales LoRA adapters; the rest goes to the attention processors.
-            callback_on_step_end: Called after each step as `callback(pipeline, i, t, {"latents": ...})`; may return a
-                dict with other latents, and may set `pipeline._interrupt = True` to stop there. `t` is the scheduler's
-                timestep of the step. Where sizes differ, latents are a list and `t` is `(pictures,)`.
+            callback_on_step_end: Called after each step as `callback(pipeline, i, t, {"latents": ...})`; may change the
+                latents in place or return a dict with others, and may set `pipeline._interrupt = True` to stop there.
+                `t` is the scheduler's timestep of the step. Where sizes differ, latents are a list and `t` is
+                `(pictures,)`.
             callback_on_step_end_tensor_inputs: What the callback is given: "latents" or nothing.
             size: `(width, height)` in place of `height` and `width`, or one such pair for each prompt.
             preset: Name of one of `PRESETS`, or a `Preset`: supplies steps, guidance, mu and std. An argument that
@@ -331,43 +341,44 @@ class Ideogram4Pipeline(PipelineSpeed, PipelineFiles, PipelineAdapters, Pipeline
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise TypeError(f"`callback_on_step_end` is {callback_on_step_end!r}: give a function, or None.")
         engine = self.engine(attention_kwargs, max_tokens=max_tokens)
-        self._interrupt = False
-        self._attention_kwargs = attention_kwargs
-        requests = self.make_requests(
-            prompt,
-            height,
-            width,
-            num_inference_steps,
-            guidance_scale,
-            guidance_schedule,
-            mu,
-            std,
-            max_sequence_length,
-            num_images_per_prompt,
-            generator,
-            latents,
-            attention_kwargs,
-            size=size,
-            preset=preset,
-            strict=strict,
-            guidance_interval=guidance_interval,
-        )
-        self._num_timesteps = requests[0].steps
-        with self.progress_bar(total=self._num_timesteps) as progress:
-            for i in range(self._num_timesteps):
-                for error in engine.advance(requests).values():
-                    raise error
-                self._guidance_scale = requests[0].guidance[i]
-                if callback_on_step_end is not None:
-                    self._call_back(callback_on_step_end, i, requests, tensor_inputs)
-                progress.update()
-                if self.interrupt:
-                    break
-        engine.denoiser.free_graphs()  # decoding may need their memory
-        for request in requests:
-            request.check()
-        images = self.decode_requests(requests, output_type)
-        self.maybe_free_model_hooks()
+        hooked = [model for model in self.components.values() if isinstance(model, nn.Module) and is_offloaded(model)]
+        # Where hooks move the models, calls take turns: one call's end puts all of them back.
+        with exclusive(*hooked), call_of(self, attention_kwargs) as call:
+            requests = self.make_requests(
+                prompt,
+                height,
+                width,
+                num_inference_steps,
+                guidance_scale,
+                guidance_schedule,
+                mu,
+                std,
+                max_sequence_length,
+                num_images_per_prompt,
+                generator,
+                latents,
+                attention_kwargs,
+                size=size,
+                preset=preset,
+                strict=strict,
+                guidance_interval=guidance_interval,
+            )
+            call.num_timesteps = requests[0].steps
+            with self.progress_bar(total=call.num_timesteps) as progress:
+                for i in range(call.num_timesteps):
+                    for error in engine.advance(requests).values():
+                        raise error
+                    call.guidance_scale = requests[0].guidance[i]
+                    if callback_on_step_end is not None:
+                        self._call_back(callback_on_step_end, i, requests, tensor_inputs)
+                    progress.update()
+                    if call.interrupted:
+                        break
+            engine.denoiser.free_graphs()  # decoding may need their memory
+            for request in requests:
+                request.check()
+            images = self.decode_requests(requests, output_type)
+            self.maybe_free_model_hooks()
         return Ideogram4PipelineOutput(images=images) if return_dict else (images,)
 
     def _call_back(
@@ -376,13 +387,15 @@ class Ideogram4Pipeline(PipelineSpeed, PipelineFiles, PipelineAdapters, Pipeline
         latents = _stack([request.latents for request in requests])
         timesteps = torch.stack([request.sigmas[i] for request in requests]) * self.scheduler.config.num_train_timesteps
         timestep = timesteps[0] if isinstance(latents, Tensor) else timesteps
-        tensors = {"latents": latents} if "latents" in names else {}
+        tensors: dict[str, Any] = {"latents": latents} if "latents" in names else {}
         returned = callback(self, i, timestep, tensors)
         if returned is not None and not isinstance(returned, Mapping):
             raise TypeError(f"`callback_on_step_end` returned a {type(returned).__name__}: return a dict, or None.")
         changed = (returned or {}).get("latents")
-        if changed is None:
-            return
+        if changed is None:  # those that were handed out may have been changed in place
+            if "latents" not in names:
+                return
+            changed = latents
         if not isinstance(changed, (Tensor, list, tuple)) or not all(isinstance(own, Tensor) for own in changed):
             raise TypeError(
                 f"`callback_on_step_end` returned latents that are a {type(changed).__name__}: return a tensor, or a"

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .arguments import DEFAULT, lines_of, noise_of, plan_of, scheduler_of, sizes_of
 from .checks import whole
 from .engine import Denoiser, Request
+from .engine.exclusive import exclusive
 from .model import Context
 from .schedule import Preset
 from .text_cache import TextCache
 from .text_encoder import TAPS, encode_captions, raise_too_long, tokenise
+from .unknown_arguments import explains_unknown
 from .weights import weights_key
 
 
@@ -27,11 +30,16 @@ class PipelineRequests:
     tokenizer: Any
     transformer: Any
     unconditional_transformer: Any
+    components: Mapping[str, Any]
     config: Mapping[str, Any]
     text_cache: TextCache
     vae_scale_factor: int
     patch_size: int
     _execution_device: torch.device
+
+    def _exclusive(self) -> AbstractContextManager[None]:
+        """While the block runs, no other thread moves the components, if hooks move them, or weighs their adapters."""
+        return exclusive(*(part for part in self.components.values() if isinstance(part, nn.Module)))
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -43,6 +51,7 @@ class PipelineRequests:
         lines = lines_of(prompt, strict)
         return encode_captions(self.text_encoder, self.tokenizer, lines, self.taps, max_sequence_length)
 
+    @explains_unknown
     @torch.no_grad()
     def make_requests(
         self,
@@ -160,7 +169,8 @@ class PipelineRequests:
             found[line] = None if weights is None else self.text_cache.get(key)
         missing = [line for line, text in found.items() if text is None]
         if missing:
-            made = encode_captions(self.text_encoder, self.tokenizer, missing, self.taps, max_sequence_length)
+            with self._exclusive():
+                made = encode_captions(self.text_encoder, self.tokenizer, missing, self.taps, max_sequence_length)
             for line, features in zip(missing, made, strict=True):
                 found[line] = denoiser.project_text(features)
         for line, key in zip(lines, keys, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any, NoReturn
 
 import torch
@@ -12,6 +13,7 @@ from transformers.masking_utils import create_causal_mask
 from .model.hooks import fires_hooks
 from .offload import execution_device
 
+_tokenising = Lock()  # a fast tokenizer that is used from two threads may raise "Already borrowed"
 TAPS = (0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 35)  # decoder layers that the published weights were trained on
 
 
@@ -37,8 +39,9 @@ def tokenise(tokenizer: Any, captions: Sequence[str], max_sequence_length: int =
     ids = []
     for caption in captions:
         message = {"role": "user", "content": [{"type": "text", "text": caption}]}
-        text = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
-        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        with _tokenising:
+            text = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+            tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(tokens) > max_sequence_length:
             raise_too_long(caption, len(tokens), max_sequence_length)
         ids.append(tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..model import Context, Ideogram4Transformer2DModel, Modulation
 from ..offload import execution_device, is_offloaded
 from ..packing import Layout
 from ..weights import weights_key
+from .exclusive import adapters_scaled, exclusive
 from .graphs import Graphs, Inputs, Pool
 from .interrupts import Held
 from .memory import out_of_memory
@@ -63,17 +65,22 @@ class Denoiser:
     @torch.no_grad()
     def project_text(self, features: Tensor) -> Tensor:
         """Text features `(tokens, llm_features_dim)` to what a context keeps of them, `(tokens, hidden_size)`."""
-        return self._conditional.project(features)
+        with self._exclusive():
+            return self._conditional.project(features)
 
     @torch.no_grad()
     def prepare_projected(self, text: Tensor, grid: tuple[int, int]) -> Context:
         """`prepare_conditional` from what `project_text` gave."""
-        return self._conditional.prepare_projected(text, grid)
+        with self._exclusive():
+            return self._conditional.prepare_projected(text, grid)
 
     @torch.no_grad()
     def prepare_unconditional(self, grid: tuple[int, int]) -> Context | None:
         """Context of a picture of `(rows, cols)` tokens alone; None without an unconditional transformer."""
-        return None if self._unconditional is None else self._unconditional.prepare_projected(None, grid)
+        if self._unconditional is None:
+            return None
+        with self._exclusive():
+            return self._unconditional.prepare_projected(None, grid)
 
     @torch.no_grad()
     def step(self, requests: Sequence[Request]) -> None:
@@ -123,6 +130,15 @@ class Denoiser:
 
     def _moved(self, requests: Sequence[Request]) -> list[tuple[Tensor, Tensor]]:
         """Guided velocity, and latents after the step, of each request."""
+        with self._exclusive():
+            return self._moved_alone(requests)
+
+    def _exclusive(self) -> AbstractContextManager[None]:
+        """While the block runs, no other thread computes with these transformers, if they bear one thread only."""
+        branches = [branch for branch in (self._conditional, self._unconditional) if branch is not None]
+        return exclusive(*(branch.transformer for branch in branches))
+
+    def _moved_alone(self, requests: Sequence[Request]) -> list[tuple[Tensor, Tensor]]:
         guided = [request for request in requests if request.guided]
         contexts = [request.conditional for request in requests]
         conditional = self._conditional.velocities(requests, contexts)  # type: ignore[arg-type]
@@ -191,7 +207,8 @@ class _Branch:
     def project(self, features: Tensor) -> Tensor:
         device = execution_device(self.transformer)
         features = features.to(device, self.transformer.dtype)
-        return self.transformer.project_text(features, attention_kwargs=self.attention_kwargs)
+        with adapters_scaled(self.transformer, self.attention_kwargs) as rest:
+            return self.transformer.project_text(features, attention_kwargs=rest)
 
     def prepare_projected(self, text: Tensor | None, grid: tuple[int, int]) -> Context:
         layout = Layout.of_samples([(0 if text is None else len(text), *grid)], execution_device(self.transformer))
@@ -215,13 +232,10 @@ class _Branch:
         return {requests[i]: part.to(requests[i].latents.device) for i, part in zip(order, own, strict=True)}
 
     def _velocity(self, inputs: Inputs, context: Context) -> Tensor:
-        return self.transformer.velocity(
-            inputs.latents,
-            inputs.times,
-            context,
-            attention_kwargs=self.attention_kwargs,
-            modulation=inputs.modulation,
-        )
+        with adapters_scaled(self.transformer, self.attention_kwargs) as rest:
+            return self.transformer.velocity(
+                inputs.latents, inputs.times, context, attention_kwargs=rest, modulation=inputs.modulation
+            )
 
     def _pack(self, contexts: list[Context]) -> Context:
         """One stream of all contexts, kept while the same ones come in the same order."""
