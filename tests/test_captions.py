@@ -234,7 +234,7 @@ def test_a_photo_stands_before_the_medium_and_a_style_of_art_after_it():
     ],
 )
 def test_wrong_parts_cannot_be_built(parts):
-    with pytest.raises(ValidationError):
+    with pytest.raises(CaptionError, match=f"^ObjectElement: {next(iter(parts))}"):
         ObjectElement(desc="a cup", **parts)
 
 
@@ -272,32 +272,38 @@ def test_wrong_parts_cannot_be_built(parts):
             {"compositional_deconstruction": {"background": "", "elements": ["a cup"]}},
             [(ELEMENT, False)],
         ),
-        (with_element(type="object"), [(f"{ELEMENT}.type", False)]),
+        (with_element(type="object"), [(f"{ELEMENT}.type", True)]),
+        (with_element(type="shape"), [(f"{ELEMENT}.type", False)]),
         (with_element(text="A"), [(f"{ELEMENT}.text", False)]),
         (with_element(type="text"), [(f"{ELEMENT}.text", False)]),
         (with_element(desc=None), [(f"{ELEMENT}.desc", False)]),
         (with_element(size=3), [(f"{ELEMENT}.size", False)]),
         (with_element(bbox=None), [(f"{ELEMENT}.bbox", True)]),
-        (with_element(bbox=[300, 400, 100, 200]), [(f"{ELEMENT}.bbox", True)]),
-        (with_element(bbox=[-5, 0, 1200, 100]), [(f"{ELEMENT}.bbox", True)]),
+        (with_element(bbox=[300, 400, 100, 200]), [(f"{ELEMENT}.bbox", False)]),
+        (with_element(bbox=[900, 100, 300, 800]), [(f"{ELEMENT}.bbox", True)]),
+        (with_element(bbox=[-5, 0, 1000, 100]), [(f"{ELEMENT}.bbox", True)]),
+        (with_element(bbox=[0, 0, 1200, 100]), [(f"{ELEMENT}.bbox", False)]),
         (with_element(bbox=[0.0, 0, 10.0, 10]), [(f"{ELEMENT}.bbox", True)]),
         (with_element(bbox=[0.5, 0, 10, 10]), [(f"{ELEMENT}.bbox", False)]),
         (with_element(bbox=[0.1, 0.2, 0.3, 0.4]), [(f"{ELEMENT}.bbox", False)]),
         (with_element(bbox=[0, 0, True, 10]), [(f"{ELEMENT}.bbox", False)]),
         (with_element(bbox=[0, 0, float("nan"), 10]), [(f"{ELEMENT}.bbox", False)]),
-        (with_element(bbox=["0", 0, 10, 10]), [(f"{ELEMENT}.bbox", False)]),
+        (with_element(bbox=["0", 0, 10, 10]), [(f"{ELEMENT}.bbox", True)]),
+        (with_element(bbox=["a", 0, 10, 10]), [(f"{ELEMENT}.bbox", False)]),
         (with_element(bbox=[0, 0, 10]), [(f"{ELEMENT}.bbox", False)]),
-        (with_element(bbox="0 0 10 10"), [(f"{ELEMENT}.bbox", False)]),
+        (with_element(bbox="0 0 10 10"), [(f"{ELEMENT}.bbox", True)]),
         (with_element(bbox=[10, 10, 10, 90]), [(f"{ELEMENT}.bbox", False)]),
         (with_element(bbox=[1100, 0, 1200, 10]), [(f"{ELEMENT}.bbox", False)]),
         (with_element(color_palette=[]), [(f"{ELEMENT}.color_palette", True)]),
-        (with_element(color_palette="#000000"), [(f"{ELEMENT}.color_palette", False)]),
+        (with_element(color_palette="#000000"), [(f"{ELEMENT}.color_palette", True)]),
+        (with_element(color_palette="#000000 dark"), [(f"{ELEMENT}.color_palette", False)]),
         (with_element(color_palette=["#000000"] * 6), [(f"{ELEMENT}.color_palette", False)]),
         (with_element(color_palette=["#ff0000"]), [(f"{ELEMENT}.color_palette[0]", True)]),
         (with_element(color_palette=["#000000", "#F00"]), [(f"{ELEMENT}.color_palette[1]", True)]),
         (with_element(color_palette=["FF0000"]), [(f"{ELEMENT}.color_palette[0]", True)]),
         (with_element(color_palette=["F00"]), [(f"{ELEMENT}.color_palette[0]", False)]),
-        (with_element(color_palette=["red"]), [(f"{ELEMENT}.color_palette[0]", False)]),
+        (with_element(color_palette=["red"]), [(f"{ELEMENT}.color_palette[0]", True)]),
+        (with_element(color_palette=["dark"]), [(f"{ELEMENT}.color_palette[0]", False)]),
         (with_element(color_palette=[7]), [(f"{ELEMENT}.color_palette[0]", False)]),
         (with_style(**PHOTO, art_style="x"), [("style_description", False)]),
         (with_style(aesthetics="a", lighting="b", medium="c"), [("style_description", False)]),
@@ -356,9 +362,9 @@ def test_a_key_repeated_with_the_same_value_is_mended():
 
 def test_a_part_changed_after_building_is_checked_as_it_now_is():
     caption = Caption.parse(with_element())
-    caption.compositional_deconstruction.elements.append({"type": "obj", "desc": "a cup", "bbox": [9, 0, 1, 5]})
+    caption.compositional_deconstruction.elements.append({"type": "obj", "desc": "a cup", "bbox": [-9, 0, 1, 5]})
     assert breaches(caption) == [("compositional_deconstruction.elements[1].bbox", True)]
-    assert caption.repair().compositional_deconstruction.elements[1].bbox == (1, 0, 9, 5)
+    assert caption.repair().compositional_deconstruction.elements[1].bbox == (0, 0, 1, 5)
 
 
 def test_a_copy_with_another_value_is_checked_and_written_with_it():
@@ -383,8 +389,8 @@ def test_a_caption_with_breaches_survives_pickling_with_all_that_was_given():
 @pytest.mark.parametrize(
     ("fields", "mended"),
     [
-        ({"bbox": [300, 400, 100, 200]}, {"bbox": [100, 200, 300, 400]}),
-        ({"bbox": [-5, 0.0, 1200, 100]}, {"bbox": [0, 0, 1000, 100]}),
+        ({"bbox": [900, 100, 300, 800]}, {"bbox": [300, 100, 900, 800]}),
+        ({"bbox": [-5, 0.0, 1000, 100]}, {"bbox": [0, 0, 1000, 100]}),
         ({"color_palette": ["#f0a", "00ff00", "#1A2B3C"]}, {"color_palette": ["#FF00AA", "#00FF00", "#1A2B3C"]}),
         ({"color_palette": []}, {}),
         ({"color_palette": None}, {}),
@@ -463,14 +469,15 @@ def test_files_are_read_with_or_without_a_byte_order_mark(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("a red circle", "no JSON.*Caption.from_text"),
-        ("absent.json", "Nor is it the name of a file"),
-        ("{'a': 1}", "line 1, column 2"),
-        ('{"a":1,}', "a comma stands before the closing bracket at line 1"),
-        ('{"a":[1,\n ]}', "a comma stands before the closing bracket at line 2"),
-        ("", "no JSON"),
-        ("[1, 2]", "a JSON object, not"),
-        ('"text"', "a JSON object, not"),
+        ("a red circle", "plain text 'a red circle', not a JSON object.*Caption.from_text"),
+        ("absent.json", "absent.json: No such file"),
+        ('{"a":1 "b":2}', "is no JSON: expected a comma or '}' at line 1, column 8"),
+        ('{"a":[1,\n 2}', "is no JSON: expected a comma or ']' at line 2, column 3"),
+        ('{"a":"x\\q"}', "is no JSON: invalid .escape at line 1"),
+        ('{"a":"b', "is no JSON: it ends before its last bracket, as if it had been cut off"),
+        ("", "empty, not a JSON object"),
+        ("[1, 2]", "a JSON list of 2, not one caption"),
+        ('"text"', "not a JSON object"),
         ('{"a":' * 100_000, "nested too deeply|no JSON"),
         ('{"a":' + "[" * 500 + "]" * 500 + "}", "nested 501 levels deep, where 64 are allowed"),
         ('{"a":' + "[" * 500 + "]" * 500 + ',"a":1}', "nested 501 levels deep"),
@@ -599,7 +606,7 @@ def test_half_a_surrogate_pair_is_escaped_in_the_line_and_reported():
     assert breaches(caption.line()) == breaches(data) == [(f"{ELEMENT}.desc", False), (f"{ELEMENT}.text", False)]
     with pytest.warns(CaptionWarning, match="surrogate"):
         prompt_line(data).encode()
-    with pytest.raises(ValidationError, match="surrogate"):
+    with pytest.raises(CaptionError, match="surrogate"):
         ObjectElement(desc="a \ud83d")
 
 

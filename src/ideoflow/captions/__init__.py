@@ -1,16 +1,9 @@
 """Captions in the JSON schema that the model was trained on: build, parse, check, repair and write them."""
 
-from .caption import (
-    Caption,
-    CaptionError,
-    CaptionWarning,
-    Composition,
-    ObjectElement,
-    Style,
-    TextElement,
-    prompt_line,
-)
-from .schema import Breach
+from .breach import Breach, CaptionError, CaptionWarning
+from .caption import Caption
+from .parts import Composition, ObjectElement, Style, TextElement
+from .prompt import prompt_line
 
 __all__ = [
     "Breach",

@@ -2,159 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self, cast
+from typing import Any, ClassVar, Self, cast
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    StrictInt,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import PrivateAttr
 
-from .schema import (
-    BOX_RANGE,
-    COLOUR,
-    MAX_ELEMENT_COLOURS,
-    MAX_STYLE_COLOURS,
-    Breach,
-    Repeated,
-    Walk,
-    encodes,
-    in_order,
-    write,
-)
-
-MAX_DEPTH = 64  # levels of nesting; the schema has six, and Python's own limit is far off
+from .boxes import ORDERS, convert
+from .breach import Breach, CaptionError
+from .parts import Composition, ObjectElement, Part, Style, Text
+from .paths import existing, looks_like_path, missing
+from .reading import Found, data_of, find, plain, read_file
+from .schema import Walk, elements, encodes, in_order, write
 
 
-class CaptionError(ValueError):
-    """A caption that cannot be read, or that was to be strict and breaks the schema.
-
-    Attributes:
-        breaches: Every breach of the schema; empty when the caption could not be read at all.
-    """
-
-    def __init__(self, message: str, breaches: list[Breach] | None = None) -> None:
-        super().__init__(message)
-        self.breaches = breaches or []
-
-
-class CaptionWarning(UserWarning):
-    """A prompt that the model will take, but that is unlike what it was trained on."""
-
-
-def _whole_characters(text: str) -> str:
-    if not encodes(text):
-        raise ValueError("holds half of a surrogate pair, which is no character: write the whole character.")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_whole_characters)]
-Colour = Annotated[str, StringConstraints(pattern=f"^{COLOUR.pattern}$")]
-Edge = Annotated[StrictInt, Field(ge=0, le=BOX_RANGE)]
-Box = tuple[Edge, Edge, Edge, Edge]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Placed(_Model):
-    @model_validator(mode="after")
-    def _box_encloses_something(self) -> Self:
-        box: Box | None = getattr(self, "bbox", None)
-        if box is not None and not (box[0] < box[2] and box[1] < box[3]):
-            raise ValueError(f"`bbox` is {list(box)}: expected y_min < y_max and x_min < x_max, y first.")
-        return self
-
-
-class ObjectElement(_Placed):
-    """A thing in the picture.
-
-    Attributes:
-        bbox: `(y_min, x_min, y_max, x_max)` in thousandths of the picture's height and width, y first.
-        desc: What it looks like.
-        color_palette: At most five colours, upper-case `#RRGGBB`.
-    """
-
-    model_config = ConfigDict(json_schema_extra={"required": ["type", "desc"]})  # a default only for who builds one
-
-    type: Literal["obj"] = "obj"
-    bbox: Box | None = None
-    desc: Text
-    color_palette: Annotated[list[Colour], Field(min_length=1, max_length=MAX_ELEMENT_COLOURS)] | None = None
-
-
-class TextElement(_Placed):
-    """Lettering in the picture.
-
-    Attributes:
-        bbox: As an object's.
-        text: The letters to draw.
-        desc: How they look.
-        color_palette: As an object's.
-    """
-
-    model_config = ConfigDict(json_schema_extra={"required": ["type", "text", "desc"]})
-
-    type: Literal["text"] = "text"
-    bbox: Box | None = None
-    text: Text
-    desc: Text
-    color_palette: Annotated[list[Colour], Field(min_length=1, max_length=MAX_ELEMENT_COLOURS)] | None = None
-
-
-Element = Annotated[ObjectElement | TextElement, Field(discriminator="type")]
-
-
-class Composition(_Model):
-    """What is where: the background, then the elements from back to front."""
-
-    background: Text
-    elements: list[Element]
-
-
-class Style(_Model):
-    """How the picture is made: either a photo or a style of art.
-
-    Attributes:
-        photo: Camera and lens, for photographs.
-        art_style: The style, for anything else.
-        color_palette: At most 16 colours, upper-case `#RRGGBB`.
-    """
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "oneOf": [{"required": [kind], "properties": {kind: {"type": "string"}}} for kind in ("photo", "art_style")]
-        }
-    )
-
-    aesthetics: Text
-    lighting: Text
-    photo: Text | None = None
-    medium: Text
-    art_style: Text | None = None
-    color_palette: Annotated[list[Colour], Field(min_length=1, max_length=MAX_STYLE_COLOURS)] | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if (self.photo is None) == (self.art_style is None):
-            given = "neither" if self.photo is None else "both"
-            raise ValueError(f"a style has exactly one of `photo` and `art_style`; got {given}.")
-        return self
-
-
-class Caption(_Model):
+class Caption(Part):
     """What to draw, in the schema that the model was trained on.
 
     Built from its parts, a caption is always right. Parsed, it may break the schema: then `check` lists the breaches,
@@ -165,32 +30,49 @@ class Caption(_Model):
     style_description: Style | None = None
     compositional_deconstruction: Composition
 
+    _part: ClassVar[str] = "caption"
     _given: dict[str, Any] | None = PrivateAttr(default=None)  # what was parsed, when it breaks the schema
+    _slips: tuple[Breach, ...] = PrivateAttr(default=())  # what the text that was parsed had beside the caption
 
     @classmethod
     def parse(cls, source: str | os.PathLike[str] | Mapping[str, Any] | Caption) -> Caption:
         """Read a caption, right or wrong.
 
+        A text may hold the caption among other things: in a Markdown fence, between words, after a model's thinking,
+        with comments, trailing commas or typographic quotation marks. `check` lists what was not as it should be.
+
         Args:
             source: A JSON string, the path of a file that holds one, a mapping, or a caption.
 
         Raises:
-            CaptionError: if it is no JSON object (plain text is none: see `from_text`), holds what JSON cannot, or is
-                nested more than 64 levels deep.
+            CaptionError: if it holds no JSON object (plain text does not: see `from_text`) or several captions, holds
+                what JSON cannot, or is nested more than 64 levels deep.
             OSError: if the file cannot be read.
             TypeError: if `source` is of another type.
         """
         if isinstance(source, Caption):
             return source
         if isinstance(source, os.PathLike):
-            return cls._of_data(_read_json(_read_file(Path(source)), str(source)))
+            return cls._of_text(read_file(Path(source)), str(source))
         if isinstance(source, str):
-            if not source.lstrip("\ufeff \t\r\n").startswith("{") and _is_file(source):
-                return cls._of_data(_read_json(_read_file(Path(source)), source))
-            return cls._of_data(_read_json(source, "the caption", "Nor is it the name of a file. "))
+            path = None if source.lstrip("\ufeff \t\r\n").startswith("{") else existing(source)
+            if path is not None and not path.is_dir():
+                return cls._of_text(read_file(path), source)
+            return cls._of_text(source, "the caption", path_too=True)
         if isinstance(source, Mapping):
-            return cls._of_data(_plain(source))
+            return cls.of_found(data_of(source))
         raise TypeError(f"`source` is a {type(source).__name__}: give a JSON string, a path, a mapping or a Caption.")
+
+    @classmethod
+    def _of_text(cls, text: str, source: str, path_too: bool = False) -> Self:
+        """The caption in a text; `path_too`: which may have been meant as a path."""
+        found = find(text, source)
+        if found is not None:
+            return cls.of_found(found)
+        if path_too and looks_like_path(text):
+            raise CaptionError(missing(text))
+        shown = f"the plain text {text.strip()[:40]!r}" if text.strip() else "empty"
+        raise CaptionError(f"{source} is {shown}, not a JSON object: to draw words, wrap them with Caption.from_text.")
 
     @classmethod
     def from_text(cls, text: str) -> Caption:
@@ -213,10 +95,14 @@ class Caption(_Model):
         return cls(high_level_description=text, compositional_deconstruction=composition)
 
     @classmethod
-    def _of_data(cls, data: Any) -> Self:
-        if not isinstance(data, dict):
-            shown = json.dumps(data, default=repr)[:60]
-            raise CaptionError(f"a caption is a JSON object, not {shown}; for plain text see Caption.from_text.")
+    def of_found(cls, found: Found) -> Self:
+        """The caption that was found in a text or a mapping; `check` lists its slips first."""
+        caption = cls._of_data(found.data)
+        caption._slips = tuple(found.slips)
+        return caption
+
+    @classmethod
+    def _of_data(cls, data: dict[str, Any]) -> Self:
         if not Walk(data).breaches:
             return cls.model_validate(data)
         caption = cast(Self, cls.model_construct(**{key: data[key] for key in cls.model_fields if key in data}))
@@ -227,7 +113,7 @@ class Caption(_Model):
         """The caption as plain JSON data: in canonical order when it keeps the schema, otherwise as given."""
         if self._given is not None:
             return deepcopy(self._given)
-        return in_order(_plain(self.model_dump(exclude_none=True, warnings=False)))
+        return in_order(plain(self.model_dump(exclude_none=True, warnings=False)))
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with the given top-level keys replaced, or left out where None; it is checked like a parsed caption.
@@ -237,21 +123,57 @@ class Caption(_Model):
             deep: Without effect: the copy shares nothing with the caption.
         """
         changed = {**self.data(), **(update or {})}
-        return type(self)._of_data(
-            _plain(in_order({key: value for key, value in changed.items() if value is not None}))
-        )
+        return type(self)._of_data(plain(in_order({key: value for key, value in changed.items() if value is not None})))
 
     def check(self) -> list[Breach]:
-        """Every breach of the schema in the schema's order, each with its place and its fix."""
-        return Walk(self.data()).breaches
+        """Every breach in the schema's order, each with its place and its fix; first what the text had beside JSON."""
+        return [*self._slips, *Walk(self.data()).breaches]
 
-    def repair(self) -> Self:
-        """The caption with all certain breaches mended: order of keys, form of colours, corners of boxes, empty fields.
+    def repair(self, *, drop_unknown: bool = False) -> Self:
+        """The caption with all certain breaches mended.
 
-        What only its author can know is left for `check` to list. The caption itself does not change.
+        Those are breaches that can mean only one thing: other names of keys, their order, the form of colours, corners
+        of boxes that are in no other known order, empty fields, keys that programs add. What only its author can know
+        is left for `check` to list. The caption itself does not change.
+
+        Args:
+            drop_unknown: Leave out all keys that are not the schema's too.
         """
-        walk = Walk(self.data())
-        return self._of_data(walk.repaired) if any(breach.certain for breach in walk.breaches) else self
+        return self.mended(drop_unknown=drop_unknown)[0]
+
+    def mended(self, *, drop_unknown: bool = False) -> tuple[Self, list[Breach]]:
+        """What `repair` gives, and the breaches that it mended, each with what was `done` about it."""
+        walk = Walk(self.data(), drop_unknown=drop_unknown)
+        done = [*self._slips, *(breach for breach in walk.breaches if breach.certain)]
+        return (self._of_data(walk.repaired) if done else self), done
+
+    def with_boxes_from(self, order: str = "yxyx", size: tuple[float, float] | None = None) -> Self:
+        """The caption with all its boxes converted from another form, for an author who knows which it is.
+
+        Args:
+            order: `yxyx` as in the schema, `xyxy`, `xywh` or `yxhw` (a corner, then the size) or `cxcywh` (the centre).
+                Boxes whose edges are named go by their names.
+            size: `(width, height)` that the boxes count to: the picture's pixels, or `(1, 1)` for shares of it; None
+                for thousandths.
+
+        Raises:
+            CaptionError: naming a box that is none in this form, such as one outside the picture.
+            ValueError: if `order` or `size` is none.
+        """
+        if order not in ORDERS:
+            raise ValueError(f"`order` is {order!r}: give one of {', '.join(ORDERS)}.")
+        if size is not None and not (len(size) == 2 and all(math.isfinite(side) and side > 0 for side in size)):
+            raise ValueError(f"`size` is {size!r}: give two positive numbers, (width, height).")
+        data = self.data()
+        for number, element in enumerate(elements(data)):
+            if not isinstance(element, dict) or element.get("bbox") is None:
+                continue
+            given, element["bbox"] = element["bbox"], convert(element["bbox"], order, size)
+            if element["bbox"] is None:
+                raise CaptionError(
+                    f"the box of element {number} is {given!r:.60}, which is no box as {order!r}."
+                )
+        return self.of_found(Found(data, list(self._slips)))
 
     def strict(self) -> Self:
         """The caption itself.
@@ -261,161 +183,10 @@ class Caption(_Model):
         """
         if breaches := self.check():
             listed = "\n".join(f"  {breach}" for breach in breaches)
-            raise CaptionError(f"the caption breaks the schema in {len(breaches)} places:\n{listed}", breaches)
+            places = "1 place" if len(breaches) == 1 else f"{len(breaches)} places"
+            raise CaptionError(f"the caption breaks the schema in {places}:\n{listed}", breaches)
         return self
 
     def line(self) -> str:
         """The canonical line: no spaces, keys in order, characters unescaped; values as they are, right or wrong."""
         return write(in_order(self.data()))
-
-
-def prompt_line(prompt: str | Mapping[str, Any] | Caption, *, strict: bool = False) -> str:
-    """The string that the text encoder reads for a prompt.
-
-    A string is left as it is, byte for byte, whether JSON or plain text. A mapping or a caption gives its canonical
-    line. Anything unlike what the model was trained on draws a `CaptionWarning`.
-
-    Args:
-        prompt: Plain text, a JSON string, a mapping or a `Caption`.
-        strict: Refuse what breaks the schema instead of warning.
-
-    Raises:
-        CaptionError: if the prompt cannot be encoded, or `strict` and it breaks the schema.
-        TypeError: if it is of another type.
-    """
-    if isinstance(prompt, str):
-        line, problem = prompt, _problem_of_string(prompt, strict)
-    elif isinstance(prompt, Mapping | Caption):
-        caption = Caption.parse(prompt)
-        line, problem = caption.line(), _problem(caption, strict)
-    else:
-        raise TypeError(f"`prompt` is a {type(prompt).__name__}: give a string, a mapping or a Caption.")
-    try:
-        line.encode()
-    except UnicodeEncodeError as error:
-        raise CaptionError(f"the prompt holds half of a surrogate pair at character {error.start}.") from None
-    if problem:
-        warnings.warn(problem, CaptionWarning, stacklevel=2)
-    return line
-
-
-def _problem(caption: Caption, strict: bool) -> str | None:
-    if strict:
-        caption.strict()
-    breaches = caption.check()
-    if not breaches:
-        return None
-    first = "; ".join(str(breach) for breach in breaches[:3])
-    more = f"; and {len(breaches) - 3} more" if len(breaches) > 3 else ""
-    return f"the caption breaks the schema that the model was trained on: {first}{more} (Caption.check lists all)"
-
-
-def _problem_of_string(prompt: str, strict: bool) -> str | None:
-    if not prompt.lstrip("\ufeff \t\r\n").startswith("{"):
-        if strict:
-            raise CaptionError(f"the prompt {prompt[:40]!r} is plain text, not a JSON caption: see Caption.from_text.")
-        return (
-            f"the prompt {prompt[:40]!r} is plain text; the model was trained on JSON captions: see Caption.from_text"
-        )
-    try:
-        caption = Caption._of_data(_read_json(prompt, "the prompt"))
-    except CaptionError as error:
-        if strict:
-            raise
-        return str(error)
-    if problem := _problem(caption, strict):
-        return problem
-    if prompt != caption.line():
-        return "the prompt is a caption but not in its canonical form: Caption.parse(prompt).line() gives that"
-    return None
-
-
-def _read_file(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CaptionError(f"{path} is no UTF-8 text: byte {error.start} is wrong.") from None
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return len(text) < 1024 and Path(text).is_file()
-    except (OSError, ValueError):  # too long a name, or a zero byte
-        return False
-
-
-def _read_json(text: str, source: str, hint: str = "") -> Any:
-    """Parse JSON, keeping note of repeated keys.
-
-    Raises:
-        CaptionError: with the place, if it is no JSON.
-    """
-    text = text.removeprefix("\ufeff")
-
-    def refuse(message: str) -> NoReturn:
-        more = (
-            ""
-            if text.lstrip().startswith("{")
-            else f" {hint}Plain text is allowed too: wrap it with Caption.from_text."
-        )
-        raise CaptionError(f"{source} is no JSON: {message}.{more}") from None
-
-    try:
-        data = json.loads(text, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        # Before Python 3.13 the parser's own words for this, the commonest slip, name the quotes of the next key.
-        trailing = text[: error.pos].rstrip().endswith(",") and text[error.pos :].lstrip()[:1] in ("}", "]")
-        message = "a comma stands before the closing bracket" if trailing else error.msg
-        refuse(f"{message} at line {error.lineno}, column {error.colno}")
-    except RecursionError:
-        refuse("it is nested too deeply")
-    except ValueError:  # a whole number of thousands of digits
-        refuse("a number in it is too long")
-    if _depth(data) > MAX_DEPTH:
-        raise CaptionError(f"{source} is nested {_depth(data)} levels deep, where {MAX_DEPTH} are allowed.")
-    return data
-
-
-def _plain(data: Any) -> Any:
-    """JSON data of its own from Python's: mappings, caption parts and arrays become plain, tuples become lists.
-
-    Raises:
-        CaptionError: if it holds what JSON cannot.
-    """
-    try:
-        text = json.dumps(data, default=_plain_value)
-    except RecursionError:
-        raise CaptionError("the caption is nested too deeply.") from None
-    except (TypeError, ValueError) as error:  # another type, a loop, a whole number of thousands of digits
-        raise CaptionError(f"the caption holds what JSON cannot: {error}.") from None
-    return _read_json(text, "the caption")
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(exclude_none=True, warnings=False)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if hasattr(value, "tolist"):  # boxes computed with numpy or torch
-        return value.tolist()
-    raise TypeError(f"a {type(value).__name__} is no JSON value")
-
-
-def _depth(data: Any) -> int:
-    """Levels of nesting; without recursion, for it guards against too many."""
-    depth, level = 0, [data]
-    while level:
-        depth += 1
-        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _held(outer)]
-    return depth
-
-
-def _held(outer: dict[str, Any] | list[Any]) -> list[Any]:
-    if isinstance(outer, Repeated):
-        return [*outer.values(), *(value for values in outer.earlier.values() for value in values)]
-    return list(outer.values()) if isinstance(outer, dict) else outer
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    plain = dict(pairs)
-    return plain if len(plain) == len(pairs) else Repeated.of_pairs(pairs)
