@@ -53,7 +53,7 @@ def test_a_picture_from_standard_input(tmp_path: Path, tiny_folder: Path):
 
 def test_a_mistake_is_one_line_and_code_2(tmp_path: Path):
     done = run("generate", "missing.json", cwd=tmp_path, fails=2)
-    assert done.stderr.strip() == "error: missing.json: No such file or directory"
+    assert done.stderr.strip() == "error: missing.json: No such file or directory."
     assert done.stdout == ""
 
 

@@ -23,7 +23,7 @@ def caption(**fields) -> str:
     return json.dumps({"compositional_deconstruction": {"background": "red", "elements": [element]}})
 
 
-SWAPPED = caption(bbox=[600, 0, 100, 10])
+SWAPPED = caption(bbox=[900, 100, 300, 800])  # in no other order is this a box
 UNCLEAR = caption(color_palette=["dark"])
 
 
@@ -53,24 +53,24 @@ def test_a_right_caption_ends_with_0():
 
 
 def test_every_breach_of_every_file_is_listed_with_its_fix_and_the_code_is_1():
-    text = caption(bbox=[600, 0, 100, 10], color_palette=["dark"])
+    text = caption(bbox=[900, 100, 300, 800], color_palette=["dark"])
     out = run("check", write("a.json", text), write("b.txt", SWAPPED), ends_with=1).stdout
     assert out.splitlines() == [
         "2 to mend a.json",
-        f"  [*] {BOX}: is [600, 0, 100, 10], which has its corners swapped; write [100, 0, 600, 10]",
+        f"  [*] {BOX}: is [900, 100, 300, 800], which has its corners swapped; write [300, 100, 900, 800]",
         f"      {COLOUR}: is 'dark', where upper-case #RRGGBB is expected; write it as upper-case #RRGGBB",
         "1 to mend b.txt",
-        f"  [*] {BOX}: is [600, 0, 100, 10], which has its corners swapped; write [100, 0, 600, 10]",
+        f"  [*] {BOX}: is [900, 100, 300, 800], which has its corners swapped; write [300, 100, 900, 800]",
     ]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"plain text", "a.json: no JSON object"),
-        (b"", "a.json: no JSON object"),
-        (b'{"a":1,}', "a.json: the caption is no JSON: a comma"),
-        (b"\xff\xfe{", "a.json: not UTF-8"),
+        (b"plain text", "a.json is the plain text 'plain text', not a JSON caption"),
+        (b"", "a.json is empty, not a JSON caption"),
+        (b'{"a":1 "b":2}', "a.json is no JSON: expected a comma or '}' at line 1, column 8"),
+        (b"\xff\xfe{", "a.json is not UTF-8"),
         (None, "a.json: No such file"),
     ],
 )
@@ -85,7 +85,7 @@ def test_lines_of_a_jsonl_file_are_named_by_number():
     lines = [RIGHT, "", SWAPPED, "plain"]
     result = run("check", write("a.jsonl", "\n".join(lines)), ends_with=2)
     assert "ok a.jsonl:1\n" in result.stdout and "1 to mend a.jsonl:3\n" in result.stdout
-    assert "a.jsonl:4: no JSON object" in result.stderr
+    assert "a.jsonl:4 is the plain text 'plain'" in result.stderr
 
 
 def test_only_a_newline_ends_a_line_of_a_jsonl_file():
@@ -106,10 +106,13 @@ def test_characters_that_no_terminal_takes_are_shown_escaped():
 
 
 def test_what_is_mended_and_what_is_left_is_told_and_the_line_goes_to_standard_output():
-    text = caption(bbox=[600, 0, 100, 10], color_palette=["dark"])
+    text = caption(bbox=[900, 100, 300, 800], color_palette=["dark"])
     result = run("fix", write("a.json", text), ends_with=1)
     assert result.stdout == Caption.parse(text).repair().line() + "\n"
-    assert f"mended a.json: {BOX}" in result.stderr and f"left a.json: {COLOUR}" in result.stderr
+    assert (
+        f"mended a.json: {BOX}: wrote [300, 100, 900, 800] for [900, 100, 300, 800]" in result.stderr
+        and f"left a.json: {COLOUR}" in result.stderr
+    )
     assert Path("a.json").read_text() == text
 
 
@@ -129,7 +132,7 @@ def test_each_line_of_a_jsonl_file_is_mended():
 def test_a_file_with_a_line_that_cannot_be_read_is_left_alone():
     text = f"{SWAPPED}\nplain\n"
     result = run("fix", write("a.jsonl", text), "-i", ends_with=2)
-    assert result.stderr == "error: a.jsonl:2: no JSON object: a caption starts with '{'.\n"
+    assert result.stderr == "error: a.jsonl:2 is the plain text 'plain', not a JSON caption.\n"
     assert Path("a.jsonl").read_text() == text
 
 
@@ -203,3 +206,57 @@ def test_standard_streams_are_utf_8_whatever_the_terminal_is():
 def test_standard_input_that_is_no_utf_8_is_refused():
     result = CliRunner().invoke(app, ["check", "-"], input=RIGHT.encode().replace(b"red", b"\xff"))
     assert result.exit_code == 2 and "not UTF-8" in result.output
+
+
+# Several files, and what is never overwritten
+
+
+def test_several_files_are_mended_into_a_folder_or_one_after_another():
+    files = [write("a.json", SWAPPED), write("b.json", RIGHT)]
+    lines = [Caption.parse(SWAPPED).repair().line() + "\n", RIGHT + "\n"]
+    assert run("fix", *files, ends_with=0).stdout == "".join(lines)
+    run("fix", *files, "--out", "mended", ends_with=0)
+    assert [Path("mended", name).read_text() for name in files] == lines
+    run("fix", *files, "-i", ends_with=0)
+    assert [Path(name).read_text() for name in files] == lines
+
+
+def test_a_file_that_exists_is_kept_unless_overwriting_is_asked_for():
+    write("b.json", "mine")
+    result = run("fix", write("a.json", SWAPPED), "--out", "b.json", ends_with=2)
+    assert "b.json exists already: give --overwrite" in result.stderr and Path("b.json").read_text() == "mine"
+    run("fix", "a.json", "--out", "b.json", "--overwrite", ends_with=0)
+    assert Path("b.json").read_text() != "mine"
+
+
+def test_one_file_that_cannot_be_read_keeps_none_of_the_others_from_being_mended():
+    result = run("fix", write("a.json", "words"), write("b.json", SWAPPED), "-i", ends_with=2)
+    assert "a.json is the plain text 'words'" in result.stderr and Path("a.json").read_text() == "words"
+    assert Path("b.json").read_text() == Caption.parse(SWAPPED).repair().line() + "\n"
+
+
+def test_what_was_renamed_or_taken_off_is_said():
+    text = SWAPPED.replace('"desc"', '"description"').replace("[900, 100, 300, 800]", "[1, 2, 3, 4]")
+    result = run("fix", write("a.json", f"Here you are:\n```json\n{text}\n```"), ends_with=0)
+    assert "mended a.json: the caption: took it out of what it stood among other words\n" in result.stderr
+    assert "elements[0].description: renamed `description` to `desc`\n" in result.stderr
+    assert result.stdout.startswith('{"compositional_deconstruction"')
+
+
+def test_unknown_keys_are_dropped_when_asked():
+    text = RIGHT.replace("{", '{"mood":"calm","aspect_ratio":"1:1",', 1)
+    result = run("fix", write("a.json", text), ends_with=1)
+    assert "left out `aspect_ratio`" in result.stderr and "left a.json: mood" in result.stderr
+    result = run("fix", "a.json", "--drop-unknown", ends_with=0)
+    assert "left out `mood`" in result.stderr and result.stdout == RIGHT + "\n"
+
+
+def test_boxes_are_converted_by_one_who_knows_what_they_are():
+    write("a.json", caption(bbox=[600, 500, 200, 100]))
+    assert '"bbox":[500,600,600,800]' in run("fix", "a.json", "--boxes", "xywh", ends_with=0).stdout
+    write("a.json", caption(bbox=[1024, 512, 2048, 768]))
+    result = run("fix", "a.json", "--boxes", "xyxy", "--box-size", "2048x1024", ends_with=0)
+    assert '"bbox":[500,500,750,1000]' in result.stdout
+    for wrong in (["--boxes", "abcd"], ["--box-size", "0x3"], ["--box-size", "large"]):
+        assert wrong[0] in run("fix", "a.json", *wrong, ends_with=2).stderr
+    assert "which is no box as 'yxyx'" in run("fix", "a.json", "--box-size", "100x100", ends_with=2).stderr

@@ -269,9 +269,31 @@ def test_strict_refuses_a_caption_that_breaks_the_schema(generate):
     assert "bbox" in result.stderr and not Path("a.png").exists()
 
 
-def test_each_breach_is_said_once_and_a_certain_one_with_its_cure(generate):
+def test_each_breach_is_said_once_and_a_certain_one_is_mended(generate):
     error = generate(BROKEN, "--out", "a.png").stderr
-    assert error.count("corners swapped") == 1 and "ideoflow caption fix" in error
+    assert error.count("its corners swapped or is written in another way") == 1 and "mended" not in error
+    certain = BROKEN.replace("[900,0,100,1000]", "[900,100,300,800]")
+    assert "warning: mended picture: " in generate(certain, "--out", "b.png").stderr
+    assert '"bbox":[300,100,900,800]' in settings("b.png")["caption"]
+    error = generate(certain, "--out", "c.png", "--no-fix").stderr
+    assert "corners swapped" in error and "(--fix does it)" in error
+    assert settings("c.png")["caption"] == certain
+    assert "wrote [300, 100, 900, 800]" in generate(certain, "--strict", fails=2).stderr
+
+
+def test_words_are_refused_by_the_bundled_model_which_would_draw_an_empty_field(tiny_folder: Path):
+    options = ["--steps", "1", "--device", "cpu", "--out", "a.png"]
+    for more in ([], ["--no-wrap"]):
+        assert "plain text, which the bundled model does not" in invoke("a red dot", *options, *more, fails=2).stderr
+    assert "will not draw the others" in invoke(LINE, *options).stderr
+
+
+def test_a_caption_of_too_many_tokens_is_named_before_anything_is_drawn(generate):
+    Path("long.json").write_text(LINE.replace("plain red", "red " * 2100))
+    message = generate(LINE, "long.json", fails=2).stderr
+    assert "the caption of long has 8512 tokens" in message and "more than --max-sequence-length 2048" in message
+    assert generate("long.json", "--max-sequence-length", "9000", "--out", "a.png")
+    assert "--max-sequence-length 5:" in generate(LINE, "--max-sequence-length", "5", fails=2).stderr
 
 
 def test_a_size_unlike_the_training_draws_a_warning(generate):
@@ -289,7 +311,8 @@ def test_unwrapped_plain_text_draws_a_warning_and_strict_refuses_it(generate):
 
 
 def test_the_bundled_model_is_the_default_with_its_own_size_and_guidance():
-    invoke("a red circle", "--steps", "1", "--device", "cpu", "--out", "a.png")
+    placed = LINE.replace('"desc"', '"bbox":[100,100,500,500],"desc"')
+    assert "bbox" not in invoke(placed, "--steps", "1", "--device", "cpu", "--out", "a.png").stderr
     found = settings("a.png")
     assert (found["model"], found["width"], found["height"], found["guidance"]) == ("sketch", 128, 128, GUIDANCE)
     invoke("a.png", "--out", "b.png")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ..files import write_text
+from ..files import check_writable, write_text
 from .console import FAILED, WRONG_INPUT, err, out, plain_errors
 
 if TYPE_CHECKING:
@@ -45,18 +47,15 @@ def _check_file(file: str) -> int:
     try:
         texts = list(_captions(file))
     except OSError as error:
-        err.print(f"[bold red]error:[/] {escape(file)}: {escape(error.strerror or str(error))}")
-        return WRONG_INPUT
-    except UnicodeDecodeError:
-        err.print(f"[bold red]error:[/] {escape(file)}: not UTF-8 text")
-        return WRONG_INPUT
+        return _unreadable(f"{file}: {error.strerror or error}")
+    except CaptionError as error:
+        return _unreadable(str(error))
     worst = 0
     for where, text in texts:
         try:
             breaches = _parse(where, text).check()
         except CaptionError as error:
-            err.print(f"[bold red]error:[/] {escape(str(error))}")
-            worst = max(worst, WRONG_INPUT)
+            worst = max(worst, _unreadable(str(error)))
             continue
         if not breaches:
             out.print(f"[green]ok[/] {escape(where)}")
@@ -70,67 +69,148 @@ def _check_file(file: str) -> int:
 
 @app.command()
 def fix(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A .json, .txt or .jsonl file; '-' for standard input.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE", help=".json, .txt or .jsonl files; '-' for standard input.")
+    ],
     output: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write; standard output if left out.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE|FOLDER",
+            help="Where to write; a folder for several files. Standard output if left out.",
+        ),
     ] = None,
-    in_place: Annotated[bool, typer.Option("--in-place", "-i", help="Write back to FILE.")] = False,
+    in_place: Annotated[bool, typer.Option("--in-place", "-i", help="Write back to the files themselves.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Let --out replace existing files.")] = False,
+    drop_unknown: Annotated[
+        bool, typer.Option("--drop-unknown", help="Leave out all keys that are not the schema's.")
+    ] = False,
+    boxes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORDER",
+            help="What the boxes are where they are not the schema's: xyxy, xywh or yxhw (a corner, then the size), "
+            "or cxcywh (the centre, then the size).",
+        ),
+    ] = None,
+    box_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH",
+            help="What the boxes count to: the picture's pixels, such as 2048x1536; 1x1 for shares of it.",
+        ),
+    ] = None,
 ) -> None:
     """Write captions as canonical lines with all certain breaches mended, and say what was changed and what is left.
 
-    Ends with 0 if nothing is left to mend, 1 if something is, 2 if the file cannot be read.
+    Ends with 0 if nothing is left to mend, 1 if something is, 2 if a file cannot be read.
 
-    Example:
+    Examples:
 
       ideoflow caption fix my_caption.json --in-place
+
+      ideoflow caption fix *.json --out mended/
+
+      ideoflow caption fix detected.json --boxes xyxy --box-size 2048x1536
     """
-    if in_place and (output or file == "-"):
-        raise typer.BadParameter("--in-place writes back to a file: leave out --out, and name a file.")
+    if in_place and (output or "-" in files):
+        raise typer.BadParameter("--in-place writes back to a file: leave out --out, and name files.")
+    folder = output is not None and (len(files) > 1 or output.is_dir() or str(output).endswith(("/", os.sep)))
+    worst = 0
+    with plain_errors():
+        form = _box_form(boxes, box_size)
+        for file in files:
+            name = "caption.json" if file == "-" else Path(file).name
+            target = Path(file) if in_place else output / name if output and folder else output
+            if target is not None and not in_place:
+                _check_target(target, overwrite)
+            worst = max(worst, _fix_file(file, target, drop_unknown, form))
+    raise typer.Exit(worst)
+
+
+def _box_form(order: str | None, size: str | None) -> tuple[str, tuple[float, float] | None] | None:
+    """The order and the size that boxes are to be converted from; None if they are the schema's."""
+    from ..captions.boxes import ORDERS
+
+    if order is None and size is None:
+        return None
+    if order is not None and order not in ORDERS:
+        raise ValueError(f"--boxes {order!r} is unknown: choose one of {', '.join(ORDERS)}.")
+    counted = re.fullmatch(r"([0-9]+)[xX]([0-9]+)", size or "1000x1000")
+    if counted is None or 0 in (int(counted[1]), int(counted[2])):
+        raise ValueError(f"--box-size {size!r} is not WIDTHxHEIGHT, such as 2048x1536.")
+    return order or "yxyx", (int(counted[1]), int(counted[2]))
+
+
+def _check_target(path: Path, overwrite: bool) -> None:
+    if path.is_file() and not overwrite:
+        raise ValueError(f"--out {path} exists already: give --overwrite to replace it, or another name.")
+    check_writable(path, "--out")
+
+
+def _fix_file(
+    file: str, target: Path | None, drop_unknown: bool, form: tuple[str, tuple[float, float] | None] | None
+) -> int:
+    """Mend the captions of a file, or none of them where one cannot be read; the exit code."""
+    from ..captions import CaptionError
+
     lines: list[str] = []
     mended: list[str] = []
     left: list[str] = []
-    with plain_errors():
-        try:
-            texts = list(_captions(file))
-        except UnicodeDecodeError:
-            raise ValueError(f"{file} is not UTF-8 text.") from None
-        for where, text in texts:
+    try:
+        for where, text in _captions(file):
             caption = _parse(where, text)
-            repaired = caption.repair()
-            mended += [f"{where}: {breach}" for breach in caption.check() if breach.certain]
+            if form:
+                caption = caption.with_boxes_from(*form)
+            repaired, done = caption.mended(drop_unknown=drop_unknown)
+            mended += [f"{where}: {breach.mended}" for breach in done]
             left += [f"{where}: {breach}" for breach in repaired.check()]
             lines.append(repaired.line() + "\n")
-        target = Path(file) if in_place else output
-        if target is None:
-            sys.stdout.flush()
-            sys.stdout.buffer.write("".join(lines).encode())  # UTF-8 like every caption file, whatever the terminal's
-            sys.stdout.flush()
-        else:
-            write_text(target, "".join(lines))
+    except OSError as error:
+        return _unreadable(f"{file}: {error.strerror or error}")
+    except CaptionError as error:
+        return _unreadable(str(error))
+    if target is None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write("".join(lines).encode())  # UTF-8 like every caption file, whatever the terminal's
+        sys.stdout.flush()
+    else:
+        write_text(target, "".join(lines))
     for breach in mended:
         err.print(f"[green]mended[/] {escape(breach)}")
     for breach in left:
         err.print(f"[yellow]left[/] {escape(breach)}")
-    raise typer.Exit(FAILED if left else 0)
+    return FAILED if left else 0
+
+
+def _unreadable(message: str) -> int:
+    err.print(f"[bold red]error:[/] {escape(message)}")
+    return WRONG_INPUT
 
 
 def _parse(where: str, text: str) -> Caption:
     """The caption in `text`, or a CaptionError that says where it stands."""
     from ..captions import Caption, CaptionError
+    from ..captions.reading import find
 
-    if not text.lstrip("\ufeff \t\r\n").startswith("{"):
-        raise CaptionError(f"{where}: no JSON object: a caption starts with '{{'.")
-    try:
-        return Caption.parse(text)
-    except CaptionError as error:
-        raise CaptionError(f"{where}: {error}") from None
+    if found := find(text, where):
+        return Caption.of_found(found)
+    shown = f"the plain text {text.strip()[:40]!r}" if text.strip() else "empty"
+    raise CaptionError(f"{where} is {shown}, not a JSON caption.")
 
 
 def _captions(file: str) -> Iterator[tuple[str, str]]:
-    """Each caption's text in a file, and where it stands for messages."""
+    """Each caption's text in a file, and where it stands for messages.
+
+    Raises:
+        CaptionError: if it is no UTF-8 text.
+        OSError: if it cannot be read.
+    """
+    from ..captions.reading import decode, read_file
+
     name = "standard input" if file == "-" else file
-    text = (sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()).decode("utf-8-sig")
-    text = text.replace("\r\n", "\n")
+    text = decode(sys.stdin.buffer.read(), name) if file == "-" else read_file(Path(file))
     if not file.endswith(".jsonl"):
         yield name, text
         return

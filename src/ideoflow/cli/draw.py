@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,6 +41,7 @@ def draw(
     memory: str | None,
     verbose: bool,
     ignore_unknown: bool,
+    max_sequence_length: int,
 ) -> tuple[list[Image], Settings]:
     """All pictures of one setting in one call, and the settings that they were drawn with."""
     import torch
@@ -52,9 +54,10 @@ def draw(
     preset = find_preset(settings.preset)
     with plain_warnings(), err.status(f"loading {settings.model} on {settings.device}"):
         pipe = _load(settings, ignore_unknown, place=memory is None)
+        tokens = _tokens(pipe, pictures, max_sequence_length)
         if memory is not None:
             steps = settings.steps or preset.steps
-            settings = _fit(pipe, settings, pictures, steps, memory, verbose)
+            settings = _fit(pipe, settings, pictures, tokens, steps, memory, verbose)
     pipe.set_progress_bar_config(disable=True)
     if compiled:
         pipe.compile()
@@ -93,18 +96,42 @@ def draw(
             generator=[torch.Generator("cpu").manual_seed(picture.seed) for picture in pictures],
             callback_on_step_end=on_step,
             callback_on_step_end_tensor_inputs=[],
+            max_sequence_length=max_sequence_length,
             max_tokens=max_tokens,
         )
     return result.images, settings
 
 
-def _fit(
-    pipe: Ideogram4Pipeline, settings: Settings, pictures: Sequence[Picture], steps: int, memory: str, verbose: bool
-) -> Settings:
-    """Fit the pipeline for these pictures, and say how; the settings, with the precision that came of it."""
+def _tokens(pipe: Ideogram4Pipeline, pictures: Sequence[Picture], most: int) -> int:
+    """Tokens of the longest caption.
+
+    Raises:
+        ValueError: naming the picture, if one has more than `most`.
+    """
     from ..text_encoder import tokenise
 
-    tokens = max(len(ids) for ids in tokenise(pipe.tokenizer, [picture.caption for picture in pictures]))
+    longest = 0
+    for picture in pictures:
+        tokens = len(tokenise(pipe.tokenizer, [picture.caption], max_sequence_length=sys.maxsize)[0])
+        if tokens > most:
+            raise ValueError(
+                f"the caption of {picture.name} has {tokens} tokens, more than --max-sequence-length {most}: shorten"
+                " it, or raise the limit."
+            )
+        longest = max(longest, tokens)
+    return longest
+
+
+def _fit(
+    pipe: Ideogram4Pipeline,
+    settings: Settings,
+    pictures: Sequence[Picture],
+    tokens: int,
+    steps: int,
+    memory: str,
+    verbose: bool,
+) -> Settings:
+    """Fit the pipeline for these pictures, and say how; the settings, with the precision that came of it."""
     plan = pipe.fit(
         memory,
         device=settings.device,

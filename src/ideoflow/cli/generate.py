@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from .. import sketch
+from ..checks import printable
 from .console import fail, out, plain_errors, warn
 from .draw import SKETCH, draw
 from .pictures import Lora, Picture, Settings, save, target, to_metadata
-from .prompts import Prompt, read_prompt
+from .prompts import Prompt, Reader
 from .values import (
     PRESET_NAMES,
     available,
@@ -63,9 +64,9 @@ def generate(
         list[str],
         typer.Argument(
             metavar="PROMPT",
-            help="A caption file (.json or .txt), a JSON caption, plain text (not for the bundled model, which needs a "
-            "background and boxes), '-' for standard input, or a PNG made by ideoflow, which is made again from its "
-            "own settings. Several are drawn together.",
+            help="A caption file (.json or .txt), a .jsonl file with one caption a line, a folder of captions, a JSON "
+            "caption, plain text (not for the bundled model), '-' for standard input, or a PNG made by ideoflow, which "
+            "is made again from its own settings. Several are drawn together.",
             show_default=False,
         ),
     ],
@@ -202,6 +203,19 @@ def generate(
     verbose: Annotated[
         bool, typer.Option("--verbose", help="With --memory, print the plan to standard error.")
     ] = False,
+    max_sequence_length: Annotated[
+        int, typer.Option(min=1, help="The most tokens that a caption may have; a longer one is refused.")
+    ] = 2048,
+    fix: Annotated[
+        bool,
+        typer.Option(
+            help="Mend what can have been meant in one way only (see `ideoflow caption`), and say so; --no-fix draws "
+            "captions as they are."
+        ),
+    ] = True,
+    drop_unknown: Annotated[
+        bool, typer.Option("--drop-unknown", help="Leave out keys of captions that are not the schema's.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse captions that break the schema; without it they draw a warning.")
     ] = False,
@@ -233,7 +247,10 @@ def generate(
             quantize=parse_quantize(quantize) if quantize else None,
             base=base,
         )
-        read = [read_prompt(prompt, wrap=wrap) for prompt in prompts]
+        if drop_unknown and not fix:
+            raise ValueError("--drop-unknown mends captions, which --no-fix forbids: give one of them.")
+        reader = Reader(wrap, fix, drop_unknown)
+        read = [prompt for value in prompts for prompt in reader.read(value)]
         _report(read, strict)
         sizes = parse_sizes(size or [], len(read))
         jobs = [
@@ -249,7 +266,15 @@ def generate(
             for index in members:
                 _report_differences(jobs[index], len(pictures))
             images, settings = draw(
-                settings, pictures, compile, cuda_graphs, max_tokens, memory, verbose, ignore_unknown
+                settings,
+                pictures,
+                compile,
+                cuda_graphs,
+                max_tokens,
+                memory,
+                verbose,
+                ignore_unknown,
+                max_sequence_length,
             )
             paths = []
             for index, picture, image in zip(members, pictures, images, strict=True):
@@ -262,10 +287,14 @@ def generate(
 
 
 def _report(prompts: Sequence[Prompt], strict: bool) -> None:
-    """Warn of what breaks the caption schema, or refuse it."""
-    breaches = [f"{prompt.name}: {breach}" for prompt in prompts for breach in prompt.breaches]
-    if breaches and strict:
-        fail("the caption breaks the schema (--strict):\n  " + "\n  ".join(breaches))
+    """Warn of what breaks the caption schema and of what was mended, or refuse it."""
+    mended = [f"{printable(prompt.given)}: {line}" for prompt in prompts for line in prompt.mended]
+    breaches = [f"{printable(prompt.given)}: {breach}" for prompt in prompts for breach in prompt.breaches]
+    if (mended or breaches) and strict:
+        listed = [f"{line} (`ideoflow caption fix` does it)" for line in mended] + breaches
+        fail("the caption breaks the schema (--strict):\n  " + "\n  ".join(listed))
+    for line in mended:
+        warn(f"mended {line}")
     for breach in breaches:
         warn(breach)
 
@@ -302,6 +331,7 @@ def _jobs(prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int
     of_sketch = SKETCH in (values["model"], values.get("base"))
     if of_sketch:
         values.setdefault("guidance", sketch.GUIDANCE)
+        _check_for_sketch(prompt)
     values.setdefault("device", best_device())
     small = of_sketch or values["device"] == "cpu"
     values.setdefault("dtype", "float32" if small else "bfloat16")
@@ -318,3 +348,17 @@ def _jobs(prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int
         raise ValueError(f"--guidance {values['guidance']}: give a finite number.")
     settings = Settings(**values)
     return [Job(Picture(prompt.text, width, height, seed + i, prompt.name), settings, recipe) for i in range(n)]
+
+
+def _check_for_sketch(prompt: Prompt) -> None:
+    """Refuse, or warn of, what the bundled model was not trained on and draws an empty field for."""
+    if prompt.plain:
+        raise ValueError(
+            f"{printable(prompt.given)} is plain text, which the bundled model does not understand: give a caption with"
+            " a background and boxes, such as those in examples/captions/, or another --model."
+        )
+    if not prompt.placed:
+        warn(
+            f"{printable(prompt.given)}: the bundled model knows elements with a box (`bbox`) alone, and will not draw"
+            " the others."
+        )
