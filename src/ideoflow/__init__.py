@@ -9,6 +9,7 @@ from ._imports import lazily
 if TYPE_CHECKING:
     from .captions import Caption
     from .model import Ideogram4Transformer2DModel
+    from .pictures import save_image
     from .pipeline import Ideogram4Pipeline, Ideogram4PipelineOutput
     from .schedule import PRESETS
 
@@ -21,6 +22,7 @@ __all__ = [
     "Ideogram4PipelineOutput",
     "Ideogram4Transformer2DModel",
     "__version__",
+    "save_image",
 ]
 
 __getattr__ = lazily(
@@ -28,6 +30,7 @@ __getattr__ = lazily(
     {
         ".captions": ("Caption",),
         ".model": ("Ideogram4Transformer2DModel",),
+        ".pictures": ("save_image",),
         ".pipeline": ("Ideogram4Pipeline", "Ideogram4PipelineOutput"),
         ".schedule": ("PRESETS",),
     },

@@ -26,6 +26,8 @@ from .engine.exclusive import exclusive
 from .fitting import Plan, fit
 from .model import Ideogram4Transformer2DModel
 from .offload import is_offloaded
+from .origin import PipelineOrigin
+from .provenance import KEY, doubt, to_text
 from .requests import PipelineRequests
 from .schedule import Preset
 from .speed import PipelineSpeed
@@ -62,12 +64,12 @@ def _between_calls(name: str) -> Callable[..., Any]:
             )
         with exclusive(self.transformer, self.unconditional_transformer):
             self.text_cache.clear()
-            return inherited(self, *args, **kwargs)
+            return getattr(super(Ideogram4Pipeline, self), name)(*args, **kwargs)
 
     return method
 
 
-class Ideogram4Pipeline(PipelineSpeed, PipelineFiles, PipelineAdapters, PipelineRequests):
+class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAdapters, PipelineRequests):
     """Ideogram 4: from captions to pictures, any number, sizes and captions in one packed stream of tokens.
 
     Opens and writes the folder layout of diffusers' pipeline of this name: each opens what the other wrote.
@@ -247,9 +249,19 @@ class Ideogram4Pipeline(PipelineSpeed, PipelineFiles, PipelineAdapters, Pipeline
         with self._exclusive():
             pictures = latent_tokens.decode(self.vae, [r.latents for r in requests], [r.grid for r in requests])
         stacked = _stack(pictures)
+        process = self.image_processor.postprocess
         if isinstance(stacked, Tensor):
-            return self.image_processor.postprocess(stacked, output_type=output_type)
-        return [self.image_processor.postprocess(picture[None], output_type=output_type)[0] for picture in pictures]
+            images = process(stacked, output_type=output_type)
+        else:
+            images = [process(picture[None], output_type=output_type)[0] for picture in pictures]
+        for image, request in zip(images, requests, strict=True) if output_type == "pil" else ():
+            if request.settings is None:
+                continue
+            settings = dict(request.settings)
+            if request.step < request.steps:
+                doubt(settings, "it was stopped before its last step")
+            image.info[KEY] = to_text(settings)
+        return images
 
     @explains_unknown
     @torch.no_grad()
@@ -363,6 +375,9 @@ class Ideogram4Pipeline(PipelineSpeed, PipelineFiles, PipelineAdapters, Pipeline
                 strict=strict,
                 guidance_interval=guidance_interval,
             )
+            if callback_on_step_end is not None and tensor_inputs:
+                for request in requests:
+                    doubt(request.settings, "a callback was given its latents")
             call.num_timesteps = requests[0].steps
             with self.progress_bar(total=call.num_timesteps) as progress:
                 for i in range(call.num_timesteps):

@@ -36,6 +36,7 @@ class PipelineRequests:
     vae_scale_factor: int
     patch_size: int
     _execution_device: torch.device
+    settings_of_call: Any
 
     def _exclusive(self) -> AbstractContextManager[None]:
         """While the block runs, no other thread moves the components, if hooks move them, or weighs their adapters."""
@@ -105,6 +106,11 @@ class PipelineRequests:
         num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1)
         max_sequence_length = whole("max_sequence_length", max_sequence_length, 1)
         grids = [(h // unit, w // unit) for w, h in sizes for _ in range(num_images_per_prompt)]
+        given = "its noise was given" if latents is not None else None
+        for name, value in (("attention_kwargs", attention_kwargs), ("prompt_features", prompt_features)):
+            given = given or (f"`{name}` were given" if value else None)
+        drawn = [(line, pair) for line, pair in zip(lines, sizes, strict=True) for _ in range(num_images_per_prompt)]
+        settings = self.settings_of_call(*zip(*drawn, strict=True), plan, generator, given)
         noise = noise_of(grids, self.transformer.config.in_channels, self._execution_device, generator, latents)
         schedulers = {pair: scheduler_of(self.scheduler, plan, *pair) for pair in set(sizes)}
         if prompt_features is not None:
@@ -156,6 +162,7 @@ class PipelineRequests:
                     text_tokens=lengths[number],
                     prepare=partial(prepare, line, grid) if late else None,
                     priority=priority,
+                    settings=settings[index],
                 )
             )
         return requests

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..checks import printable
+from ..provenance import DTYPES
 from .console import err, out, plain_errors, plain_warnings
-from .pictures import DTYPES
 
 SKETCH = "sketch"
 
@@ -83,8 +84,8 @@ def convert(
             form: Any = to.value
             convert_model(path, destination, form, overwrite=overwrite, dtype=wanted, variant=variant, config=config)
             for note in lossy(open_checkpoint(path, variant=variant, config=config), form, wanted):
-                err.print(f"note: {note}", markup=False)
-        out.print(str(destination), markup=False)
+                err.print(f"note: {printable(note)}", markup=False)
+        out.print(printable(destination), markup=False)
 
 
 def inspect(
@@ -110,7 +111,7 @@ def inspect(
         typer.echo(json.dumps(found, indent=2))
         return
     for line in _lines(found):
-        out.print(line, markup=False)
+        out.print(printable(line), markup=False)
 
 
 def _path(value: str) -> Path:

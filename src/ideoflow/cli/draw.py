@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,15 +20,16 @@ from rich.progress import (
 )
 
 from .. import sketch
+from ..checks import printable
+from ..provenance import SKETCH
 from .console import err, plain_warnings, warn
-from .pictures import QUANTIZED, Picture, Settings
+from .jobs import Picture, Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..pipeline import Ideogram4Pipeline
 
-SKETCH = "sketch"
 FILES = (".safetensors", ".gguf", ".json")  # what a file of weights, or an index of them, is called
 
 
@@ -42,8 +43,8 @@ def draw(
     verbose: bool,
     ignore_unknown: bool,
     max_sequence_length: int,
-) -> tuple[list[Image], Settings]:
-    """All pictures of one setting in one call, and the settings that they were drawn with."""
+) -> list[Image]:
+    """All pictures of one setting in one call; each carries the settings that it was drawn with."""
     import torch
 
     from ..captions import CaptionWarning
@@ -52,12 +53,12 @@ def draw(
     if cuda_graphs and not settings.device.startswith("cuda"):
         raise ValueError(f"--cuda-graphs needs --device cuda, and these pictures are drawn on {settings.device!r}.")
     preset = find_preset(settings.preset)
-    with plain_warnings(), err.status(f"loading {settings.model} on {settings.device}"):
+    with plain_warnings(), err.status(escape(f"loading {printable(settings.model)} on {settings.device}")):
         pipe = _load(settings, ignore_unknown, place=memory is None)
         tokens = _tokens(pipe, pictures, max_sequence_length)
         if memory is not None:
             steps = settings.steps or preset.steps
-            settings = _fit(pipe, settings, pictures, tokens, steps, memory, verbose)
+            _fit(pipe, settings, pictures, tokens, steps, memory, verbose)
     pipe.set_progress_bar_config(disable=True)
     if compiled:
         pipe.compile()
@@ -99,7 +100,8 @@ def draw(
             max_sequence_length=max_sequence_length,
             max_tokens=max_tokens,
         )
-    return result.images, settings
+    images: list[Image] = result.images
+    return images
 
 
 def _tokens(pipe: Ideogram4Pipeline, pictures: Sequence[Picture], most: int) -> int:
@@ -130,8 +132,8 @@ def _fit(
     steps: int,
     memory: str,
     verbose: bool,
-) -> Settings:
-    """Fit the pipeline for these pictures, and say how; the settings, with the precision that came of it."""
+) -> None:
+    """Fit the pipeline for these pictures, and say how."""
     plan = pipe.fit(
         memory,
         device=settings.device,
@@ -145,8 +147,6 @@ def _fit(
         err.print(str(plan), markup=False)
     for loss in plan.losses:
         warn(f"to fit into {memory}: {loss}.")
-    kind = plan.precision if plan.precision in QUANTIZED else None
-    return replace(settings, dtype=plan.cast or settings.dtype, quantize=kind)
 
 
 def _load(settings: Settings, ignore_unknown: bool, place: bool = True) -> Ideogram4Pipeline:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..provenance import DTYPES
 from .console import WRONG_INPUT, err, fail, out, plain_errors
-from .pictures import DTYPES
 from .values import parse_size
 
 if TYPE_CHECKING:

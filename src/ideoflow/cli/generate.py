@@ -1,34 +1,44 @@
-"""`ideoflow generate`: captions in, PNG files out, all pictures of one model and setting in one packed call."""
+"""`ideoflow generate`: captions in, picture files out, all pictures of one model and setting in one packed call."""
 
 from __future__ import annotations
 
 import math
 import os
 import random
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import sketch
 from ..checks import printable
-from .console import fail, out, plain_errors, warn
-from .draw import SKETCH, draw
-from .pictures import Lora, Picture, Settings, save, target, to_metadata
+from ..files import check_writable
+from ..pictures import save_image
+from ..provenance import SKETCH
+from .console import FAILED, err, fail, out, plain_errors, warn
+from .draw import draw
+from .jobs import Job, Lora, Picture, Settings, target
 from .prompts import Prompt, Reader
+from .trust import describe, settle
 from .values import (
     PRESET_NAMES,
     available,
     best_device,
     parse_device,
     parse_dtype,
-    parse_lora,
+    parse_format,
+    parse_loras,
     parse_preset,
     parse_quantize,
     parse_sizes,
 )
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SKETCH_SIZE = (128, 128)
 SEEDS = 2**64  # how many a torch generator takes
@@ -37,7 +47,7 @@ DEFAULT_SIZE = (1024, 1024)
 
 @dataclass(frozen=True)
 class Options:
-    """The options as typed, None where absent: a PNG's own settings stand unless an option replaces them."""
+    """The options as typed, None where absent: a picture's own settings stand unless an option replaces them."""
 
     preset: str | None
     steps: int | None
@@ -50,23 +60,14 @@ class Options:
     base: str | None
 
 
-@dataclass(frozen=True)
-class Job:
-    """One picture to make, how, and the settings in the PNG it comes from, if it does."""
-
-    picture: Picture
-    settings: Settings
-    recipe: dict[str, Any]
-
-
 def generate(
     prompts: Annotated[
         list[str],
         typer.Argument(
             metavar="PROMPT",
             help="A caption file (.json or .txt), a .jsonl file with one caption a line, a folder of captions, a JSON "
-            "caption, plain text (not for the bundled model), '-' for standard input, or a PNG made by ideoflow, which "
-            "is made again from its own settings. Several are drawn together.",
+            "caption, plain text (not for the bundled model), '-' for standard input, or a picture made by ideoflow, "
+            "which is made again from its own settings. Several are drawn together.",
             show_default=False,
         ),
     ],
@@ -122,7 +123,7 @@ def generate(
         typer.Option(
             metavar="PATH[:SCALE]",
             help="A LoRA adapter of any form (diffusers, ComfyUI, kohya, peft ...) and its strength (1 if left out); "
-            "may be repeated.",
+            "may be repeated; 'none' for none where a picture is made again.",
         ),
     ] = None,
     ignore_unknown: Annotated[
@@ -157,9 +158,18 @@ def generate(
             "--out",
             "-o",
             metavar="FILE|FOLDER",
-            help="A .png file or a folder; {name}, {seed}, {index}, {width} and {height} are filled in.",
+            help="A .png, .jpg or .webp file, or a folder; {name}, {seed}, {index}, {width} and {height} are filled "
+            "in.",
         ),
     ] = "outputs",
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="png, jpeg or webp, where --out is a folder. PNG and WebP keep every pixel.",
+            show_default="png",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing files; without it the new ones are numbered.")
     ] = False,
@@ -220,8 +230,16 @@ def generate(
         bool, typer.Option("--strict", help="Refuse captions that break the schema; without it they draw a warning.")
     ] = False,
     metadata: Annotated[
-        bool, typer.Option(help="Keep caption, seed and settings in the PNG, so that it can be made again.")
+        bool, typer.Option(help="Keep caption, seed and settings in the file, so that it can be made again.")
     ] = True,
+    trust_settings: Annotated[
+        bool,
+        typer.Option(
+            "--trust-settings",
+            help="Open, and fetch, whatever model and adapters the file of a picture that is made again names; without "
+            "it, only the bundled model and what --model, --base and --lora name.",
+        ),
+    ] = False,
 ) -> None:
     """Draw pictures from captions.
 
@@ -241,7 +259,7 @@ def generate(
             steps=steps,
             guidance=guidance,
             model=model,
-            loras=tuple(parse_lora(value) for value in lora) if lora else None,
+            loras=parse_loras(lora) if lora else None,
             dtype=parse_dtype(dtype) if dtype else None,
             device=parse_device(device) if device else None,
             quantize=parse_quantize(quantize) if quantize else None,
@@ -254,10 +272,16 @@ def generate(
         _report(read, strict)
         sizes = parse_sizes(size or [], len(read))
         jobs = [
-            job for prompt, wanted in zip(read, sizes, strict=True) for job in _jobs(prompt, wanted, seed, n, options)
+            job
+            for prompt, wanted in zip(read, sizes, strict=True)
+            for job in _jobs(prompt, wanted, seed, n, options, trust_settings)
         ]
-        targets = [target(output, job.picture, index, len(jobs)) for index, job in enumerate(jobs)]
+        kind = parse_format(form) if form else None
+        targets = [target(output, job.picture, index, len(jobs), kind) for index, job in enumerate(jobs)]
+        for path in dict.fromkeys(targets):
+            check_writable(path, "--out")
         written: set[Path] = set()
+        elsewhere = False
         groups: dict[Settings, list[int]] = {}
         for index, job in enumerate(jobs):
             groups.setdefault(job.settings, []).append(index)
@@ -265,7 +289,7 @@ def generate(
             pictures = [jobs[index].picture for index in members]
             for index in members:
                 _report_differences(jobs[index], len(pictures))
-            images, settings = draw(
+            images = draw(
                 settings,
                 pictures,
                 compile,
@@ -277,13 +301,30 @@ def generate(
                 max_sequence_length,
             )
             paths = []
-            for index, picture, image in zip(members, pictures, images, strict=True):
-                text = to_metadata(picture, settings, len(pictures)) if metadata else None
+            for index, image in zip(members, images, strict=True):
                 # What this command has written, it does not replace.
-                paths.append(save(image, targets[index], text, overwrite and targets[index] not in written))
+                path = _save(image, targets[index], metadata, overwrite and targets[index] not in written)
+                elsewhere = elsewhere or path.parent != targets[index].parent
+                paths.append(path)
                 written.add(targets[index])
             for path in paths:  # once all are safe: standard output may be closed, or know no such characters
-                out.print(str(path), markup=False)
+                out.print(printable(path), markup=False)
+    if elsewhere:
+        raise typer.Exit(FAILED)
+
+
+def _save(image: Image, path: Path, settings: bool, overwrite: bool) -> Path:
+    """Write a picture, elsewhere where it cannot be written to its place: it may have taken long."""
+    try:
+        return save_image(image, path, settings=settings, overwrite=overwrite)
+    except OSError as error:
+        for folder in (Path.cwd(), Path.home(), Path(tempfile.gettempdir())):
+            with suppress(OSError):
+                kept = save_image(image, folder / path.name, settings=settings, overwrite=False)
+                why = error.strerror or error
+                warn(f"--out {printable(path)} cannot be written ({why}): the picture is in {printable(kept)}.")
+                return kept
+        raise
 
 
 def _report(prompts: Sequence[Prompt], strict: bool) -> None:
@@ -309,18 +350,24 @@ def _report_differences(job: Job, together: int) -> None:
             f"{job.picture.name} was drawn together with {drawn_with - 1} other{'s' * (drawn_with > 2)}; on its own, a "
             "few pixels may round to the next grey level. Give all of them in their order for the same bytes."
         )
-    if job.recipe.get("torch", torch.__version__) != torch.__version__:
+    if (job.recipe.get("torch") or torch.__version__) != torch.__version__:
         warn(
-            f"{job.picture.name} was drawn with torch {job.recipe['torch']}, this is {torch.__version__}: a few pixels "
-            "may differ a little."
+            f"{job.picture.name} was drawn with torch {printable(job.recipe['torch'])}, this is {torch.__version__}: a"
+            " few pixels may differ a little."
         )
 
 
-def _jobs(prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int, options: Options) -> list[Job]:
-    """The pictures of one prompt, each with its settings: option, else what the PNG says, else the default."""
+def _jobs(
+    prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int, options: Options, trusted: bool
+) -> list[Job]:
+    """The pictures of one prompt, each with its settings: option, else what its file says, else the default."""
     recipe = prompt.recipe
     chosen = {key: value for key, value in vars(options).items() if value is not None}
-    found = {key: recipe[key] for key in vars(options) if recipe.get(key) is not None}
+    found: dict[str, Any] = {}
+    if recipe:
+        named = chosen | {key: value for key, value in (("size", size), ("seed", seed)) if value is not None}
+        found = settle(prompt.given, recipe, named, trusted)
+        err.print(f"note: what {printable(prompt.given)} was drawn with: {describe(recipe)}", markup=False)
     if "preset" in chosen:  # another preset brings its own steps and guidance
         found.pop("steps", None)
         found.pop("guidance", None)
@@ -330,8 +377,9 @@ def _jobs(prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int
     values: dict[str, Any] = {"model": SKETCH, "loras": (), "preset": PRESET_NAMES["default"], **found, **chosen}
     of_sketch = SKETCH in (values["model"], values.get("base"))
     if of_sketch:
-        values.setdefault("guidance", sketch.GUIDANCE)
         _check_for_sketch(prompt)
+        if "preset" not in found or "preset" in chosen:
+            values.setdefault("guidance", sketch.GUIDANCE)
     values.setdefault("device", best_device())
     small = of_sketch or values["device"] == "cpu"
     values.setdefault("dtype", "float32" if small else "bfloat16")

@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .pictures import from_metadata, slug
+from ..pictures import FORMATS, read_settings
+from .jobs import slug
 
 if TYPE_CHECKING:
     from ..captions import Caption
     from ..captions.reading import Found
 
 CAPTIONS = (".json", ".txt", ".caption", ".jsonl")  # in the order in which a folder's are read
-PICTURES = (".png",)
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Prompt:
         breaches: What breaks the caption schema, in words.
         plain: Whether it is plain text, wrapped or not.
         placed: Whether every element of the caption has a box.
-        recipe: The settings in a PNG, if it is one.
+        recipe: The settings in a picture, if it is one.
     """
 
     text: str
@@ -92,15 +92,15 @@ class Reader:
                 raise ValueError(f"{path} is a folder without captions: it has no {', '.join(CAPTIONS)} files.")
             for file in files:
                 yield from self._of_path(file)
-        elif kind in PICTURES:
-            recipe = from_metadata(path)
+        elif kind in FORMATS:
+            recipe = read_settings(path)
             yield Prompt(recipe["caption"], path.stem, str(path), recipe=recipe)
         elif kind == ".jsonl":
             yield from self._of_lines(path, read_file(path))
         elif kind in CAPTIONS or not path.is_file():  # or a pipe
             yield self._of_text(read_file(path), str(path), path.stem, words=kind != ".json")
         else:
-            raise ValueError(f"{path} is no caption: give a {', '.join(CAPTIONS)} file, a folder of them, or a PNG.")
+            raise ValueError(f"{path} is no caption: give a {', '.join(CAPTIONS)} file, a folder or a picture.")
 
     def _of_lines(self, path: Path, text: str) -> Iterator[Prompt]:
         # Not splitlines: a caption's text may hold other line ends, such as U+2028, which JSON leaves unescaped.

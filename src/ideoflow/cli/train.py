@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..checks import printable
 from ..files import write_text
 from ..training.settings import SECTIONS, Settings, template
 from ..training.watch import Step, Watcher
@@ -207,4 +208,4 @@ class Lines(Watcher):
     def on_end(self, trainer: Trainer, written: list[Path]) -> None:
         """What was written."""
         for path in written:
-            self.bars.console.print(f"wrote {path}", markup=False)
+            self.bars.console.print(f"wrote {printable(path)}", markup=False)

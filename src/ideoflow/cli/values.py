@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from .pictures import DTYPES, QUANTIZED, Lora
+from ..provenance import DTYPES, QUANTIZED
+from .jobs import SUFFIXES, Lora
 
 PRESET_NAMES = {"quality": "V4_QUALITY_48", "default": "V4_DEFAULT_20", "turbo": "V4_TURBO_12"}
 
@@ -32,6 +33,19 @@ def parse_quantize(value: str) -> str:
     if value not in QUANTIZED:
         raise ValueError(f"--quantize {value!r} is unknown: choose one of {', '.join(QUANTIZED)}.")
     return value
+
+
+def parse_format(value: str) -> str:
+    """A file type that pictures are written as, a key of `SUFFIXES`."""
+    name = {"jpg": "jpeg"}.get(value.lower(), value.lower())
+    if name not in SUFFIXES:
+        raise ValueError(f"--format {value!r} is unknown: choose one of {', '.join(SUFFIXES)}.")
+    return name
+
+
+def parse_loras(values: Sequence[str]) -> tuple[Lora, ...]:
+    """All adapters; `none` alone for none, in place of those of a picture that is made again."""
+    return () if list(values) == ["none"] else tuple(parse_lora(value) for value in values)
 
 
 def parse_lora(value: str) -> Lora:

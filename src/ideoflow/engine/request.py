@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class Request:
         error: What a failed request failed from.
         cancelled: Whether it was given up.
         velocity: Guided velocity of its last step; None before the first.
+        settings: What makes the picture again (`ideoflow.provenance`); None where nothing is known of it.
     """
 
     conditional: Context | None
@@ -60,6 +61,7 @@ class Request:
     error: Exception | None = None
     cancelled: bool = False
     velocity: Tensor | None = None
+    settings: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Check that the parts fit.
