@@ -1,4 +1,4 @@
-"""Pictures made again from their files: the same where all is as it was, refused where a file asks for more than it may."""
+"""Pictures made again from their files: the same where all is as it was, refused where a file asks for too much."""
 
 import json
 import shutil

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from .._imports import quietly
+from ..checks import printable
 
 # Exit codes: 0 done; 1 the work itself failed; 2 something given was wrong; 130 interrupted from the keyboard.
 FAILED = 1
@@ -29,19 +30,37 @@ _FAILURES = {
     "ReadTimeout": _NO_HUB,
 }
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class Printer(Console):
+    """A console on which text from outside shows its control characters and terminal escapes instead of acting."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As that of rich."""
+        super().print(*map(_inert, objects), **options)
+
+
+def _inert(value: Any) -> Any:
+    return "\n".join(map(printable, value.split("\n"))) if isinstance(value, str) else value
+
+
+out = Printer(highlight=False, soft_wrap=True)
+err = Printer(stderr=True, highlight=False, soft_wrap=True)
 
 
 def fail(message: str, code: int = WRONG_INPUT) -> NoReturn:
     """Print an error to standard error and end the command with `code`."""
-    err.print(f"[bold red]error:[/] {escape(message)}")
+    err.print(f"[bold red]error:[/] {_as_one(message)}")
     raise typer.Exit(code)
 
 
 def warn(message: str) -> None:
     """Print a warning to standard error."""
-    err.print(f"[yellow]warning:[/] {escape(message)}")
+    err.print(f"[yellow]warning:[/] {_as_one(message)}")
+
+
+def _as_one(message: str) -> str:
+    """A message for print; what follows a line end in it is indented, so that it cannot pass for another message."""
+    return escape(message).replace("\n", "\n  ")
 
 
 @contextmanager
@@ -75,7 +94,8 @@ def plain_errors() -> Iterator[None]:
     except OSError as error:
         if unreachable := _no_hub(error):
             fail(_NO_HUB.format(unreachable), FAILED)
-        fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        named = error.filename and error.strerror
+        fail(f"{printable(error.filename)}: {error.strerror}" if named else str(error))
     except ValueError as error:
         fail(str(error))
     except FloatingPointError as error:
