@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all: under a temporary name beside the target, then renamed."""
+"""Files read with care, and files and folders written whole or not at all: under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -73,6 +74,36 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         if target.is_file():
             shutil.copymode(target, temporary)
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The bytes of a regular file from anyone: a pipe is not waited for, a device not opened, the memory not filled.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have.
+
+    Raises:
+        ValueError: if it is no regular file or has more bytes; the message goes on where a name stands.
+        OSError: if it cannot be read.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("is no regular file.")
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)  # somebody may have put another file there since
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("is no regular file.")
+        if status.st_size > most:
+            raise ValueError(f"has {_bytes(status.st_size)}, where {_bytes(most)} are the most.")
+        return file.read(most)
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"
 
 
 @contextmanager

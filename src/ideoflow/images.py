@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,13 @@ if TYPE_CHECKING:
 # that Pillow only hands on to other programs, and rare ones that nobody sends.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "ICO", "AVIF", "JPEG2000")
 MOST_PIXELS = 178_000_000  # Pillow refuses files that unpack to more than 178,956,970
+
+# What Pillow's readers trip over in damaged files.
+DAMAGE = (
+    SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, AttributeError, AssertionError,
+    RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or some of them write to standard error as well
 
 
 class ImageError(ValueError):
@@ -65,8 +75,8 @@ def plain_errors() -> Iterator[None]:
         raise ImageError("does not fit into memory: make it smaller.") from None
     except OSError as error:
         raise ImageError(f"cannot be read ({_reason(error)}): it may be cut off or damaged.") from None
-    except (SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, AttributeError) as error:
-        raise ImageError(f"is damaged ({_reason(error)}).") from None  # what Pillow's readers trip over
+    except DAMAGE as error:
+        raise ImageError(f"is damaged ({_reason(error)}).") from None
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from itertools import islice
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ideoflow.training.batches import PackedStream, first_fit_decreasing
+from ideoflow.training.batches import PackedStream, StreamState, first_fit_decreasing
 
 sizes = st.lists(st.integers(1, 100), min_size=1, max_size=80)
 
@@ -57,7 +56,7 @@ def test_a_stream_goes_on_from_its_state(sizes, window, stopped):
     whole, first = (PackedStream(sizes, 150, window=window, seed=3) for _ in range(2))
     list(islice(first, stopped))
     resumed = PackedStream(sizes, 150, window=window, seed=3)
-    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    resumed.restore(StreamState.model_validate_json(first.state().model_dump_json()))
     assert list(islice(resumed, 40)) == list(islice(whole, stopped, stopped + 40))
 
 

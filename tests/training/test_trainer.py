@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from ideoflow import sketch
 from ideoflow.training import checkpoints
 from ideoflow.training.parallel import Group
-from ideoflow.training.run import begin, prepare, train
+from ideoflow.training.run import prepare, train
 from ideoflow.training.settings import Settings
 from ideoflow.training.trainer import Stopped
 from ideoflow.training.watch import Watcher
@@ -191,7 +191,7 @@ def test_a_run_does_not_go_on_with_other_settings(pictures, tmp_path, options, m
     train(settings(pictures, tmp_path, steps=2))
     trainer = prepare(settings(pictures, tmp_path, **{"steps": 4} | options), ALONE)
     with pytest.raises(ValueError, match=message):
-        begin(trainer, resume=True)
+        trainer.resume()
 
 
 def test_a_run_does_not_go_on_with_other_data(pictures, tmp_path):
@@ -203,7 +203,7 @@ def test_a_run_does_not_go_on_with_other_data(pictures, tmp_path):
     train(settings(pictures, tmp_path / "run", steps=2))
     trainer = prepare(settings(other, tmp_path / "run", data=str(other), steps=4), ALONE)
     with pytest.raises(ValueError, match=r"other data|`data`"):
-        begin(trainer, resume=True)
+        trainer.resume()
 
 
 def test_a_half_written_checkpoint_is_never_seen(pictures, tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import shlex
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +38,8 @@ Pictures of any size are packed together, without buckets, crops or padding. A c
 
     torchrun --nproc-per-node 2 -m ideoflow train mine.toml    uses two devices
 
-Interrupted, it goes on with --resume. --dry-run says what would be done and how long it would take."""
+Interrupted, it saves and ends, and --resume --out runs/mine alone goes on. --dry-run says what would be done and how
+long it would take."""
 
 
 def command() -> Callable[..., None]:
@@ -66,7 +69,11 @@ def command() -> Callable[..., None]:
 def _parameters() -> Iterator[tuple[str, Any, Any]]:
     yield "config", Annotated[str | None, typer.Argument(metavar="[FILE.toml | init]", help="Options in a file.")], None
     yield "file", Annotated[Path | None, typer.Argument(help=f"After `init`: what to write ({TEMPLATE}).")], None
-    yield "resume", Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")], False
+    yield (
+        "resume",
+        Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with its settings.")],
+        False,
+    )
     yield "dry_run", Annotated[bool, typer.Option("--dry-run", help="Print the plan after three timed steps.")], False
     yield "force", Annotated[bool, typer.Option("--force", help="Let `init` replace a file.")], False
     for section, kind in SECTIONS.items():
@@ -110,29 +117,35 @@ def _init(path: Path, force: bool, flags: dict[str, Any]) -> None:
 
 def _train(config: str | None, flags: dict[str, Any], resume: bool, dry_run: bool) -> None:
     with console.plain_errors(), console.plain_warnings():
-        settings = Settings.read(config, **flags)
+        settings = Settings.resumed(**flags) if resume and config is None else Settings.read(config, **flags)
 
         from ..training import checkpoints
+        from ..training.interrupts import Interrupted, terminated
         from ..training.parallel import processes
-        from ..training.run import begin, prepare
+        from ..training.run import prepare, reserved
         from ..training.trainer import Stopped
 
         out = Path(settings.output.out)
-        with processes(settings.model.device) as group, _bars() as bars:
-            watchers = _watchers(settings, bars, group.size, dry_run) if group.leads else []
-            trainer = prepare(settings, group, watchers)
-            if dry_run:
-                _print_plan(trainer, bars)
-                return
-            begin(trainer, resume)
-            try:
-                trainer.run()
-            except Stopped as error:
-                console.fail(str(error), console.FAILED)
-            except KeyboardInterrupt:
-                saved = checkpoints.saved(out / "checkpoints")
-                where = f"go on from {saved[-1]} with --resume." if saved else "there is no checkpoint yet."
-                console.fail(f"interrupted after step {trainer.step}; {where}", console.INTERRUPTED)
+        again = f"ideoflow train --resume --out {shlex.quote(str(out))}"
+        try:
+            with processes(settings.model.device) as group, _bars() as bars, terminated():
+                watchers = _watchers(settings, bars, group.size, dry_run) if group.leads else []
+                if dry_run:
+                    _print_plan(prepare(settings, group, watchers), bars)
+                    return
+                with reserved(settings, group, resume):
+                    trainer = prepare(settings, group, watchers)
+                    if resume:
+                        trainer.resume()
+                    trainer.run()
+        except Stopped as error:
+            console.fail(str(error), console.FAILED)
+        except Interrupted as error:
+            console.fail(f"{error}; to go on: {again}", console.INTERRUPTED)
+        except KeyboardInterrupt:
+            saved = checkpoints.saved(out / "checkpoints")
+            kept = f"to go on from {saved[-1].name}: {again}" if saved else "there is no checkpoint, start again."
+            console.fail(f"interrupted; what is encoded is kept; {kept}", console.INTERRUPTED)
 
 
 def _watchers(settings: Settings, bars: Progress, processes: int, dry_run: bool) -> Sequence[Watcher]:
@@ -204,6 +217,14 @@ class Lines(Watcher):
         every = max(1, trainer.settings.training.steps // 20)
         if not self.bars.console.is_terminal and step.step % every == 0:
             self.bars.console.print(f"step {step.step}  {more}", markup=False)
+
+    def on_validation(self, trainer: Trainer, loss: float) -> None:
+        """The loss on what is held out."""
+        self.bars.console.print(f"step {trainer.step}  validation loss {loss:.4f}", markup=False)
+
+    def on_signal(self) -> None:
+        """That it was heard; past the bars, for a signal may come while they are drawn."""
+        os.write(2, b"\ninterrupted: this step is finished and saved; Ctrl-C again stops at once\n")
 
     def on_end(self, trainer: Trainer, written: list[Path]) -> None:
         """What was written."""

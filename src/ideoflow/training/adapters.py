@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,13 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..checkpoints.lora import Adapter, Lora
 from ..checkpoints.lora_convert import to_comfy
+from ..files import in_place
 from ..model import Ideogram4Transformer2DModel
 from .parallel import whole
 
@@ -149,9 +150,11 @@ def save_adapter(
     files = _files(weights, metadata, "comfy" in also)
     folder.mkdir(parents=True, exist_ok=True)
     for name, (tensors, header) in files.items():
-        temporary = folder / f".{name}.{os.getpid()}"
-        save_file({key: t.cpu().contiguous() for key, t in tensors.items()}, temporary, metadata=header)
-        os.replace(temporary, folder / name)
+        try:
+            with in_place(folder / name) as temporary:
+                save_file({key: t.cpu().contiguous() for key, t in tensors.items()}, temporary, metadata=header)
+        except SafetensorError as error:  # a full disk, in its own words
+            raise OSError(f"{folder / name} cannot be written: {error}") from None
     return [folder / name for name in files]
 
 

@@ -5,14 +5,36 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=0)]
 
 
 class Draw(NamedTuple):
     """One visit to a sample: its times, noise and dropout are a function of the seed and of this."""
 
-    epoch: int
-    sample: int
+    epoch: Count
+    sample: Count
+
+
+class StreamState(BaseModel):
+    """Where a stream stands.
+
+    Attributes:
+        epoch: whose window comes next.
+        begin: where in the epoch it begins.
+        left: what is packed again with it.
+        ready: batches that come before it.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    epoch: Count
+    begin: Count
+    left: list[Draw]
+    ready: list[tuple[Draw, ...]]
 
 
 def first_fit_decreasing(sizes: Sequence[int], budget: int) -> list[list[int]]:
@@ -102,17 +124,21 @@ class PackedStream(Iterator[tuple[Draw, ...]]):
         """Tokens of a batch."""
         return sum(self.tokens[draw.sample] for draw in batch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, as JSON can hold it."""
-        return {
-            "epoch": self._epoch,
-            "begin": self._begin,
-            "left": [list(draw) for draw in self._left],
-            "ready": [[list(draw) for draw in batch] for batch in self._ready],
-        }
+    def state(self) -> StreamState:
+        """Where the stream stands."""
+        return StreamState(epoch=self._epoch, begin=self._begin, left=list(self._left), ready=list(self._ready))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; the samples, the budget, the window and the seed must be the same."""
-        self._epoch, self._begin = state["epoch"], state["begin"]
-        self._left = [Draw(*draw) for draw in state["left"]]
-        self._ready = deque(tuple(Draw(*draw) for draw in batch) for batch in state["ready"])
+    def restore(self, state: StreamState) -> None:
+        """Go on where `state` was taken; the samples, the budget, the window and the seed must be the same.
+
+        Raises:
+            ValueError: if it is of other samples or another budget.
+        """
+        for batch in (*state.ready, *((draw,) for draw in state.left)):
+            known = batch and all(draw.sample < len(self.tokens) for draw in batch)
+            if not known or self.tokens_of(batch) > self.budget:
+                raise ValueError("its batches are not of these samples and this budget")
+        if state.begin >= len(self.tokens):
+            raise ValueError(f"its next window begins at {state.begin} of {len(self.tokens)} samples")
+        self._epoch, self._begin = state.epoch, state.begin
+        self._left, self._ready = list(state.left), deque(state.ready)

@@ -84,5 +84,7 @@ class Store:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+        except SafetensorError as error:  # a full disk, in its own words
+            raise OSError(f"the cache {self.folder} cannot be written: {error}") from None
         finally:
             temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,11 +13,20 @@ from torch import Tensor
 
 from ..latents import encode
 from ..pipeline import Ideogram4Pipeline
-from ..text_encoder import encode_captions
+from ..text_encoder import encode_captions, tokenise
 from .cache import Store, fingerprint, key_of
 from .dataset import Example
 
 Progress = Callable[[int, int, str], None]
+MOST_TOKENS = 2048  # of a caption
+
+
+def too_long(tokenizer: Any, caption: str) -> str | None:
+    """What is to be said about a caption that has more tokens than the model reads; None for all others."""
+    tokens = len(tokenise(tokenizer, [caption], sys.maxsize)[0])
+    if tokens <= MOST_TOKENS:
+        return None
+    return f"has a caption of {tokens:,} tokens; the model reads {MOST_TOKENS:,} at most: shorten it."
 
 
 @dataclass(frozen=True)

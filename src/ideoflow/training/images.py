@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from PIL import Image, ImageOps
 
@@ -11,6 +10,7 @@ from ..images import MOST_PIXELS, ImageError, open_image, plain_errors
 
 MULTIPLE = 16  # pixels of a token's side
 SMALLEST = 16  # pixels of the shorter side that can be used at all
+MOST_BYTES = 2 * 2**30  # of a file: that of a 16-bit picture, not packed, of as many pixels as are read
 WIDEST = 6.0  # longer over shorter side that the model knows
 
 PLAIN = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "La", "RGBa")  # 8 bits or fewer of grey, a palette or RGB
@@ -42,18 +42,16 @@ def target_size(width: int, height: int, pixels: int) -> tuple[int, int]:
     return w * MULTIPLE, h * MULTIPLE
 
 
-def read(
-    source: str | Path | bytes | Image.Image, pixels: int, crop: bool = False, convert: bool = False
-) -> Image.Image:
+def read(data: bytes, pixels: int, crop: bool = False, convert: bool = False) -> Image.Image:
     """Read, check, turn upright, flatten and resize a picture.
 
     Transparency is laid on white; of an animation the first picture is taken.
 
     Args:
-        source: A file, its bytes, or a picture.
+        data: The bytes of its file.
         pixels: Budget, as in `target_size`.
         crop: Cut the longer side to the target's proportions instead of stretching the picture by a few pixels.
-        convert: Take pictures of other colour models or 16 bits too, plainly converted to 8-bit RGB.
+        convert: Take pictures of other colour models or up to 16 bits too, plainly converted to 8-bit RGB.
 
     Returns:
         An RGB picture of `target_size`.
@@ -62,13 +60,13 @@ def read(
         ImageError: the picture cannot be used; nothing else is raised for a bad file.
     """
     with plain_errors():
-        image = source if isinstance(source, Image.Image) else open_image(source)
-        _check(image, convert)
+        image = open_image(data)
+        _check(image, data, convert)
         image.load()
         return _resize(_flatten(_upright(image)), pixels, crop)
 
 
-def _check(image: Image.Image, convert: bool) -> None:
+def _check(image: Image.Image, data: bytes, convert: bool) -> None:
     width, height = image.size
     if width * height > MOST_PIXELS:
         raise ImageError(_too_many_pixels())
@@ -76,14 +74,31 @@ def _check(image: Image.Image, convert: bool) -> None:
         raise ImageError(f"has {width} x {height} pixels: the shorter side needs at least {SMALLEST}.")
     if max(width, height) > WIDEST * min(width, height):
         raise ImageError(f"has {width} x {height} pixels: the sides may differ by a factor of {WIDEST:g} at most.")
-    deep = image.mode.startswith("I") or getattr(image, "tag_v2", {}).get(258, (8,))[0] == 16
-    if image.mode in PLAIN and not deep:
+    bits = _bits(image, data)
+    if bits <= 8 and image.mode in PLAIN:
         return
-    if convert and (image.mode in CONVERTIBLE or image.mode in PLAIN):
+    if convert and bits <= 16 and image.mode in (*CONVERTIBLE, *PLAIN):
         return
-    what = "16 bits a channel" if deep else f"the colour model {image.mode}"
-    advice = "" if image.mode == "F" else ", or set `convert` to have it done plainly"
+    what = f"{bits} bits a channel" if bits > 8 and image.mode != "F" else f"the colour model {image.mode}"
+    advice = "" if image.mode == "F" or bits > 16 else ", or set `convert` to have it done plainly"
     raise ImageError(f"has {what}: save it as 8-bit RGB, so that you see what is trained{advice}.")
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Bits of a channel in the file, which Pillow cuts to 8 without a word where the picture has colours."""
+    kind, bits = image.format, 16 if image.mode.startswith("I") else 8
+    if kind == "TIFF":
+        given = getattr(image, "tag_v2", {}).get(258, bits)  # BitsPerSample
+        bits = max(given) if isinstance(given, tuple) else given
+    elif kind == "PNG":
+        bits = data[24]  # of the chunk IHDR, which comes first
+    elif kind == "PPM" and isinstance(largest := getattr(image, "tile", [])[0].args[-1], int):
+        bits = max(bits, largest.bit_length())
+    elif kind == "JPEG2000" and (start := data.find(b"\xff\x4f\xff\x51")) >= 0:
+        bits = 1 + (data[start + 42] & 0x7F)  # of the first component in the marker SIZ
+    elif kind == "AVIF" and (start := data.find(b"av1C")) >= 0:
+        bits = 10 if data[start + 6] & 0x40 else 8  # of the configuration of AV1: 10 or 12
+    return bits
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..captions import prompt_line
 from ..files import write_bytes
+from ..images import ImageError, open_image, plain_errors
 from .settings import Settings
 from .watch import Step, Watcher
 
@@ -22,10 +24,13 @@ if TYPE_CHECKING:
 FIRST = 4  # captions of the data that are drawn when none are named
 CELL = 256  # pixels of a picture's longer side on a contact sheet
 SEED = 0
+NAME = "step-{:07d}.png"
 
 
 class Previews(Watcher):
     """Draws the same captions from the same noise every few steps, into `OUT/previews`: a sheet a step, and `all.png`.
+
+    A run that goes on keeps the sheets of the steps before, what the model drew at first too.
 
     It draws with the moving average of the weights, if there is one, and leaves the run as it found it: with previews
     and without, the same bits are trained.
@@ -37,6 +42,7 @@ class Previews(Watcher):
         self.sizes: list[tuple[int, int]] = []
         self.features: list[Tensor] = []
         self.rows: list[tuple[int, list[Image.Image]]] = []
+        self.sheets: dict[int, Image.Image] = {}  # by step
 
     def on_begin(self, trainer: Trainer) -> None:
         """Encode the captions once, and draw what the model knows before."""
@@ -54,10 +60,12 @@ class Previews(Watcher):
         encoder.to(home)
         if trainer.step == 0:
             self.draw(trainer)
+        else:
+            self.sheets = _earlier(trainer.folder / "previews", trainer.step)
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
         """Draw every few steps."""
-        if self.options.preview_every and step.step % self.options.preview_every == 0:
+        if self.options.preview_every and step.step % self.options.preview_every == 0 and not trainer.stopping:
             self.draw(trainer)
 
     def on_end(self, trainer: Trainer, written: list[Path]) -> None:
@@ -89,30 +97,51 @@ class Previews(Watcher):
         finally:
             trainer.loss.train()
         self.rows.append((trainer.step, list(pictures)))
+        self.sheets[trainer.step] = sheet(trainer.step, pictures)
         folder = trainer.folder / "previews"
-        save(sheet([self.rows[-1]]), folder / f"step-{trainer.step:07d}.png")
-        save(sheet(self.rows), folder / "all.png")
+        save(self.sheets[trainer.step], folder / NAME.format(trainer.step))
+        save(stack([self.sheets[step] for step in sorted(self.sheets)]), folder / "all.png")
+        for watcher in trainer.watchers:
+            watcher.on_previews(trainer, pictures)
 
 
-def sheet(rows: Sequence[tuple[int, Sequence[Image.Image]]]) -> Image.Image:
-    """A row of pictures for each step, with the step's number."""
-    columns = max(len(pictures) for _, pictures in rows)
-    tall = [max(_fit(picture).height for picture in pictures) for _, pictures in rows]
-    canvas = Image.new("RGB", (60 + columns * (CELL + 8), sum(height + 8 for height in tall)), "white")
-    pen, top = ImageDraw.Draw(canvas), 0
-    for (step, pictures), height in zip(rows, tall, strict=True):
-        pen.text((6, top + height // 2), str(step), fill="black")
-        for column, picture in enumerate(pictures):
-            canvas.paste(_fit(picture), (60 + column * (CELL + 8), top))
-        top += height + 8
+def sheet(step: int, pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures in a row behind the number of their step."""
+    small = [_fit(picture) for picture in pictures]
+    height = max(picture.height for picture in small)
+    canvas = Image.new("RGB", (60 + len(small) * (CELL + 8), height + 8), "white")
+    ImageDraw.Draw(canvas).text((6, height // 2), str(step), fill="black")
+    for column, picture in enumerate(small):
+        canvas.paste(picture, (60 + column * (CELL + 8), 0))
+    return canvas
+
+
+def stack(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Sheets one below the other."""
+    canvas = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white")
+    top = 0
+    for row in sheets:
+        canvas.paste(row, (0, top))
+        top += row.height
     return canvas
 
 
 def save(image: Image.Image, path: Path) -> None:
     """Write an image whole or not at all."""
-    encoded = io.BytesIO()
-    image.save(encoded, "PNG")
-    write_bytes(path, encoded.getvalue())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+def _earlier(folder: Path, last: int) -> dict[int, Image.Image]:
+    """The sheets that are there, up to a step."""
+    sheets = {}
+    for path in folder.glob("step-*.png"):
+        number = path.stem.removeprefix("step-")
+        if number.isdecimal() and int(number) <= last:
+            with suppress(ImageError, OSError), plain_errors():
+                sheets[int(number)] = open_image(path).convert("RGB")
+    return sheets
 
 
 def _fit(picture: Image.Image) -> Image.Image:

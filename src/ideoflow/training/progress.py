@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ..files import write_text
 from .watch import Step, Watcher
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from .dataset import Survey
     from .trainer import Trainer
 
 
 class Log(Watcher):
-    """`OUT/report.txt`, what was found in the data, and `OUT/log.jsonl`, a line for each step.
+    """`OUT/report.txt`, what was found in the data, and `OUT/log.jsonl`, a line for each step and validation loss.
 
     When a run goes on from a checkpoint, the lines of the steps that were lost go.
     """
@@ -26,30 +32,37 @@ class Log(Watcher):
 
     def on_survey(self, survey: Survey) -> None:
         """Write the report."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "report.txt").write_text(survey.report() + "\n", encoding="utf-8")
+        write_text(self.folder / "report.txt", survey.report() + "\n")
 
     def on_begin(self, trainer: Trainer) -> None:
         """Keep the lines of the steps that count."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read(self.path) if line["step"] <= trainer.step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self.path)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
         """Append a line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(asdict(step)) + "\n")
+        self._append(asdict(step))
+
+    def on_validation(self, trainer: Trainer, loss: float) -> None:
+        """Append a line."""
+        self._append({"step": trainer.step, "validation": loss})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None  # a full disk names no file
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a log; none when there is no file."""
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+            lines.append({"step": int(line["step"]), **line})
+        except (ValueError, TypeError, KeyError):
             break  # the last one of a process that was killed
     return lines
 
@@ -78,6 +91,22 @@ class TensorBoard(Watcher):
             self.writer.add_scalar(name, getattr(step, name), step.step)
         for name in ("samples", "tokens"):
             self.writer.add_scalar(f"{name}/s", getattr(step, name) / step.seconds, step.step)
+
+    def on_validation(self, trainer: Trainer, loss: float) -> None:
+        """Add a point to its curve."""
+        if self.writer is not None:
+            self.writer.add_scalar("validation", loss, trainer.step)
+
+    def on_previews(self, trainer: Trainer, pictures: Sequence[Image.Image]) -> None:
+        """Add the pictures."""
+        if self.writer is not None:
+            for number, picture in enumerate(pictures):
+                self.writer.add_image(f"previews/{number}", np.asarray(picture), trainer.step, dataformats="HWC")
+
+    def on_save(self, path: Path) -> None:
+        """Write down what is held back, so that it is not lost with the process."""
+        if self.writer is not None:
+            self.writer.flush()
 
     def on_end(self, trainer: Trainer, written: list[Path]) -> None:
         """Flush the curves."""

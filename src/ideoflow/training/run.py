@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from .. import sketch
+from ..checkpoints.pipeline import HUB_ID
+from ..files import check_writable, lock
 from ..pipeline import Ideogram4Pipeline
 from . import checkpoints
 from .cache import Store
 from .dataset import Survey, scan
-from .encoding import Encoder, Sample
+from .encoding import Encoder, too_long
 from .parallel import Group, processes
-from .settings import Settings
+from .settings import Data, Settings
 from .trainer import Trainer
 from .watch import Watcher
+
+SKETCH = "sketch"  # as in the other commands
 
 
 def train(settings: Settings, *, resume: bool = False, watchers: Sequence[Watcher] = ()) -> list[Path]:
@@ -30,13 +38,36 @@ def train(settings: Settings, *, resume: bool = False, watchers: Sequence[Watche
         The files and folders with the trained weights.
 
     Raises:
-        ValueError: data or settings that cannot be trained on, a folder that already holds another run.
-        Stopped: a loss that cannot be trained on.
+        ValueError: data or settings that cannot be trained on, a folder that already holds another run or is in use.
+        Stopped: a loss that cannot be trained on, or a checkpoint that cannot be written.
+        Interrupted: SIGINT or SIGTERM came during the steps; a checkpoint was written.
     """
-    with processes(settings.model.device) as group:
+    with processes(settings.model.device) as group, reserved(settings, group, resume):
         trainer = prepare(settings, group, watchers)
-        begin(trainer, resume)
+        if resume:
+            trainer.resume()
         return trainer.run()
+
+
+@contextmanager
+def reserved(settings: Settings, group: Group, resume: bool) -> Iterator[None]:
+    """Hold the run's folder, so that no other run writes into it.
+
+    Raises:
+        ValueError: if the folder is another run's, cannot be written, or holds checkpoints and `resume` is false.
+    """
+    out = Path(settings.output.out)
+    if not resume and checkpoints.saved(out / "checkpoints"):
+        raise ValueError(
+            f"{out} holds checkpoints of an earlier run: go on with it (--resume), remove them, or train into another"
+            " folder (--out)."
+        )
+    if not group.leads:
+        yield
+        return
+    check_writable(settings.output.record, "--out")
+    with lock(out / "lock", f"the run {out}"):
+        yield
 
 
 def prepare(settings: Settings, group: Group, watchers: Sequence[Watcher] = ()) -> Trainer:
@@ -44,66 +75,79 @@ def prepare(settings: Settings, group: Group, watchers: Sequence[Watcher] = ()) 
     if not group.leads:
         watchers = ()
     pipeline = load_pipeline(settings, group)
-    samples = encode(settings, pipeline, survey(settings, watchers), group, watchers)
-    return Trainer(settings, pipeline, samples, group, watchers)
-
-
-def begin(trainer: Trainer, resume: bool) -> None:
-    """Go on from the run's last checkpoint, or make sure that a new run overwrites none.
-
-    Raises:
-        ValueError: if the folder holds checkpoints and `resume` is false.
-    """
-    if resume:
-        trainer.resume()
-    elif checkpoints.saved(trainer.folder / "checkpoints"):
-        raise ValueError(
-            f"{trainer.folder} holds checkpoints of an earlier run: go on with it (--resume), remove them, or train"
-            " into another folder (--out)."
-        )
+    found = survey(settings, pipeline.tokenizer, watchers)
+    encoder = encode(settings, pipeline, found, group, watchers)
+    return Trainer(
+        settings, pipeline, encoder.samples(found.examples), group, watchers, encoder.samples(found.held_out)
+    )
 
 
 def load_pipeline(settings: Settings, group: Group) -> Ideogram4Pipeline:
-    """The pipeline that is trained, on the device of this process; frozen weights in the settings' precision."""
-    from .. import sketch
+    """The pipeline that is trained, on the device of this process; frozen weights in the settings' precision.
 
-    dtype = getattr(torch, settings.model.dtype)
-    pipeline = Ideogram4Pipeline.from_pretrained(settings.model.model or sketch.path(), dtype=dtype)
+    Raises:
+        ValueError: if `base` goes with a model that has everything.
+    """
+    model, base = (_place(name) for name in (settings.model.model or SKETCH, settings.model.base))
+    # What is stored in few bits can stay so under an adapter, but cannot be trained itself.
+    options = {"dtype": getattr(torch, settings.model.dtype), "dequantize": settings.model.method == "full"}
+    if Path(model).is_file():
+        pipeline = Ideogram4Pipeline.from_single_file(model, config=base or HUB_ID, **options)
+    elif base:
+        raise ValueError(f"`base` goes with a file as `model`; {settings.model.model or 'the sketch model'} is none.")
+    else:
+        pipeline = Ideogram4Pipeline.from_pretrained(model, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(group.device)
 
 
-def survey(settings: Settings, watchers: Sequence[Watcher] = ()) -> Survey:
-    """Look at all data of the settings.
+def _place(name: str) -> str:
+    return str(sketch.path()) if name == SKETCH else os.path.expanduser(name)
+
+
+def survey(settings: Settings, tokenizer: Any, watchers: Sequence[Watcher] = ()) -> Survey:
+    """Look at all data of the settings, and hold out what is for validation.
 
     Raises:
-        ValueError: if nothing of it can be trained on.
+        ValueError: if nothing of it can be trained on, or nothing is left to be held out.
     """
-
-    def on_scan(done: int, total: int) -> None:
-        for watcher in watchers:
-            watcher.on_scan(done, total)
-
     data = settings.data
-    found = scan(
-        data.data,
-        pixels=data.pixels,
-        crop=data.crop,
-        convert=data.convert,
-        image_column=data.image_column,
-        caption_column=data.caption_column or None,
-        on_progress=on_scan,
-    )
+    found = _scan(data, data.data, tokenizer, watchers)
+    if data.share is not None:
+        found.hold_out(data.share)
+    elif data.validation:
+        found.hold_out_all(_scan(data, data.validation, tokenizer, watchers))
     for watcher in watchers:
         watcher.on_survey(found)
     if not found.examples:
         raise ValueError(f"`data` {data.data}: nothing to train on.\n{found.report()}")
+    if data.validation and not found.held_out:
+        raise ValueError(f"`validation` {data.validation}: nothing to hold out.\n{found.report()}")
+    return found
+
+
+def _scan(data: Data, source: str, tokenizer: Any, watchers: Sequence[Watcher]) -> Survey:
+    def on_scan(done: int, total: int) -> None:
+        for watcher in watchers:
+            watcher.on_scan(done, total)
+
+    found = scan(
+        source,
+        pixels=data.pixels,
+        crop=data.crop,
+        convert=data.convert,
+        follow_links=data.follow_links,
+        image_column=data.image_column,
+        caption_column=data.caption_column or None,
+        on_progress=on_scan,
+    )
+    found.skip(lambda example: too_long(tokenizer, example.caption))
     return found
 
 
 def encode(
     settings: Settings, pipeline: Ideogram4Pipeline, found: Survey, group: Group, watchers: Sequence[Watcher] = ()
-) -> list[Sample]:
+) -> Encoder:
     """Encode what the cache does not hold yet, each process its share."""
 
     def on_encode(done: int, total: int, what: str) -> None:
@@ -111,8 +155,8 @@ def encode(
             watcher.on_encode(done, total, what)
 
     encoder = Encoder(pipeline, Store(Path(settings.data.cache or Path(settings.output.out) / "cache")))
-    encoder.encode(found.examples, on_encode, group.rank, group.size)
+    encoder.encode([*found.examples, *found.held_out], on_encode, group.rank, group.size)
     group.wait()
     if group.device.type != "cpu" and pipeline.text_encoder is not None:
         pipeline.text_encoder.to("cpu")  # it is large, and captions are encoded
-    return encoder.samples(found.examples)
+    return encoder

@@ -10,12 +10,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ..captions.schema import encodes
+
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*")
+    @classmethod
+    def _utf8(cls, given: Any) -> Any:
+        for text in given if isinstance(given, list) else [given]:
+            if isinstance(text, str) and not encodes(text):
+                raise ValueError("holds bytes that are not UTF-8: rename what it names")
+        return given
 
 
 class Data(_Section):
@@ -30,14 +40,34 @@ class Data(_Section):
     )
     crop: bool = Field(False, description="Crop to the exact aspect ratio instead of stretching by a few pixels.")
     convert: bool = Field(False, description="Take 16-bit pictures and other colour models too, plainly converted.")
+    follow_links: bool = Field(
+        False, description="Follow links to pictures, captions and folders outside of the folder."
+    )
+    validation: str = Field("", description="What is held out and only measured: a share of the data such as 0.1, or a "
+                            "folder or dataset of its own; nothing when empty.")  # fmt: skip
     cache: str = Field("", description="Where encoded pictures and captions are kept; by default `cache` in `out`.")
     trigger: str = Field("", description="The word that calls what is taught; written into the adapter's metadata.")
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _share_or_source(cls, given: Any) -> Any:
+        text = str(given) if isinstance(given, int | float) and not isinstance(given, bool) else given
+        if (share := _number(text)) is not None and not 0 < share < 1:
+            raise ValueError("give a share above 0 and below 1, or a folder or dataset")
+        return text
+
+    @property
+    def share(self) -> float | None:
+        """The share of the data that is held out; None where `validation` is empty or names a source."""
+        return _number(self.validation)
 
 
 class Model(_Section):
     """What is trained."""
 
-    model: str = Field("", description="Model folder or name on the hub; the bundled sketch model when empty.")
+    model: str = Field("", description="Model folder, file of a transformer's weights, or name on the hub; the bundled "
+                       "sketch model when empty.")  # fmt: skip
+    base: str = Field("", description="Where all but the transformer comes from when `model` is a file.")
     branch: Literal["conditional", "unconditional", "both"] = Field(
         "conditional", description="The transformer that sees captions, the one that does not, or both."
     )
@@ -93,6 +123,7 @@ class Output(_Section):
 
     out: str = Field("runs/train", description="Folder of the run.")
     save_every: Positive = Field(100, description="Steps between checkpoints.")
+    validate_every: Positive = Field(50, description="Steps between losses on what `validation` holds out.")
     keep: Positive = Field(3, description="Checkpoints that are kept.")
     also: list[Literal["comfy"]] = Field([], description='Other forms of the adapter: "comfy".')
     preview_every: Annotated[int, Field(ge=0)] = Field(0, description="Steps between previews; 0: only at the end.")
@@ -100,6 +131,11 @@ class Output(_Section):
     preview_steps: Positive = Field(20, description="Denoising steps of a preview.")
     preview_guidance: Annotated[float, Field(ge=1)] = Field(7.0, description="Guidance of a preview.")
     preview_size: str = Field("", description="WIDTHxHEIGHT of the previews; the data's first sizes when empty.")
+
+    @property
+    def record(self) -> Path:
+        """The file in the run's folder that keeps its settings."""
+        return Path(self.out) / "train.toml"
 
 
 SECTIONS: dict[str, type[_Section]] = {"data": Data, "model": Model, "training": Training, "output": Output}
@@ -144,12 +180,33 @@ class Settings(BaseModel):
         return cls.of(values)
 
     @classmethod
+    def resumed(cls, **flags: Any) -> Settings:
+        """Settings of the run in the folder `out`, single options overridden by name.
+
+        Raises:
+            ValueError: if the folder holds no run and the flags do not say enough for a new one.
+        """
+        record = Output.model_validate({k: flags[k] for k in ("out",) if k in flags}).record
+        if record.is_file():
+            return cls.read(record, **flags | {"out": str(record.parent)})
+        if "data" not in flags:
+            raise ValueError(f"{record.parent} holds no run to go on with: name its folder with --out.")
+        return cls.read(**flags)
+
+    @classmethod
     def of(cls, values: dict[str, Any]) -> Settings:
         """Settings from nested values, with errors for people."""
         try:
             return cls.model_validate({"data": {}, **values})
         except ValidationError as error:
             raise ValueError("; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _number(text: Any) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
 
 
 def _explain(error: Any) -> str:
@@ -174,4 +231,5 @@ def template(settings: Settings | None = None) -> str:
 
 
 def _toml(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)  # of strings, numbers, booleans and lists of them, JSON is TOML
+    # Of strings, numbers, booleans and lists of them, JSON is TOML, but for one character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

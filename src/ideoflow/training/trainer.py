@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files import in_place, write_text
 from ..model import Ideogram4Transformer2DModel
 from ..pipeline import Ideogram4Pipeline
 from . import checkpoints
@@ -21,19 +22,28 @@ from .adapters import AdapterSettings, adapter_weights, add_adapter, save_adapte
 from .batches import Draw, PackedStream
 from .ema import Ema
 from .encoding import Sample
+from .interrupts import Interrupted, noted
 from .objective import FlowMatching, make_batch
 from .optimizers import make_optimizer, make_schedule
 from .parallel import Group, like, share, syncing, whole
-from .settings import Settings
+from .settings import SECTIONS, Settings, template
+from .validation import HeldOut
 from .watch import Step, Watcher
 
 BRANCHES = {"conditional": "transformer", "unconditional": "unconditional_transformer"}
 SETTLED = 10  # steps after which the recent average of the loss says something
+# What may differ between two parts of a run: its length, where things are, and what is not part of the steps.
+MAY_CHANGE: dict[str, set[str] | None] = {
+    "data": {"data", "validation", "follow_links", "cache", "trigger"},  # the pictures' names are compared instead
+    "model": {"device", "parallel"},
+    "training": {"steps", "compile", "gradient_checkpointing", "accumulate"},
+    "output": None,  # all of it
+}
 FROZEN = ("llm_cond_norm", "llm_cond_proj")  # their outputs are kept in the cache
 
 
 class Stopped(RuntimeError):
-    """The loss or the gradient is not what it can be trained on; the message names the batch."""
+    """A run that cannot go on: a loss that cannot be trained on, or something that cannot be written."""
 
 
 class Trainer:
@@ -45,6 +55,7 @@ class Trainer:
         samples: What they are trained on, encoded.
         group: The processes that share the work.
         watchers: Who is told.
+        held_out: What the validation loss is of, encoded; nothing for none.
     """
 
     def __init__(
@@ -54,6 +65,7 @@ class Trainer:
         samples: Sequence[Sample],
         group: Group,
         watchers: Sequence[Watcher] = (),
+        held_out: Sequence[Sample] = (),
     ) -> None:
         self.settings, self.pipeline, self.samples, self.group = settings, pipeline, samples, group
         self.watchers = watchers
@@ -63,6 +75,7 @@ class Trainer:
         self.stream = PackedStream(
             [s.text_tokens + math.prod(s.grid) for s in samples], train.tokens, window=train.window, seed=train.seed
         )
+        self.held_out = HeldOut(held_out, train.tokens, train.mu, train.std)
         self.branches = self._open_branches()
         self.loss = FlowMatching(
             self.branches.get("conditional"),
@@ -77,6 +90,8 @@ class Trainer:
         self.schedule = make_schedule(self.optimizer, train.schedule, train.warmup, train.steps)
         self.ema = Ema(self.trained, train.ema) if train.ema else None
         self._recent: float | None = None  # moving average of the loss
+        self.stopping = False  # whether the run ends after this step, in all processes alike
+        self._signalled: Callable[[], bool] = lambda: False
 
     def _open_branches(self) -> dict[str, Ideogram4Transformer2DModel]:
         """Choose and make trainable what the settings say, and freeze the rest."""
@@ -121,22 +136,55 @@ class Trainer:
     def run(self) -> list[Path]:
         """Train to the last step, with checkpoints on the way, and save the weights; returns what was written.
 
+        SIGINT and SIGTERM end the run after the step that is under way, with a checkpoint.
+
         Raises:
-            Stopped: when the loss or the gradient is not finite or explodes. The last checkpoint stays as it was.
+            Stopped: when the loss or the gradient is not finite or explodes, or something cannot be written. The last
+                checkpoint stays as it was.
+            Interrupted: when a signal came; the checkpoint is written.
         """
+        try:
+            with noted(self._tell_of_signal) as self._signalled:
+                self._take_steps()
+                written = self.export()
+                for watcher in self.watchers:
+                    watcher.on_end(self, written)
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+            raise Stopped(
+                f"the run stopped after step {self.step}: {what.rstrip('.')}. {self._last_checkpoint()}"
+            ) from error
+        return written
+
+    def _take_steps(self) -> None:
+        if self.group.leads:
+            write_text(self.settings.output.record, template(self.settings))  # for --resume
         for watcher in self.watchers:
             watcher.on_begin(self)
-        while self.step < self.settings.training.steps:
-            begun = time.perf_counter()
-            done = self.advance(begun)
+        if self.step == 0:
+            self.validate()
+        last, output = self.settings.training.steps, self.settings.output
+        while self.step < last:
+            done = self.advance(time.perf_counter())
             for watcher in self.watchers:
                 watcher.on_step(self, done)
-            if self.step % self.settings.output.save_every == 0 or self.step == self.settings.training.steps:
+            if self.group.size == 1:  # of several processes, the next step's exchange tells all of them
+                self.stopping |= self._signalled()
+            stopping = self.stopping and self.step < last
+            if not stopping and (self.step % output.validate_every == 0 or self.step == last):
+                self.validate()
+            if stopping or self.step % output.save_every == 0 or self.step == last:
                 self.save()
-        written = self.export()
+            if stopping:
+                raise Interrupted(f"interrupted after step {self.step}, which is saved")
+
+    def _tell_of_signal(self) -> None:
         for watcher in self.watchers:
-            watcher.on_end(self, written)
-        return written
+            watcher.on_signal()
+
+    def _last_checkpoint(self) -> str:
+        kept = checkpoints.saved(self.folder / "checkpoints")
+        return f"The last good checkpoint is {kept[-1]}." if kept else "No checkpoint was written yet."
 
     def advance(self, begun: float) -> Step:
         """Take one optimizer step."""
@@ -156,7 +204,9 @@ class Trainer:
                     loss = sum(self._wrapped(batch, total).values(), torch.zeros((), device=group.device))
                 (loss * group.size).backward()  # gradients are averaged over the processes
             summed += loss.detach()
-        loss_value = float(group.sum(summed))
+        # All processes learn in one exchange what the loss is and whether one of them was told to stop.
+        sums = group.sum(torch.stack([summed, summed.new_tensor(self._signalled())]))
+        loss_value, self.stopping = float(sums[0]), bool(sums[1])
         norm = nn.utils.clip_grad_norm_(self.trained.values(), train.clip or math.inf)
         norm_value = float(whole(norm))
         self._check(loss_value, norm_value, batches)
@@ -179,10 +229,38 @@ class Trainer:
             epoch=batches[-1][-1].epoch,
         )
 
-    def _count(self, draws: Sequence[Draw]) -> int:
+    def _count(self, draws: Sequence[Draw], samples: Sequence[Sample] | None = None) -> int:
         if self.settings.training.loss_per == "sample":
             return len(draws)
-        return sum(math.prod(self.samples[draw.sample].grid) for draw in draws)
+        samples = self.samples if samples is None else samples
+        return sum(math.prod(samples[draw.sample].grid) for draw in draws)
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """The loss on what is held out, with the averaged weights if there are any; None where nothing is held out.
+
+        It leaves no trace in the run. Every process must call it.
+        """
+        held, group = self.held_out, self.group
+        if not len(held):
+            return None
+        total = sum(self._count(draws, held.samples) for draws in held.batches)
+        summed = torch.zeros((), device=group.device)
+        self.loss.eval()
+        try:
+            with self.averaged(), self.autocast():
+                for first in range(0, len(held), group.size):
+                    # Where weights are sharded, all processes compute together: with an old batch if there is no other.
+                    index = first + group.rank
+                    batch = held.batch(min(index, len(held) - 1)).to(group.device)
+                    loss = sum(self.loss(batch, total).values(), torch.zeros((), device=group.device))
+                    summed += loss * (index < len(held))
+        finally:
+            self.loss.train()
+        value = float(group.sum(summed))
+        for watcher in self.watchers:
+            watcher.on_validation(self, value)
+        return value
 
     def _check(self, loss: float, norm: float, batches: Sequence[Sequence[Draw]]) -> None:
         """Stop before the weights are spoilt."""
@@ -196,11 +274,9 @@ class Trainer:
         if math.isfinite(loss) and math.isfinite(norm):
             what = f"the loss is {loss:.4g}, more than {self.settings.training.explode:g} times its recent average"
         listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        kept = checkpoints.saved(self.folder / "checkpoints")
-        last = f"The last good checkpoint is {kept[-1]}." if kept else "No checkpoint was written yet."
         raise Stopped(
-            f"step {self.step + 1} was not taken: {what}. Its batch: {listed}. {last} Lower `lr`, or look at"
-            " those samples."
+            f"step {self.step + 1} was not taken: {what}. Its batch: {listed}. {self._last_checkpoint()} Lower `lr`, or"
+            " look at those samples."
         )
 
     def state(self) -> checkpoints.State:
@@ -212,13 +288,13 @@ class Trainer:
             weights={name: whole(p.detach()) for name, p in self.trained.items()},
             optimizer=optimizer,
             average={} if self.ema is None else {name: whole(v) for name, v in self.ema.values.items()},
-            values={
-                "stream": self.stream.state_dict(),
-                "recent": self._recent,
-                "batches": self.settings.training.accumulate * self.group.size,
-                "samples": [s.name for s in self.samples],
-                "settings": self.settings.model_dump(),
-            },
+            values=checkpoints.Values(
+                stream=self.stream.state(),
+                recent=self._recent,
+                batches=self.settings.training.accumulate * self.group.size,
+                samples=[s.name for s in self.samples],
+                settings=self.settings.model_dump(),
+            ),
         )
 
     def save(self) -> None:
@@ -234,7 +310,7 @@ class Trainer:
         """Go on from the run's last checkpoint; returns whether there was one.
 
         Raises:
-            ValueError: if the checkpoint is of other data or other settings that decide what the steps compute.
+            ValueError: if the checkpoint is damaged, or of other data or settings that decide what the steps compute.
         """
         saved = checkpoints.saved(self.folder / "checkpoints")
         if not saved:
@@ -244,48 +320,56 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, state: checkpoints.State) -> None:
-        """Take over a checkpoint's state."""
-        self._check_same(state)
+        """Take over a checkpoint's state, all of it or, where something does not fit, nothing.
+
+        Raises:
+            ValueError: if it is of other data or settings, or damaged.
+        """
+        self._check_same(state.values)
+        average = {} if self.ema is None else self.ema.values
+        try:
+            checkpoints.check_tensors("weights", state.weights, self.trained)
+            checkpoints.check_tensors("averages", state.average, average)
+            checkpoints.check_optimizer(state.optimizer, self.trained)
+            self.stream.restore(state.values.stream)
+        except ValueError as error:
+            raise ValueError(
+                f"the checkpoint of step {state.step} in {self.folder} is damaged: {error}. Remove it to use the one"
+                " before."
+            ) from None
         for name, parameter in self.trained.items():
             parameter.copy_(like(state.weights[name], parameter))
+        for name, value in average.items():
+            value.copy_(like(state.average[name], value))
         if self.ema is not None:
-            for name, value in self.ema.values.items():
-                value.copy_(like(state.average[name], value))
             self.ema.updates = state.step
         checkpoints.restore_optimizer(self.optimizer, self.trained, state.optimizer)
         checkpoints.restore_schedule(self.schedule, state.step)
-        self.stream.load_state_dict(state.values["stream"])
-        self._recent = state.values["recent"]
+        self._recent = state.values.recent
         self.step = state.step
 
-    def _check_same(self, state: checkpoints.State) -> None:
-        if state.values["samples"] != [s.name for s in self.samples]:
-            raise ValueError(
-                f"The checkpoint of step {state.step} in {self.folder} was trained on other data: restore the data, or"
-                " begin in another folder with --out."
-            )
-        batches = self.settings.training.accumulate * self.group.size
-        if state.values["batches"] != batches:
-            raise ValueError(
-                f"A step takes {batches} batches (`accumulate` times the number of processes), but the run in"
-                f" {self.folder} began with {state.values['batches']}: change `accumulate` so that they agree."
-            )
-        # What may change between two parts of a run: its length, and what is not part of the steps.
-        free: dict[str, set[str] | None] = {
-            "data": {"cache", "trigger"},
-            "model": {"device", "parallel"},
-            "training": {"steps", "compile", "gradient_checkpointing", "accumulate"},
-            "output": None,
-        }
-        before, now = state.values["settings"], self.settings.model_dump()
+    def _check_same(self, values: checkpoints.Values) -> None:
+        now = self.settings.model_dump()
         for section, options in now.items():
             for name, value in options.items():
-                allowed = free.get(section, set())
-                if allowed is not None and name not in allowed and before[section].get(name) != value:
+                allowed = MAY_CHANGE[section]
+                before = values.settings.get(section, {}).get(name, SECTIONS[section].model_fields[name].default)
+                if allowed is not None and name not in allowed and before != value:
                     raise ValueError(
-                        f"`{name}` is {value!r}, but the run in {self.folder} began with {before[section].get(name)!r}:"
-                        " use that, or begin in another folder with --out."
+                        f"`{name}` is {value!r}, but the run in {self.folder} began with {before!r}: use that, or begin"
+                        " in another folder with --out."
                     )
+        if values.samples != [s.name for s in self.samples]:
+            raise ValueError(
+                f"The run in {self.folder} was trained on other data: restore the data, or begin in another folder with"
+                " --out."
+            )
+        batches = self.settings.training.accumulate * self.group.size
+        if values.batches != batches:
+            raise ValueError(
+                f"A step takes {batches} batches (`accumulate` times the number of processes), but the run in"
+                f" {self.folder} began with {values.batches}: change `accumulate` so that they agree."
+            )
 
     def averaged(self) -> Any:
         """A context in which the trained weights are their moving average, if there is one."""
@@ -325,7 +409,8 @@ class Trainer:
                 plain = type(transformer).from_config(transformer.config)
                 plain.load_state_dict(weights[branch])
                 setattr(self.pipeline, BRANCHES[branch], plain)
-            checkpoints.replace_folder(target, self.pipeline.save_pretrained)
+            with in_place(target) as temporary:
+                self.pipeline.save_pretrained(temporary)
         finally:
             for branch, transformer in kept.items():
                 setattr(self.pipeline, BRANCHES[branch], transformer)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from .dataset import Survey
     from .trainer import Trainer
 
@@ -55,6 +58,15 @@ class Watcher:
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
         """A step was taken; the weights are the new ones."""
+
+    def on_validation(self, trainer: Trainer, loss: float) -> None:
+        """The loss on what is held out was computed."""
+
+    def on_previews(self, trainer: Trainer, pictures: Sequence[Image.Image]) -> None:
+        """Previews were drawn, a picture for each caption."""
+
+    def on_signal(self) -> None:
+        """SIGINT or SIGTERM came: the run ends after this step. Called in the middle of whatever runs; do little."""
 
     def on_save(self, path: Path) -> None:
         """A checkpoint is whole."""
