@@ -280,7 +280,7 @@ def test_wrong_parts_cannot_be_built(parts):
         (with_element(size=3), [(f"{ELEMENT}.size", False)]),
         (with_element(bbox=None), [(f"{ELEMENT}.bbox", True)]),
         (with_element(bbox=[300, 400, 100, 200]), [(f"{ELEMENT}.bbox", False)]),
-        (with_element(bbox=[900, 100, 300, 800]), [(f"{ELEMENT}.bbox", True)]),
+        (with_element(bbox=[900, 800, 0, 100]), [(f"{ELEMENT}.bbox", True)]),
         (with_element(bbox=[-5, 0, 1000, 100]), [(f"{ELEMENT}.bbox", True)]),
         (with_element(bbox=[0, 0, 1200, 100]), [(f"{ELEMENT}.bbox", False)]),
         (with_element(bbox=[0.0, 0, 10.0, 10]), [(f"{ELEMENT}.bbox", True)]),
@@ -389,7 +389,7 @@ def test_a_caption_with_breaches_survives_pickling_with_all_that_was_given():
 @pytest.mark.parametrize(
     ("fields", "mended"),
     [
-        ({"bbox": [900, 100, 300, 800]}, {"bbox": [300, 100, 900, 800]}),
+        ({"bbox": [900, 800, 0, 100]}, {"bbox": [0, 100, 900, 800]}),
         ({"bbox": [-5, 0.0, 1000, 100]}, {"bbox": [0, 0, 1000, 100]}),
         ({"color_palette": ["#f0a", "00ff00", "#1A2B3C"]}, {"color_palette": ["#FF00AA", "#00FF00", "#1A2B3C"]}),
         ({"color_palette": []}, {}),
@@ -481,7 +481,7 @@ def test_files_are_read_with_or_without_a_byte_order_mark(tmp_path):
         ('{"a":' * 100_000, "nested too deeply|no JSON"),
         ('{"a":' + "[" * 500 + "]" * 500 + "}", "nested 501 levels deep, where 64 are allowed"),
         ('{"a":' + "[" * 500 + "]" * 500 + ',"a":1}', "nested 501 levels deep"),
-        ('{"a":' + "9" * 5000 + "}", "too long"),
+        ('{"a":' + "9" * 5000 + "}", "a number of 5000 digits is too long at line 1, column 6"),
     ],
 )
 def test_what_is_no_caption_is_refused_with_a_reason(source, message):
@@ -524,7 +524,7 @@ def test_parsing_copies_what_it_is_given():
 
 def test_files_of_another_encoding_and_other_types_are_refused(tmp_path):
     (tmp_path / "latin.json").write_bytes(b'{"a":"\xe4"}')
-    with pytest.raises(CaptionError, match="no UTF-8"):
+    with pytest.raises(CaptionError, match="not UTF-8"):
         Caption.parse(tmp_path / "latin.json")
     with pytest.raises(FileNotFoundError):
         Caption.parse(tmp_path / "absent.json")

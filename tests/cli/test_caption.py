@@ -23,7 +23,7 @@ def caption(**fields) -> str:
     return json.dumps({"compositional_deconstruction": {"background": "red", "elements": [element]}})
 
 
-SWAPPED = caption(bbox=[900, 100, 300, 800])  # in no other order is this a box
+SWAPPED = caption(bbox=[900, 800, 0, 100])  # in no other order is this a box
 UNCLEAR = caption(color_palette=["dark"])
 
 
@@ -53,14 +53,14 @@ def test_a_right_caption_ends_with_0():
 
 
 def test_every_breach_of_every_file_is_listed_with_its_fix_and_the_code_is_1():
-    text = caption(bbox=[900, 100, 300, 800], color_palette=["dark"])
+    text = caption(bbox=[900, 800, 0, 100], color_palette=["dark"])
     out = run("check", write("a.json", text), write("b.txt", SWAPPED), ends_with=1).stdout
     assert out.splitlines() == [
         "2 to mend a.json",
-        f"  [*] {BOX}: is [900, 100, 300, 800], which has its corners swapped; write [300, 100, 900, 800]",
+        f"  [*] {BOX}: is [900, 800, 0, 100], which has its corners swapped; write [0, 100, 900, 800]",
         f"      {COLOUR}: is 'dark', where upper-case #RRGGBB is expected; write it as upper-case #RRGGBB",
         "1 to mend b.txt",
-        f"  [*] {BOX}: is [900, 100, 300, 800], which has its corners swapped; write [300, 100, 900, 800]",
+        f"  [*] {BOX}: is [900, 800, 0, 100], which has its corners swapped; write [0, 100, 900, 800]",
     ]
 
 
@@ -106,11 +106,11 @@ def test_characters_that_no_terminal_takes_are_shown_escaped():
 
 
 def test_what_is_mended_and_what_is_left_is_told_and_the_line_goes_to_standard_output():
-    text = caption(bbox=[900, 100, 300, 800], color_palette=["dark"])
+    text = caption(bbox=[900, 800, 0, 100], color_palette=["dark"])
     result = run("fix", write("a.json", text), ends_with=1)
     assert result.stdout == Caption.parse(text).repair().line() + "\n"
     assert (
-        f"mended a.json: {BOX}: wrote [300, 100, 900, 800] for [900, 100, 300, 800]" in result.stderr
+        f"mended a.json: {BOX}: wrote [0, 100, 900, 800] for [900, 800, 0, 100]" in result.stderr
         and f"left a.json: {COLOUR}" in result.stderr
     )
     assert Path("a.json").read_text() == text
@@ -236,7 +236,7 @@ def test_one_file_that_cannot_be_read_keeps_none_of_the_others_from_being_mended
 
 
 def test_what_was_renamed_or_taken_off_is_said():
-    text = SWAPPED.replace('"desc"', '"description"').replace("[900, 100, 300, 800]", "[1, 2, 3, 4]")
+    text = SWAPPED.replace('"desc"', '"description"').replace("[900, 800, 0, 100]", "[1, 2, 3, 4]")
     result = run("fix", write("a.json", f"Here you are:\n```json\n{text}\n```"), ends_with=0)
     assert "mended a.json: the caption: took it out of what it stood among other words\n" in result.stderr
     assert "elements[0].description: renamed `description` to `desc`\n" in result.stderr

@@ -280,13 +280,13 @@ def test_strict_refuses_a_caption_that_breaks_the_schema(generate):
 def test_each_breach_is_said_once_and_a_certain_one_is_mended(generate):
     error = generate(BROKEN, "--out", "a.png").stderr
     assert error.count("its corners swapped or is written in another way") == 1 and "mended" not in error
-    certain = BROKEN.replace("[900,0,100,1000]", "[900,100,300,800]")
+    certain = BROKEN.replace("[900,0,100,1000]", "[900,800,0,100]")
     assert "warning: mended picture: " in generate(certain, "--out", "b.png").stderr
-    assert '"bbox":[300,100,900,800]' in settings("b.png")["caption"]
+    assert '"bbox":[0,100,900,800]' in settings("b.png")["caption"]
     error = generate(certain, "--out", "c.png", "--no-fix").stderr
     assert "corners swapped" in error and "(--fix does it)" in error
     assert settings("c.png")["caption"] == certain
-    assert "wrote [300, 100, 900, 800]" in generate(certain, "--strict", fails=2).stderr
+    assert "wrote [0, 100, 900, 800]" in generate(certain, "--strict", fails=2).stderr
 
 
 def test_words_are_refused_by_the_bundled_model_which_would_draw_an_empty_field(tiny_folder: Path):

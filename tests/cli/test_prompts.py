@@ -162,7 +162,10 @@ def test_a_caption_is_read_wherever_it_stands_in_a_file(ending: str, form: str):
         ("<think>" + LINES[0], "a model's thinking without an end"),
         ("<think>hm</think> Sorry, I cannot.", "a model's thinking and no caption after it"),
         (LINES[0].replace('"', ""), "its quotation marks are gone"),
-        (LINES[0].replace("[1,", f"[{'9' * 4301},"), "a.json is no JSON: a number of 4301 digits at line 1"),
+        (
+            LINES[0].replace("[1,", f"[{'9' * 4301},"),
+            "a.json is no JSON: a number of 4301 digits is too long at line 1",
+        ),
         (LINES[0].replace("[1,", "[" * 100), "a.json is no JSON: it is nested too deeply"),
         (LINES[0].replace('"a heart"', '"a "heart""'), "expected a comma or '}' at line 1"),
     ],

@@ -224,7 +224,7 @@ def test_captions_are_repaired_and_what_stays_wrong_is_noted(tmp_path):
     crooked = {
         "compositional_deconstruction": {
             "elements": [
-                {"desc": "a red circle", "type": "obj", "bbox": [900, 100, 300, 800], "color_palette": ["#e33"]}
+                {"desc": "a red circle", "type": "obj", "bbox": [900, 800, 0, 100], "color_palette": ["#e33"]}
             ],
             "background": "plain yellow",
         },
@@ -235,7 +235,7 @@ def test_captions_are_repaired_and_what_stays_wrong_is_noted(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(caption), encoding="utf-8-sig")
     survey = scan(tmp_path)
     first, second = survey.examples
-    assert '"type":"obj","bbox":[300,100,900,800]' in first.caption and "#EE3333" in first.caption
+    assert '"type":"obj","bbox":[0,100,900,800]' in first.caption and "#EE3333" in first.caption
     assert second.caption == Caption.parse(CAPTION).line()
     notes = [note.text for note in survey.notes]
     assert {note.name for note in survey.notes} == {"crooked.png"}

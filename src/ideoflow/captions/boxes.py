@@ -183,15 +183,17 @@ def _encloses(edges: Sequence[float]) -> bool:
 
 
 def _other_readings(edges: Sequence[float]) -> list[tuple[str, list[float]]]:
-    """What a box whose corners are not in order may be, beside one with its corners swapped."""
+    """What a box whose corners are not in order may be, beside one with its corners swapped.
+
+    Whatever has a size above zero may be a corner and a size, if not in thousandths then in pixels.
+    """
     a, b, c, d = edges
-    readings: list[tuple[str, list[float]]] = [
-        ("x, y, width, height", [b, a, b + d, a + c]),
-        ("y, x, height, width", [a, b, a + c, b + d]),
-        ("the centre's x and y, width, height", [b - d / 2, a - c / 2, b + d / 2, a + c / 2]),
-        ("y_min, y_max, x_min, x_max", [a, c, b, d]),
-    ]
-    return [(name, box) for name, box in readings if _encloses(box) and min(box) >= 0 and max(box) <= RANGE]
+    readings: list[tuple[str, list[float]]] = []
+    if c > 0 and d > 0:
+        readings += [("x, y, width, height", [b, a, b + d, a + c]), ("y, x, height, width", [a, b, a + c, b + d])]
+    if a < b and c < d:
+        readings.append(("y_min, y_max, x_min, x_max", [a, c, b, d]))
+    return readings
 
 
 def _disordered(edges: list[int], shown: str, named: bool, sure: bool) -> Verdict:
@@ -203,9 +205,11 @@ def _disordered(edges: list[int], shown: str, named: bool, sure: bool) -> Verdic
     message = f"is {shown}, which has its corners swapped"
     if named or (sure and not others):
         return Verdict(message, f"write {swapped}", swapped)
-    known = "".join(f", {[round(edge) for edge in box]} if it is {name}" for name, box in others[:2])
+    fits = [(name, [round(edge) for edge in box]) for name, box in others if max(box) <= RANGE]
+    known = [f"{box} if it is {name}" for name, box in fits] or ["something else if it is in pixels"]
     return Verdict(
-        f"{message} or is written in another way", f"write {swapped} if its corners are swapped{known} (see --boxes)"
+        f"{message} or is written in another way",
+        f"write {swapped} if its corners are swapped, {', '.join(known)} (see --boxes)",
     )
 
 

@@ -136,7 +136,7 @@ class Tolerant:
             try:
                 return float(number[0]) if number[1] or number[2] else int(number[0])
             except ValueError:
-                self._refuse(f"a number of {len(number[0])} digits", number.start())
+                self._refuse(f"a number of {len(number[0])} digits is too long", number.start())
         word = _WORD.match(self.text, self.at)
         if word is None or word[0] not in _LITERALS:
             self._refuse("expected a value")
