@@ -124,12 +124,12 @@ def decode(vae: AutoencoderKLFlux2, tokens: Sequence[Tensor], grids: Sequence[tu
     return [pictures[i] for i in range(len(tokens))]
 
 
-@fires_hooks(runs_all_layers=False)
+@fires_hooks
 def _encode(vae: AutoencoderKLFlux2, pixels: Tensor) -> Tensor:
     return vae.encode(pixels).latent_dist.mode()
 
 
-@fires_hooks(runs_all_layers=False)
+@fires_hooks
 def _decode(vae: AutoencoderKLFlux2, latents: Tensor) -> Tensor:
     return vae.decode(latents).sample
 

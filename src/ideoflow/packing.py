@@ -70,8 +70,10 @@ class Bounds:
         """The most queries that a segment has."""
         return max((run.queries for run in self.runs), default=0)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Bounds:
-        """The same bounds with their tensors on `device`."""
+    def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Bounds:
+        """The same bounds with their tensors on `device`; where they are if None."""
+        if device is None or self.cu_seqlens.device == torch.device(device):
+            return self
         tensors = {
             field.name: value.to(device, non_blocking=non_blocking)
             for field in fields(self)
@@ -207,9 +209,9 @@ class Layout:
         order[torch.cat((self.other, self.image))] = torch.arange(self.tokens, device=self.device)
         return order
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Layout:
-        """The same layout with its tensors on `device`."""
-        if self.device == torch.device(device):
+    def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Layout:
+        """The same layout with its tensors on `device`; where they are if None."""
+        if device is None or self.device == torch.device(device):
             return self
         tensors = {
             field.name: value.to(device, non_blocking=non_blocking)

@@ -100,7 +100,7 @@ def encode_captions(
     return [features[tuple(tokens)] for tokens in ids]
 
 
-@fires_hooks(runs_all_layers=False)
+@fires_hooks
 def _run(text_encoder: Any, ids: Sequence[tuple[int, ...]], taps: Sequence[int], device: torch.device) -> list[Tensor]:
     """Features of each list of token ids, one after another."""
     return [_features(text_encoder.language_model, torch.tensor([tokens], device=device), taps) for tokens in ids]
@@ -121,5 +121,5 @@ def _features(language_model: Any, token_ids: Tensor, taps: Sequence[int]) -> Te
             hidden, attention_mask=mask, position_ids=positions, past_key_values=None, position_embeddings=rotary
         )
         if index in taps:
-            outputs[index] = hidden[0]
+            outputs[index] = hidden[0].to(token_ids.device)  # layers may lie on several
     return torch.stack([outputs[tap] for tap in taps], dim=-1).flatten(1).to(torch.float32)

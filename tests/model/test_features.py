@@ -107,23 +107,6 @@ def test_group_offloading_to_disk_wakes_every_part_of_forward_and_of_a_step(
             assert torch.allclose(step(model, stream), step(expected_model, stream), atol=1e-5)
 
 
-def test_an_offload_hook_fires_for_prepare_and_velocity(ours, inputs, stream_inputs):
-    calls = []
-
-    class Hook:
-        def pre_forward(self, module, *args, **kwargs):
-            calls.append("in")
-            return args, kwargs
-
-        def post_forward(self, module, output):
-            calls.append("out")
-            return output
-
-    ours._hf_hook = Hook()
-    step(ours, stream_inputs(inputs))
-    assert calls == ["in", "out", "in", "out"]
-
-
 def test_contexts_and_layouts_move_with_the_tensors_that_hooks_move(ours):
     from accelerate.utils import send_to_device
 

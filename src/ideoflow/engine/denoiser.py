@@ -247,7 +247,8 @@ class _Branch:
 
     def _modulation(self, requests: Sequence[Request]) -> Modulation | None:
         """Rows of whole schedules, computed once for each; None where steps are better computed one by one."""
-        weights = None if is_offloaded(self.transformer) else weights_key(*self.transformer.time_layers)
+        ahead = self.transformer.modulates_ahead and not is_offloaded(self.transformer)
+        weights = weights_key(*self.transformer.time_layers) if ahead else None
         if weights is None or len({request.schedule for request in requests}) > SCHEDULES:
             return None
         rows = []

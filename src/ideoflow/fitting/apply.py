@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
+from accelerate.utils import send_to_device
 from diffusers.hooks import apply_group_offloading
 from torch import nn
 
@@ -137,7 +138,7 @@ class Turn(ModelHook):
             torch.cuda.empty_cache()
         if self.moves:
             module.to(self.execution_device)
-        return args, kwargs
+        return send_to_device(args, self.execution_device), send_to_device(kwargs, self.execution_device)
 
 
 class LetGo(ModelHook):

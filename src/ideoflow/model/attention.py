@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..packing import Bounds
 from . import cpu_attention, kernels
 from .fused import FusedProjections
-from .hooks import is_hooked
+from .hooks import is_plain
 from .linear import Linear
 from .rope import rotate
 
@@ -148,9 +148,9 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x.to(self.weight.dtype))
 
 
-def norm_rotate(norm: RMSNorm, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def norm_rotate(norm: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Normalise and rotate each head of x (tokens, heads, head_dim), in one pass where a kernel can."""
-    if not is_hooked(norm):
+    if is_plain(norm, RMSNorm):
         return kernels.norm_rotate(x, norm.weight, norm.epsilon, cos, sin)
     return rotate(norm(x), cos, sin)
 

@@ -13,7 +13,7 @@ from ..packing import Bounds
 from . import kernels
 from .attention import Ideogram4Attention, RMSNorm
 from .fused import FusedProjections
-from .hooks import is_hooked
+from .hooks import is_plain
 from .linear import Linear
 
 TIME_SCALE = 1e4  # model times in [0, 1] are stretched to [0, 1e4] before the sinusoid
@@ -34,16 +34,16 @@ def at_tokens(x: Tensor, time_of_token: Tensor | None) -> Tensor:
     return x if time_of_token is None else x.index_select(0, time_of_token)
 
 
-def norm_scale(norm: RMSNorm, x: Tensor, scale: Tensor, time_of_token: Tensor | None) -> Tensor:
+def norm_scale(norm: nn.Module, x: Tensor, scale: Tensor, time_of_token: Tensor | None) -> Tensor:
     """Normalise x (tokens, channels) and scale each token by the row of its time, in one pass if possible."""
-    if not is_hooked(norm):
+    if is_plain(norm, RMSNorm):
         return kernels.norm_scale(x, norm.weight, norm.epsilon, scale, time_of_token)
     return norm(x) * at_tokens(scale, time_of_token)
 
 
-def gate_norm_add(norm: RMSNorm, h: Tensor, y: Tensor, gate: Tensor, time_of_token: Tensor | None) -> Tensor:
+def gate_norm_add(norm: nn.Module, h: Tensor, y: Tensor, gate: Tensor, time_of_token: Tensor | None) -> Tensor:
     """Add the normalised y to h, both (tokens, channels), gated by the rows of their times, in one pass if possible."""
-    if not is_hooked(norm):
+    if is_plain(norm, RMSNorm):
         return kernels.gate_norm_add(h, y, norm.weight, norm.epsilon, gate, time_of_token)
     return h + at_tokens(gate, time_of_token) * norm(y)
 

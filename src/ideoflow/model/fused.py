@@ -73,7 +73,7 @@ def _can_be_fused(layers: Sequence[nn.Linear]) -> bool:
     first = layers[0]
     return all(
         type(layer) is type(first)
-        and hasattr(layer, "row_tensors")
+        and "row_tensors" in vars(type(layer))  # a subclass may have a `forward` of its own
         and layer.bias is None
         and not is_hooked(layer)
         and type(layer.weight) in (Tensor, nn.Parameter)

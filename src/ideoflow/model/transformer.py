@@ -26,7 +26,7 @@ from .blocks import FinalLayer, Ideogram4TransformerBlock, TimeEmbedding
 from .checks import check_float, check_integer, check_times
 from .configuration import check_config
 from .fused import FusedProjections
-from .hooks import fires_hooks
+from .hooks import fires_hooks, is_hooked, is_plain, with_hooks
 from .linear import Linear
 from .rope import rotary_tables
 
@@ -59,8 +59,10 @@ class Context:
             sin=torch.cat([context.sin for context in contexts]),
         )
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Context:
-        """The same context with its tensors on `device`."""
+    def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Context:
+        """The same context with its tensors on `device`; hooks that leave things where they are hand over None."""
+        if device is None:
+            return self
         return Context(
             layout=self.layout.to(device, non_blocking),
             text=self.text.to(device, non_blocking=non_blocking),
@@ -81,6 +83,12 @@ class Modulation:
     blocks: Tensor
     final: Tensor
 
+    def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Modulation:
+        """The same modulation on `device`; where it is if None."""
+        if device is None:
+            return self
+        return Modulation(*(rows.to(device, non_blocking=non_blocking) for rows in (self.blocks, self.final)))
+
     @classmethod
     def of_steps(cls, steps: Sequence[tuple[Modulation, int]]) -> Modulation:
         """One row of each of several schedules."""
@@ -88,6 +96,24 @@ class Modulation:
             blocks=torch.stack([schedule.blocks[:, step] for schedule, step in steps], dim=1),
             final=torch.stack([schedule.final[step] for schedule, step in steps]),
         )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `velocity` calls the model with in place of text features, so that hooks see each pass of an engine.
+
+    Attributes:
+        context: of the stream.
+        modulation: of its times, if it is known.
+    """
+
+    context: Context
+    modulation: Modulation | None
+
+    def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Prepared:
+        """The same on `device`; where it is if None."""
+        modulation = None if self.modulation is None else self.modulation.to(device, non_blocking)
+        return Prepared(self.context.to(device, non_blocking), modulation)
 
 
 class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, FromOriginalModelMixin):
@@ -293,7 +319,7 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         return from_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs)
 
     @apply_lora_scale("attention_kwargs")
-    @fires_hooks(runs_all_layers=False)
+    @fires_hooks
     def prepare(
         self, encoder_hidden_states: Tensor | None, layout: Layout, attention_kwargs: dict[str, Any] | None = None
     ) -> Context:
@@ -318,7 +344,7 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         return self._prepare(encoder_hidden_states, layout)
 
     @apply_lora_scale("attention_kwargs")
-    @fires_hooks(runs_all_layers=False)
+    @fires_hooks
     def project_text(self, encoder_hidden_states: Tensor, attention_kwargs: dict[str, Any] | None = None) -> Tensor:
         """Norm and project text features, the part of `prepare` that depends on nothing but the caption.
 
@@ -338,7 +364,7 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         check_float("encoder_hidden_states", encoder_hidden_states, shape)
         return self.llm_cond_proj(self.llm_cond_norm(encoder_hidden_states))
 
-    @fires_hooks(runs_all_layers=False)
+    @fires_hooks
     def prepare_projected(self, text: Tensor | None, layout: Layout) -> Context:
         """`prepare` from what `project_text` gave.
 
@@ -369,9 +395,9 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
             text = other.expand(len(layout.other), -1)
         else:
             if len(layout.other) > len(layout.text):  # between the text tokens stand empty ones
-                place = torch.searchsorted(layout.other, layout.text)
+                place = torch.searchsorted(layout.other, layout.text).to(text.device)
                 text = text.new_zeros(len(layout.other), text.shape[-1]).index_copy(0, place, text)
-            text = text + other
+            text = text + other.to(text.device)
         cos, sin = rotary_tables(
             layout.position_ids,
             self.config.attention_head_dim,
@@ -382,11 +408,11 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         return Context(layout, text, cos, sin)
 
     @apply_lora_scale("attention_kwargs")
-    @fires_hooks(runs_all_layers=False)
+    @fires_hooks
     def modulate(self, times: Tensor, attention_kwargs: dict[str, Any] | None = None) -> Modulation:
         """Compute what the times of a whole schedule ask of the layers: one product a layer for all steps.
 
-        Not for models whose blocks are brought to the device one by one.
+        Where hooks bring the blocks to the device one by one, each is brought for this alone: better not done there.
 
         Args:
             times: (times,) in [0, 1].
@@ -394,24 +420,38 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
 
         Returns:
             The modulation for `velocity`, a row for each time, valid until the weights change.
+
+        Raises:
+            RuntimeError: a block or a final layer that is not this package's own.
         """
+        if not all(hasattr(part, "modulation") for part in (*self.layers, self.final_layer)):
+            raise RuntimeError("Layers were put in the place of the model's own: call `velocity` without a modulation.")
         conditioning = self._conditioning(times, self.dtype)
+        rows = [with_hooks(block, block.modulation, conditioning) for block in self.layers]  # type: ignore[arg-type]
         return Modulation(
-            blocks=torch.stack([block.modulation(conditioning) for block in self.layers]),  # type: ignore[operator]
-            final=self.final_layer.modulation(conditioning),
+            blocks=torch.stack([own.to(conditioning.device) for own in rows]),
+            final=with_hooks(self.final_layer, self.final_layer.modulation, conditioning),
+        )
+
+    @property
+    def modulates_ahead(self) -> bool:
+        """Whether steps may take what `modulate` computed: no layer of time was replaced, none must be seen called."""
+        return (
+            all(is_plain(block, Ideogram4TransformerBlock) for block in self.layers)
+            and is_plain(self.final_layer, FinalLayer)
+            and is_plain(self.t_embedding, TimeEmbedding)
+            and not any(is_hooked(part) for layer in self.time_layers for part in layer.modules())
         )
 
     @property
     def time_layers(self) -> list[nn.Module]:
-        """The layers that see nothing but times."""
+        """The layers that see nothing but times, of a model that `modulates_ahead`."""
         blocks = [block.adaln_modulation for block in self.layers]
         return [self.t_embedding, self.adaln_proj, *blocks, self.final_layer.adaln_modulation]  # type: ignore[list-item]
 
     def _conditioning(self, times: Tensor, dtype: torch.dtype) -> Tensor:
         return F.silu(self.adaln_proj(self.t_embedding(times, dtype)))
 
-    @apply_lora_scale("attention_kwargs")
-    @fires_hooks(runs_all_layers=True)
     def velocity(
         self,
         latents: Tensor,
@@ -421,6 +461,10 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         modulation: Modulation | None = None,
     ) -> Tensor:
         """Predict the velocity of each image token of the stream; never waits for the device.
+
+        It calls the model, so hooks on it see each pass, with the arguments of `forward`: `hidden_states` are the
+        latents, `timestep` the times, `encoder_hidden_states` a `Prepared` with the context, ids and roles are None.
+        The output is a tuple of the velocities; what a hook returns in its place is taken.
 
         Args:
             latents: (image_tokens, in_channels) noisy latents of the layout's image tokens, in stream order.
@@ -442,16 +486,34 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         check_float("times", times, {"segments": len(layout.lengths)})
         if times.device.type == "cpu":
             check_times("times", times)
+        output = self(
+            hidden_states=latents,
+            timestep=times,
+            encoder_hidden_states=Prepared(context, modulation),
+            position_ids=None,
+            segment_ids=None,
+            indicator=None,
+            attention_kwargs=attention_kwargs,
+            return_dict=False,
+        )
+        return output if isinstance(output, Tensor) else output[0]
+
+    def _velocity(
+        self, latents: Tensor, times: Tensor, prepared: Prepared, attention_kwargs: dict[str, Any] | None
+    ) -> Tensor:
+        context, modulation = prepared.context, prepared.modulation
+        layout = context.layout
         times = times.to(latents.device)
         time_of_token = None if len(layout.lengths) == 1 else layout.segment
         # No token asks the last block for more than its image tokens.
         hidden_states, conditioning = self._run(
             latents, times, time_of_token, context, attention_kwargs, layout.image_bounds, modulation
         )
-        if time_of_token is not None and len(layout.image) < layout.tokens:
-            image = layout.image.to(hidden_states.device)
-            time_of_token = time_of_token.to(image.device).index_select(0, image)
-        final = None if modulation is None else modulation.final
+        if time_of_token is not None:
+            time_of_token = time_of_token.to(hidden_states.device)
+            if len(layout.image) < layout.tokens:
+                time_of_token = time_of_token.index_select(0, layout.image.to(hidden_states.device))
+        final = None if modulation is None else modulation.final.to(hidden_states.device)
         return self.final_layer(hidden_states, conditioning, time_of_token, final)
 
     def _run(
@@ -470,14 +532,19 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
             Hidden states (tokens, channels) of the tokens that `last_bounds` wants of the last block, and conditioning
             (times, adaln_dim), None where the modulation is given.
         """
-        layout = context.layout
         image_row = self.embed_image_indicator(torch.ones(1, dtype=torch.long, device=latents.device))
-        image = self.input_proj(latents) + image_row
-        hidden_states = torch.cat((context.text, image)).index_select(0, layout.order)
+        image = self.input_proj(latents)
+        # Hooks may have parts compute elsewhere than the inputs lie: what meets a part's output goes where that is.
+        device = image.device
+        layout = context.layout.to(device)
+        image = image + image_row.to(device)
+        hidden_states = torch.cat((context.text.to(device), image)).index_select(0, layout.order)
 
-        conditioning = self._conditioning(times, latents.dtype) if modulation is None else None
-
-        rotary = (context.cos, context.sin)
+        conditioning = self._conditioning(times, latents.dtype).to(device) if modulation is None else None
+        modulation = None if modulation is None else modulation.to(device)
+        time_of_token = None if time_of_token is None else time_of_token.to(device)
+        last_bounds = last_bounds.to(device)
+        rotary = (context.cos.to(device), context.sin.to(device))
         for number, block in enumerate(self.layers):
             if block._compiled_call_impl is not None:
                 block.unfuse_stale()  # type: ignore[operator]
@@ -523,6 +590,9 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
                 is outside [0, 1] or NaN.
             TypeError: latents, times or features that are not floating-point tensors, ids that are not integers.
         """
+        if isinstance(encoder_hidden_states, Prepared):
+            velocity = self._velocity(hidden_states, timestep, encoder_hidden_states, attention_kwargs)
+            return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
         check_float("hidden_states", hidden_states, {"batch": None, "length": None, "in_channels": self.in_channels})
         rows = {"batch": hidden_states.shape[0], "length": hidden_states.shape[1]}
         if 0 in rows.values():
@@ -536,13 +606,16 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftA
         check_integer("segment_ids", segment_ids, rows)
         check_integer("indicator", indicator, rows)
 
-        layout, index = rows_to_layout(position_ids, segment_ids, indicator)
+        device = hidden_states.device
+        encoder_hidden_states, timestep = encoder_hidden_states.to(device), timestep.to(device)
+        layout, index = rows_to_layout(*(ids.to(device) for ids in (position_ids, segment_ids, indicator)))
         features = encoder_hidden_states.flatten(0, 1).index_select(0, index[layout.text])
         latents = hidden_states.flatten(0, 1).index_select(0, index[layout.image])
         times, time_of_token = _distinct_times(timestep, index, rows["length"])
 
         context = self._prepare(features, layout)
         stream, conditioning = self._run(latents, times, time_of_token, context, attention_kwargs, layout.bounds)
+        time_of_token = None if time_of_token is None else time_of_token.to(stream.device)
         velocity = self.final_layer(stream, conditioning, time_of_token)
 
         padded = velocity.new_zeros(hidden_states.shape).flatten(0, 1)

@@ -106,7 +106,7 @@ class QuantizedLinear(nn.Linear):
         bias: (out,) or None.
     """
 
-    row_tensors = ("weight", "weight_scale")
+    row_tensors: ClassVar[tuple[str, ...]]
     storage: ClassVar[torch.dtype]
     weight_scale: Tensor
 
@@ -216,6 +216,7 @@ class QuantizedLinear(nn.Linear):
 class Float8Linear(QuantizedLinear):
     """Weights in float8_e4m3fn; multiplied as such on CUDA from Ada and Hopper on, in bfloat16 out."""
 
+    row_tensors = ("weight", "weight_scale")
     storage = torch.float8_e4m3fn
 
     def multiplies(self, tokens: Tensor) -> bool:
@@ -234,6 +235,7 @@ class Float8Linear(QuantizedLinear):
 class Int8Linear(QuantizedLinear):
     """Weights in int8, symmetric; multiplied as such on CUDA from Ampere on and on processors with VNNI."""
 
+    row_tensors = ("weight", "weight_scale")
     storage = torch.int8
 
     def multiplies(self, tokens: Tensor) -> bool:
