@@ -79,7 +79,9 @@ def test_presets_are_found_by_name_or_passed_as_they_are():
 
     assert find_preset("V4_TURBO_12") is PRESETS["V4_TURBO_12"]
     assert find_preset(own) is own
-    with pytest.raises(ValueError, match=r"'V5'.*V4_QUALITY_48, V4_DEFAULT_20, V4_TURBO_12"):
+    with pytest.raises(
+        ValueError, match=r"'V5'.*V4_QUALITY_48 \(quality\), V4_DEFAULT_20 \(default\), V4_TURBO_12 \(turbo\)"
+    ):
         find_preset("V5")
 
 
@@ -112,3 +114,21 @@ def test_ambiguous_guidance_is_refused(arguments, message):
 def test_impossible_schedules_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["turbo", "TURBO", "V4_TURBO_12", "v4_turbo_12"])
+def test_presets_are_found_by_either_name_in_any_case(name):
+    assert find_preset(name) is PRESETS["V4_TURBO_12"]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("trubo", "V4_TURBO_12"), ("qualty", "V4_QUALITY_48"), ("V4_DEFAULT_12", "V4_DEFAULT_20")]
+)
+def test_a_slip_in_a_presets_name_is_answered_with_the_nearest(name, meant):
+    asked = rf"`preset` '{name}' is unknown: .*V4_TURBO_12 \(turbo\).*Did you mean '{meant}'\?"
+    with pytest.raises(ValueError, match=asked):
+        find_preset(name)
+    with pytest.raises(ValueError, match=r"or pass a Preset\.$"):
+        find_preset("zzz")
+    with pytest.raises(TypeError, match="give a name"):
+        find_preset(12)

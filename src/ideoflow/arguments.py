@@ -1,10 +1,10 @@
-"""What the arguments of a pipeline's call mean: captions, sizes, schedules and noise, each checked."""
+"""What the arguments of a pipeline's call mean: captions, schedules and noise, each checked."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -16,12 +16,9 @@ from torch import Tensor
 
 from .captions import prompt_line
 from .checks import all_finite, finite, whole
-from .schedule import PRESETS, Preset, find_preset, guidance_per_step, limit_guidance, logit_normal_sigmas
+from .schedule import MAX_STEPS, PRESETS, Preset, find_preset, guidance_per_step, limit_guidance, logit_normal_sigmas
 
 DEFAULT = PRESETS["V4_QUALITY_48"]
-DEFAULT_SIDE = 2048
-SIDE_LIMITS = (256, 2048)  # pixels, what the published weights were trained on
-MAX_ASPECT = 6  # longer side over shorter side, likewise
 
 
 def plan_of(
@@ -34,7 +31,7 @@ def plan_of(
     interval: tuple[float, float] | None,
 ) -> Preset:
     """Steps, guidance, mu and std of a call: the arguments alone, or a preset under those that are not the default."""
-    steps = whole("num_inference_steps", steps, 1)
+    steps = whole("num_inference_steps", steps, 1, most=MAX_STEPS)
     mu, std = finite("mu", mu), finite("std", std)
     if scale is not None:
         scale = finite("guidance_scale", scale)
@@ -67,6 +64,7 @@ def _without_interval(
     if preset is None:
         return Preset("", steps, guidance_per_step(steps, scale, values), mu, std)
     base = find_preset(preset)
+    whole("preset", base.steps, 1, " as its steps", most=MAX_STEPS)
     if steps != DEFAULT.steps:
         base = base.with_steps(steps)
     if values == DEFAULT.guidance:
@@ -89,51 +87,6 @@ def lines_of(prompt: Any, strict: bool) -> list[str]:
     if not prompts:
         raise ValueError("`prompt` is an empty list: give at least one caption.")
     return [prompt_line(one, strict=strict) for one in prompts]
-
-
-def sizes_of(
-    size: Any, height: int, width: int, prompts: int, unit: int, limits: Sequence[int] | None
-) -> list[tuple[int, int]]:
-    """`(width, height)` of each prompt.
-
-    Args:
-        size: One pair `(width, height)`, or one for each prompt; None for `width` and `height`.
-        height: Of all, in pixels.
-        width: Of all, in pixels.
-        prompts: How many there are.
-        unit: Pixels of a token's side.
-        limits: Smallest and largest side that the weights were trained on; None for the published ones'. Others are
-            warned about.
-
-    Raises:
-        ValueError: naming the argument that does not fit.
-    """
-    if size is None:
-        sizes = [(width, height)] * prompts
-    else:
-        if (height, width) != (DEFAULT_SIDE, DEFAULT_SIDE):
-            raise ValueError("Give either `size` or `height` and `width`, not both.")
-        if not isinstance(size, Iterable):
-            raise TypeError(f"`size` is {size!r}: give one (width, height), or one for each of the {prompts} prompts.")
-        pairs = all(isinstance(pair, Sequence) for pair in size)
-        sizes = [tuple(pair) for pair in size] if pairs else [tuple(size)] * prompts
-    if len(sizes) != prompts or any(len(pair) != 2 for pair in sizes):
-        raise ValueError(f"`size` is {size!r}: give one (width, height), or one for each of the {prompts} prompts.")
-    least, most = limits or SIDE_LIMITS
-    allowed = f", a multiple of {unit}"
-    sizes = [(whole("width", pair[0], 1, allowed), whole("height", pair[1], 1, allowed)) for pair in sizes]
-    for pair in dict.fromkeys(sizes):
-        if min(pair) < unit or any(side % unit for side in pair):
-            raise ValueError(
-                f"`width` and `height` are {pair[0]} and {pair[1]}: each must be a positive multiple of {unit}."
-            )
-        if min(pair) < least or max(pair) > most or max(pair) > MAX_ASPECT * min(pair):
-            warnings.warn(
-                f"{pair[0]} x {pair[1]} pixels are outside what the weights were trained on (sides of {least} to"
-                f" {most}, aspect ratio up to {MAX_ASPECT}:1): the picture may be poor.",
-                stacklevel=2,
-            )
-    return sizes
 
 
 # What takes the steps of diffusers' scheduler, and says where it stands: the engine takes them in its place.

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def whole(name: str, value: Any, least: int, otherwise: str = "") -> int:
+def whole(name: str, value: Any, least: int, otherwise: str = "", most: int | None = None) -> int:
     """A whole number of `least` or more, of any integer type.
 
     Args:
@@ -16,21 +16,28 @@ def whole(name: str, value: Any, least: int, otherwise: str = "") -> int:
         value: What it got.
         least: The smallest that is allowed.
         otherwise: What else is allowed, for the message, such as " or None".
+        most: The largest that is allowed.
 
     Raises:
         TypeError: if it is no whole number; True and False are none.
-        ValueError: if it is too small.
+        ValueError: if it is too small or too large.
     """
-    allowed = f"give a whole number from {least}{otherwise}."
+    allowed = f"give a whole number from {least}{'' if most is None else f' to {most}'}{otherwise}."
     try:
         if isinstance(value, bool):
             raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"`{name}` is {value!r}: {allowed}") from None
-    if number < least:
-        raise ValueError(f"`{name}` is {value!r}: {allowed}")
+    if number < least or (most is not None and number > most):
+        raise ValueError(f"`{name}` is {_short(value)}: {allowed}")
     return number
+
+
+def _short(number: Any) -> str:
+    """A number for a message; Python refuses to print integers of more than some thousand digits."""
+    text = repr(number) if abs(number) < 10**20 else ""
+    return text or "a number of more than 20 digits"
 
 
 def finite(name: str, value: Any, least: float = -math.inf, above: float = -math.inf) -> float:

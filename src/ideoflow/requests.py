@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import DEFAULT, lines_of, noise_of, plan_of, scheduler_of, sizes_of
+from .arguments import DEFAULT, lines_of, noise_of, plan_of, scheduler_of
 from .checks import whole
 from .engine import Denoiser, Request
 from .engine.exclusive import exclusive
 from .model import Context
 from .schedule import Preset
+from .sizes import sizes_of
 from .text_cache import TextCache
 from .text_encoder import TAPS, encode_captions, raise_too_long, tokenise
 from .unknown_arguments import explains_unknown

@@ -2,6 +2,8 @@
 
 Model time `t` is 0 at pure noise and 1 at data; `sigma = 1 - t` is the share of noise. A larger picture needs more
 noise to hide the same content, so the schedule's mean moves with the logarithm of the number of pixels.
+
+Presets are looked up without torch, which takes seconds to import.
 """
 
 from __future__ import annotations
@@ -9,11 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 BASE_PIXELS = 512 * 512  # the size at which the schedule's mean is `mu` itself
+# Each step's modulation is kept (2.5 MB of the published model in bfloat16, both branches), and float32 tells no more
+# noise levels apart near the ends; pictures change no longer long before.
+MAX_STEPS = 1000
 MIN_TIME = 1.0 / (1.0 + math.exp(9.0))  # where the log of the signal-to-noise ratio (t / sigma)^2 is -18
 MAX_TIME = 1.0 / (1.0 + math.exp(-7.5))  # where it is 15
 
@@ -52,17 +60,27 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+SHORT_NAMES = {"quality": "V4_QUALITY_48", "default": "V4_DEFAULT_20", "turbo": "V4_TURBO_12"}
+
+
 def find_preset(preset: str | Preset) -> Preset:
-    """The preset of that name; a `Preset` is returned as it is.
+    """The preset of that name, full ("V4_TURBO_12") or short ("turbo"), in any case; a `Preset` is returned as it is.
 
     Raises:
         ValueError: if no preset has that name.
+        TypeError: if it is neither a name nor a `Preset`.
     """
     if isinstance(preset, Preset):
         return preset
-    if preset not in PRESETS:
-        raise ValueError(f"`preset` {preset!r} is unknown: choose one of {', '.join(PRESETS)}, or pass a Preset.")
-    return PRESETS[preset]
+    if not isinstance(preset, str):
+        raise TypeError(f"`preset` is {preset!r}: give a name, such as 'turbo', or a Preset.")
+    name = SHORT_NAMES.get(preset.lower(), preset.upper())
+    if name not in PRESETS:
+        near = get_close_matches(preset.lower(), [*SHORT_NAMES, *map(str.lower, PRESETS)], 1)
+        meant = f" Did you mean {SHORT_NAMES.get(near[0], near[0].upper())!r}?" if near else ""
+        known = ", ".join(f"{full} ({short})" for short, full in SHORT_NAMES.items())
+        raise ValueError(f"`preset` {preset!r} is unknown: choose one of {known}, or pass a Preset.{meant}")
+    return PRESETS[name]
 
 
 def logit_normal_sigmas(steps: int, width: int, height: int, mu: float = 0.0, std: float = 1.5) -> Tensor:
@@ -83,6 +101,8 @@ def logit_normal_sigmas(steps: int, width: int, height: int, mu: float = 0.0, st
     Raises:
         ValueError: if an argument is out of range.
     """
+    import torch
+
     if steps < 1:
         raise ValueError(f"`steps` is {steps}: at least 1 step is needed.")
     quantiles = torch.special.ndtri(torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64))
@@ -114,9 +134,11 @@ def sample_times(
     Raises:
         ValueError: if an argument is out of range.
     """
+    import torch
+
     device = generator.device if generator is not None else torch.device("cpu")
     normal = torch.randn(n, dtype=torch.float64, generator=generator, device=device)
-    if isinstance(pixels, Tensor):
+    if isinstance(pixels, torch.Tensor):
         pixels = pixels.to(device, torch.float64)
     return _times(normal, pixels, mu, std).to(torch.float32)
 
@@ -173,9 +195,11 @@ def limit_guidance(guidance: Sequence[float], interval: tuple[float, float]) -> 
 
 def _times(normal: Tensor, pixels: int | Tensor, mu: float, std: float) -> Tensor:
     """`1 - sigmoid(mu' + std * normal)` in float64, where `mu' = mu + ln(pixels / base) / 2`, clamped."""
+    import torch
+
     if not std > 0:
         raise ValueError(f"`std` is {std}: the schedule's standard deviation must be above 0.")
-    if isinstance(pixels, Tensor):
+    if isinstance(pixels, torch.Tensor):
         shift: float | Tensor = 0.5 * torch.log(pixels / BASE_PIXELS)
     else:
         if pixels < 1:

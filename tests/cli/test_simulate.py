@@ -65,6 +65,21 @@ def test_the_table_shows_each_kind_under_each_policy(monkeypatch):
     assert all(word in shown for word in ("requests a second on 1 device", "pictures/s", "p95", "fifo", "fair"))
 
 
+@pytest.mark.parametrize("width", [44, 60, 100])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_terminal_is_so_narrow_that_a_figure_is_cut(monkeypatch, width, terminal):
+    monkeypatch.setattr(out, "_width", width)
+    monkeypatch.setattr(out, "_force_terminal", terminal)
+    shown = run(*MIX, "--cost", COST, "-p", "fifo", "-p", "fair", "--count", "50").stdout
+
+    assert "…" not in shown and shown.count("request ") == (2 if terminal and width < 100 else 1)
+    table = [line for line in shown.splitlines() if "512x512:20" in line]
+    assert len(table) == 2 and all(len(line.split()) >= 5 for line in table)
+    if terminal:
+        inside = shown.splitlines()[1:-1]  # the sentences around are for the terminal to wrap
+        assert max(map(len, inside)) <= width
+
+
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_the_cost_is_fitted_from_measured_steps(tmp_path: Path, wrapped: bool):
     true = Cost(0.004, 3e-6, 2e-9)
@@ -185,7 +200,10 @@ def test_a_file_of_steps_that_cannot_be_read_is_named(tmp_path: Path, text: str,
 def test_a_file_that_cannot_be_written_is_named_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ideoflow.simulate.simulate", lambda *_, **__: pytest.fail("it ran"))
     (tmp_path / "file").touch()
-    for place, says in ((tmp_path, "is a folder: name a file"), (tmp_path / "file" / "a.json", "cannot be made")):
+    for place, says in (
+        (tmp_path, "is a folder: name a file"),
+        (tmp_path / "file" / "a.json", "is a file, not a folder"),
+    ):
         done = run(*MIX, "--cost", COST, "--json", str(place), fails=2)
         assert f"--json {place}" in done.stderr and says in done.stderr and len(done.stderr.splitlines()) == 1
 

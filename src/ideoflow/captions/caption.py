@@ -170,9 +170,7 @@ class Caption(Part):
                 continue
             given, element["bbox"] = element["bbox"], convert(element["bbox"], order, size)
             if element["bbox"] is None:
-                raise CaptionError(
-                    f"the box of element {number} is {given!r:.60}, which is no box as {order!r}."
-                )
+                raise CaptionError(f"the box of element {number} is {given!r:.60}, which is no box as {order!r}.")
         return self.of_found(Found(data, list(self._slips)))
 
     def strict(self) -> Self:

@@ -8,25 +8,32 @@ import typer
 
 from .. import __version__
 from . import caption
-from . import train as train_command
 from .checkpoints import convert, inspect
+from .commands import SETTINGS, Command, Commands
 from .fit import fit
 from .generate import generate
 from .simulate import simulate
 
 app = typer.Typer(
     help="Ideogram 4 as a packed-sequence engine: pictures from captions.",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=SETTINGS,
 )
-app.command()(generate)
-app.command()(simulate)
-app.command()(fit)
-app.command("train")(train_command.command())
+app.command(cls=Command)(generate)
+app.command(cls=Command)(simulate)
+app.command(cls=Command)(fit)
+
+
+@app.command()
+def train() -> None:
+    """Fine-tune on a folder of pictures with captions: a LoRA by default, all weights with --method full."""
+
+
 app.add_typer(caption.app, name="caption")
-app.command()(convert)
-app.command()(inspect)
+app.command(cls=Command)(convert)
+app.command(cls=Command)(inspect)
 
 
 def _version(wanted: bool) -> None:

@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from ..files import check_writable, write_text
+from .commands import Command
 from .console import FAILED, WRONG_INPUT, err, out, plain_errors
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Check and mend caption files.", no_args_is_help=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE", help=".json, .txt or .jsonl files; '-' for standard input.")
@@ -67,7 +68,7 @@ def _check_file(file: str) -> int:
     return worst
 
 
-@app.command()
+@app.command(cls=Command)
 def fix(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE", help=".json, .txt or .jsonl files; '-' for standard input.")

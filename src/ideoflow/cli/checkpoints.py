@@ -63,7 +63,7 @@ def convert(
 
       ideoflow convert sketch my-model --to original
 
-      ideoflow convert ideogram4_fp8_scaled.safetensors my-transformer --to peer --dtype bfloat16
+      ideoflow convert fp8.safetensors my-transformer --to peer --dtype bfloat16
     """
     with plain_errors():
         import torch

@@ -71,11 +71,11 @@ def fit(
 
       ideoflow fit --memory 12GB
 
-      ideoflow fit --memory 8GB --memory 24GB --memory 80GB --size 2048x2048      (a table)
+      ideoflow fit -m 8GB -m 24GB -m 80GB --size 2048x2048      (a table)
 
       ideoflow fit --memory 24GB --quantize int8 --pictures 4
 
-      ideoflow fit --memory 16GB --device cpu --model path/to/model --dtype float32
+      ideoflow fit --memory 16GB --device cpu --model my-model --dtype float32
     """
     with plain_errors():
         from ..fitting import DoesNotFit, Model, table

@@ -19,13 +19,13 @@ from ..checks import printable
 from ..files import check_writable
 from ..pictures import save_image
 from ..provenance import SKETCH
+from ..schedule import MAX_STEPS, SHORT_NAMES
 from .console import FAILED, err, fail, out, plain_errors, warn
 from .draw import draw
 from .jobs import Job, Lora, Picture, Settings, target
 from .prompts import Prompt, Reader
 from .trust import describe, settle
 from .values import (
-    PRESET_NAMES,
     available,
     best_device,
     parse_device,
@@ -88,7 +88,9 @@ def generate(
             show_default="default",
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps instead of the preset's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=MAX_STEPS, help="Denoising steps instead of the preset's.")
+    ] = None,
     guidance: Annotated[
         float | None,
         typer.Option(
@@ -230,7 +232,10 @@ def generate(
         bool, typer.Option("--strict", help="Refuse captions that break the schema; without it they draw a warning.")
     ] = False,
     metadata: Annotated[
-        bool, typer.Option(help="Keep caption, seed and settings in the file, so that it can be made again.")
+        bool,
+        typer.Option(
+            help="Keep caption, seed and settings in the file, so that it can be made again; --no-metadata: do not."
+        ),
     ] = True,
     trust_settings: Annotated[
         bool,
@@ -374,7 +379,7 @@ def _jobs(
     if "device" in found and "device" not in chosen and not available(found["device"]):
         warn(f"{prompt.name} was made on {found['device']!r}, which is not here: its pixels may differ a little.")
         del found["device"]
-    values: dict[str, Any] = {"model": SKETCH, "loras": (), "preset": PRESET_NAMES["default"], **found, **chosen}
+    values: dict[str, Any] = {"model": SKETCH, "loras": (), "preset": SHORT_NAMES["default"], **found, **chosen}
     of_sketch = SKETCH in (values["model"], values.get("base"))
     if of_sketch:
         _check_for_sketch(prompt)

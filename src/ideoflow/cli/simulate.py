@@ -13,21 +13,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..files import check_writable, write_text
+from ..schedule import MAX_STEPS
+from ..sizes import LARGEST_SIDE, UNIT
 from .console import err, out, plain_errors, plain_warnings
-from .generate import PRESET_NAMES
 
 if TYPE_CHECKING:
     from ..simulate import Cost, Job, Report
 
 BATCHES = "batches"
-UNIT = 16  # pixels of an image token's side
 GUIDANCE = 7.0  # any but 1 takes both branches
 # Far beyond any request, device and patience, but no slip of the keyboard: a simulation of each ends.
-SIDE, STEPS, CAPTION = 16384, 1000, 100_000  # pixels, of a request, tokens
+CAPTION = 100_000  # tokens
 SECONDS = 1e6  # of each number of --cost
 SLOWEST, FASTEST = 1e-9, 1e9  # requests a second, and load
 FORM = "WIDTHxHEIGHT:STEPS[:WEIGHT[:CAPTION]], such as 1024x1024:20:0.9 or 1024x1024:turbo:2:400"
@@ -170,17 +172,15 @@ def _policies(names: Sequence[str]) -> list[str]:
 
 def _job(text: str) -> tuple[float, Job]:
     """`(weight, job)` of one --job."""
-    from ..schedule import PRESETS
+    from ..schedule import find_preset
     from ..simulate import Job
 
     size, *rest = text.lower().replace("×", "x").split(":")  # noqa: RUF001
     try:
         width, height = (int(side) for side in size.split("x"))
         steps, weight, caption = [*rest, *("", "1", "300")[len(rest) :]]
-        if steps in PRESET_NAMES or steps.upper() in PRESETS:
-            guidance = PRESETS[PRESET_NAMES.get(steps, steps.upper())].guidance
-        else:
-            guidance = (GUIDANCE,) * min(int(steps), STEPS + 1)
+        named = steps[:1].isalpha()
+        guidance = find_preset(steps).guidance if named else (GUIDANCE,) * min(int(steps), MAX_STEPS + 1)
         share, tokens = float(weight), int(caption)
     except ValueError:
         raise ValueError(f"--job {text!r} is not {FORM}.") from None
@@ -188,7 +188,7 @@ def _job(text: str) -> tuple[float, Job]:
         raise ValueError(f"--job {text!r}: width and height are pixels, positive multiples of {UNIT}.")
     if not guidance or tokens < 1 or not 0 < share < math.inf:
         raise ValueError(f"--job {text!r}: steps and caption are at least 1, and the weight is above 0.")
-    for what, number, most in (("side", max(width, height), SIDE), ("steps", len(guidance), STEPS),
+    for what, number, most in (("side", max(width, height), LARGEST_SIDE), ("steps", len(guidance), MAX_STEPS),
                                ("caption", tokens, CAPTION)):  # fmt: skip
         if number > most:
             raise ValueError(f"--job {text!r}: the most is {most} as {what}.")
@@ -299,18 +299,38 @@ def _show(reports: dict[str, Report], cost: Cost, rate: float, devices: int) -> 
               f" + {cost.c:.3g} s a pair of tokens")  # fmt: skip
     if cost.variation:
         out.print(f"the machine's speed varies as in {len(cost.variation)} measured steps")
+    figures = _figures(reports)
+    whole = _table(figures, with_policies=True)
+    wide = Measurement.get(out, out.options.update(max_width=1000), whole).maximum
+    if not out.is_terminal:  # a file or a pipe has no width
+        Console(file=out.file, width=wide, highlight=False).print(whole)
+    elif wide <= out.width:
+        out.print(whole, soft_wrap=False)
+    else:
+        for name, own in figures.items():
+            out.print(f"{name}: {_pace(own)} pictures/s, {own['busy']:.0%} busy, {own['padding']:.0%} padding")
+            out.print(_table({name: own}, with_policies=False), soft_wrap=False)
+    out.print("p50, p95, p99: seconds from arrival to picture that so many of a hundred requests do not exceed")
+
+
+def _table(figures: dict[str, dict[str, Any]], with_policies: bool) -> Table:
+    """A line for each kind of request under each policy; what a whole policy has, on its first line."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("policy", "pictures/s", "busy", "padding", "request", "count", "p50", "p95", "p99"):
+    of_policies = ("policy", "pictures/s", "busy", "padding") if with_policies else ()
+    for name in (*of_policies, "request", "count", "p50", "p95", "p99"):
         if name == "request":
             table.add_column(name, overflow="fold")
         else:
             table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True, min_width=len(name))
-    for name, figures in _figures(reports).items():
-        first = [name, f"{figures['pictures_per_second']:.3g}", f"{figures['busy']:.0%}", f"{figures['padding']:.0%}"]
-        for kind, own in figures["jobs"].items():
-            waits = [f"{own[share]:5.3g}" for share in ("p50", "p95", "p99")]
-            table.add_row(*first, kind, str(own["count"]), *waits)
+    for name, own in figures.items():
+        first = [name, _pace(own), f"{own['busy']:.0%}", f"{own['padding']:.0%}"] if with_policies else []
+        for kind, waits in own["jobs"].items():
+            seconds = [f"{waits[share]:5.3g}" for share in ("p50", "p95", "p99")]
+            table.add_row(*first, kind, str(waits["count"]), *seconds)
             first = [""] * len(first)
         table.add_section()
-    out.print(table, soft_wrap=False)
-    out.print("p50, p95, p99: seconds from arrival to picture that so many of a hundred requests do not exceed")
+    return table
+
+
+def _pace(figures: dict[str, Any]) -> str:
+    return f"{figures['pictures_per_second']:.3g}"

@@ -34,12 +34,14 @@ Pictures of any size are packed together, without buckets, crops or padding. A c
 
     ideoflow train --data pictures/ --out runs/mine --steps 500
 
-    ideoflow train init mine.toml    writes a file with every option explained; then: ideoflow train mine.toml
+    ideoflow train init mine.toml      (a file with every option explained)
 
-    torchrun --nproc-per-node 2 -m ideoflow train mine.toml    uses two devices
+    ideoflow train mine.toml
+
+    torchrun --nproc-per-node 2 -m ideoflow train mine.toml      (on two devices)
 
 Interrupted, it saves and ends, and --resume --out runs/mine alone goes on. --dry-run says what would be done and how
-long it would take."""
+long it would take. What a file turns on, --no- before the option's name turns off."""
 
 
 def command() -> Callable[..., None]:
@@ -79,20 +81,21 @@ def _parameters() -> Iterator[tuple[str, Any, Any]]:
     for section, kind in SECTIONS.items():
         for name, field in kind.model_fields.items():
             option, base = _option(field.annotation)
-            text = f"{field.description} [{_shown(field.default)}]"
+            choices = f" One of {option}." if option else ""
+            text = f"{field.description}{choices} [{_shown(field.default)}]"
             names = [f"--{name.replace('_', '-')}"]
             if base is bool:
                 names = [f"{names[0]}/--no-{names[0][2:]}"]
             panel = f"{section}: {(kind.__doc__ or '').rstrip('.')}"
             default: Any = [] if get_origin(base) is list else None
-            kept = typer.Option(*names, help=text, rich_help_panel=panel, metavar=option, show_default=False)
+            kept = typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
             yield name, Annotated[base if default == [] else base | None, kept], default
 
 
 def _option(annotation: Any) -> tuple[str | None, Any]:
-    """How an option's values are shown, and the type that the command line reads them as."""
+    """The values that an option may have, where they are counted, and the type that the command line reads them as."""
     if get_origin(annotation) is Literal:
-        return "|".join(map(str, get_args(annotation))), str
+        return ", ".join(map(str, get_args(annotation))), str
     if get_origin(annotation) is list:
         return _option(get_args(annotation)[0])[0], list[str]
     if get_origin(annotation) in (Annotated, types.UnionType):

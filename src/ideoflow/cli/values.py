@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..provenance import DTYPES, QUANTIZED
+from ..schedule import find_preset
+from ..sizes import misfit
 from .jobs import SUFFIXES, Lora
-
-PRESET_NAMES = {"quality": "V4_QUALITY_48", "default": "V4_DEFAULT_20", "turbo": "V4_TURBO_12"}
 
 
 def parse_preset(value: str) -> str:
     """The preset's full name from any spelling."""
-    name = PRESET_NAMES.get(value.lower(), value.upper())
-    if name not in PRESET_NAMES.values():
-        known = ", ".join(f"{full} ({short})" for short, full in PRESET_NAMES.items())
-        raise ValueError(f"--preset {value!r} is unknown: choose one of {known}.")
-    return name
+    try:
+        return find_preset(value).name
+    except ValueError as error:
+        raise ValueError(str(error).replace("`preset`", "--preset").replace(", or pass a Preset", "")) from None
 
 
 def parse_dtype(value: str) -> str:
@@ -76,9 +75,13 @@ def parse_sizes(values: Sequence[str], prompts: int) -> list[tuple[int, int] | N
 def parse_size(value: str) -> tuple[int, int]:
     """Width and height in pixels."""
     width, cross, height = value.lower().replace("×", "x").partition("x")  # noqa: RUF001
-    if not (cross and width.strip().isdecimal() and height.strip().isdecimal()):
+    sides = [side.strip() for side in (width, height)]
+    if not (cross and all(side.isdecimal() and len(side) < 10 for side in sides)):
         raise ValueError(f"--size {value!r} is not WIDTHxHEIGHT in pixels, for example 1024x768.")
-    return int(width), int(height)
+    size = int(width), int(height)
+    if wrong := misfit(*size):
+        raise ValueError(f"--size {value!r}: {wrong}")
+    return size
 
 
 def best_device() -> str:

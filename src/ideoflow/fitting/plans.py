@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
+from ..sizes import LARGEST_SIDE
 from .activations import Call, Stage
 from .components import AUTOENCODER, CONDITIONAL, TEXT_ENCODER, UNCONDITIONAL, Model, Sizes
 from .memory import HOST_ALLOCATOR_KEEPS, parse_memory, reserve, show, with_reserve
@@ -16,7 +17,6 @@ from .precisions import NF4, ONE_BYTE, has_bitsandbytes
 from .speed import Rates, decode_flops, encode_flops, pass_flops
 
 PHASES = ("encode", "denoise", "decode")
-LARGEST_PICTURE = 16384  # pixels of a side
 
 # Where a component lies.
 STAYS = "stays"  # on the device all the time
@@ -378,9 +378,9 @@ def _check(
 ) -> None:
     side = model.token_side
     good = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(one, int) for one in size)
-    if not good or any(one < side or one % side or one > LARGEST_PICTURE for one in size):
+    if not good or any(one < side or one % side or one > LARGEST_SIDE for one in size):
         raise ValueError(
-            f"`size` is {size!r}: give (width, height) in pixels, multiples of {side} up to {LARGEST_PICTURE}."
+            f"`size` is {size!r}: give (width, height) in pixels, multiples of {side} up to {LARGEST_SIDE}."
         )
     for name, value in (("caption_tokens", caption), ("pictures", pictures), ("steps", steps)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -8,8 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..checks import finite, whole
 from .pace import Variation, variation
@@ -112,12 +111,12 @@ def fit(steps: Sequence[tuple[Sequence[int], float]]) -> Cost:
 
 def nearest(steps: Sequence[tuple[Sequence[int], float]]) -> Cost:
     """`fit` of steps of any kinds: those of one or two say nothing of other sizes."""
-    seconds = torch.tensor([value for _, value in steps], dtype=torch.float64)
-    terms = torch.tensor([[1.0, sum(lengths), sum(n**2 for n in lengths)] for lengths, _ in steps], dtype=torch.float64)
-    predicted = seconds.mean().clamp_min(1e-12).expand(len(steps))
+    seconds = np.array([value for _, value in steps], dtype=np.float64)
+    terms = np.array([[1.0, sum(lengths), sum(n**2 for n in lengths)] for lengths, _ in steps], dtype=np.float64)
+    predicted = np.full(len(steps), max(seconds.mean(), 1e-12))
     for _ in range(4):
         numbers = _least_squares(terms / predicted[:, None], seconds / predicted)
-        predicted = (terms @ numbers).clamp_min(1e-12)
+        predicted = (terms @ numbers).clip(1e-12)
     cost = Cost(*numbers.tolist())
     cost = replace(cost, factors=_factors(steps, cost))
     return replace(cost, variation=variation([cost.step(lengths) for lengths, _ in steps], seconds.tolist()))
@@ -144,15 +143,15 @@ def _factors(steps: Sequence[tuple[Sequence[int], float]], cost: Cost) -> tuple[
     return tuple(factors)
 
 
-def _least_squares(terms: Tensor, values: Tensor) -> Tensor:
+def _least_squares(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The nearest combination of the terms (n, 3) to the values (n,) of which no number is below zero."""
-    best, error = torch.zeros(3, dtype=torch.float64), math.inf
+    best, error = np.zeros(3), math.inf
     for size in (3, 2, 1):
         for chosen in itertools.combinations(range(3), size):
             columns = terms[:, list(chosen)]
-            found = torch.linalg.lstsq(columns, values[:, None]).solution[:, 0]
-            off = float((columns @ found - values).square().sum())
-            if bool((found >= 0).all()) and off < error:
-                best, error = torch.zeros(3, dtype=torch.float64), off
+            found = np.linalg.lstsq(columns, values)[0]
+            off = float(np.square(columns @ found - values).sum())
+            if (found >= 0).all() and off < error:
+                best, error = np.zeros(3), off
                 best[list(chosen)] = found
     return best

@@ -1,0 +1,61 @@
+"""Commands whose help is plain text, and which are built when they are called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
+
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+LONGEST_NO = 12  # characters of the name that turns a switch off; with longer ones others are cut in 80 columns
+
+
+class Command(TyperCommand):
+    """Shows brackets in its help as they are, where Typer takes them for markup, and joins the lines of a paragraph."""
+
+    def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:
+        super().__init__(*args, help=_plain(help), **options)
+        for parameter in self.params:
+            parameter.help = _plain(getattr(parameter, "help", None))  # type: ignore[attr-defined]
+            if parameter.metavar is None and getattr(parameter, "min", None) is not None:
+                parameter.metavar = "N"  # beside which Typer writes the range
+
+    def format_help(self, context: Any, formatter: Any) -> None:
+        """Leave out the longest names of turning a switch off, which `--no-` begins like all of them."""
+        whole = [parameter.secondary_opts for parameter in self.params]
+        for parameter in self.params:
+            parameter.secondary_opts = [name for name in parameter.secondary_opts if len(name) <= LONGEST_NO]
+        try:
+            super().format_help(context, formatter)
+        finally:
+            for parameter, names in zip(self.params, whole, strict=True):
+                parameter.secondary_opts = names
+
+
+def _plain(text: str | None) -> str | None:
+    if text is None:
+        return None
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    joined = [one if one.startswith(" ") else " ".join(one.split()) for one in paragraphs]
+    return escape("\n\n".join(joined))
+
+
+class Commands(TyperGroup):
+    """Has `train` built when it is called: its options come from models that take as long to import as all else."""
+
+    def resolve_command(self, context: Any, arguments: list[str]) -> tuple[Any, Any, Sequence[str]]:
+        """The command that the arguments name, whole."""
+        name, command, rest = super().resolve_command(context, arguments)
+        if name == "train":
+            from .train import command as train
+
+            alone = typer.Typer(add_completion=False, context_settings=SETTINGS)
+            alone.command(name, cls=Command)(train())
+            command = typer.main.get_command(alone)
+        return name, command, rest

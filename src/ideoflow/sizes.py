@@ -1,0 +1,70 @@
+"""Sizes of pictures: what a call gives, what the model can draw, and what it was trained on. Needs no torch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .checks import whole
+
+UNIT = 16  # pixels of a token's side, of the published model and the bundled one
+DEFAULT_SIDE = 2048
+LARGEST_SIDE = 16384  # far beyond any training, and no slip of the keyboard
+SIDE_LIMITS = (256, 2048)  # pixels, what the published weights were trained on
+MAX_ASPECT = 6  # longer side over shorter side, likewise
+
+
+def misfit(width: int, height: int, unit: int = UNIT) -> str | None:
+    """What keeps pictures of that size from being drawn, and the nearest sizes that can be; None if nothing does."""
+    sides = (width, height)
+    if all(unit <= side <= LARGEST_SIDE and side % unit == 0 for side in sides):
+        return None
+    low = [min(max(side // unit * unit, unit), LARGEST_SIDE) for side in sides]
+    high = [min(max(-(-side // unit) * unit, unit), LARGEST_SIDE) for side in sides]
+    nearest = " and ".join(dict.fromkeys(f"{width}x{height}" for width, height in (low, high)))
+    noun = "size is" if low == high else "sizes are"
+    return f"each side must be a positive multiple of {unit}, up to {LARGEST_SIDE}. The nearest {noun} {nearest}."
+
+
+def sizes_of(
+    size: Any, height: int, width: int, prompts: int, unit: int, limits: Sequence[int] | None
+) -> list[tuple[int, int]]:
+    """`(width, height)` of each prompt.
+
+    Args:
+        size: One pair `(width, height)`, or one for each prompt; None for `width` and `height`.
+        height: Of all, in pixels.
+        width: Of all, in pixels.
+        prompts: How many there are.
+        unit: Pixels of a token's side.
+        limits: Smallest and largest side that the weights were trained on; None for the published ones'. Others are
+            warned about.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    if size is None:
+        sizes = [(width, height)] * prompts
+    else:
+        if (height, width) != (DEFAULT_SIDE, DEFAULT_SIDE):
+            raise ValueError("Give either `size` or `height` and `width`, not both.")
+        if not isinstance(size, Iterable):
+            raise TypeError(f"`size` is {size!r}: give one (width, height), or one for each of the {prompts} prompts.")
+        pairs = all(isinstance(pair, Sequence) for pair in size)
+        sizes = [tuple(pair) for pair in size] if pairs else [tuple(size)] * prompts
+    if len(sizes) != prompts or any(len(pair) != 2 for pair in sizes):
+        raise ValueError(f"`size` is {size!r}: give one (width, height), or one for each of the {prompts} prompts.")
+    least, most = limits or SIDE_LIMITS
+    allowed = f", a multiple of {unit}"
+    sizes = [(whole("width", pair[0], 1, allowed), whole("height", pair[1], 1, allowed)) for pair in sizes]
+    for pair in dict.fromkeys(sizes):
+        if wrong := misfit(*pair, unit):
+            raise ValueError(f"`width` and `height` are {pair[0]} and {pair[1]}: {wrong}")
+        if min(pair) < least or max(pair) > most or max(pair) > MAX_ASPECT * min(pair):
+            warnings.warn(
+                f"{pair[0]} x {pair[1]} pixels are outside what the weights were trained on (sides of {least} to"
+                f" {most}, aspect ratio up to {MAX_ASPECT}:1): the picture may be poor.",
+                stacklevel=2,
+            )
+    return sizes
