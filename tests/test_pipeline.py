@@ -463,8 +463,9 @@ def test_deferred_requests_encode_at_their_first_step_and_draw_the_same(pipeline
     pipeline.text_cache.clear()
     from ideoflow import requests as module
 
-    encoded, plain = [], module.encode_captions
-    monkeypatch.setattr(module, "encode_captions", lambda *args: (encoded.extend(args[2]), plain(*args))[1])
+    encoded, plain = [], module.encode_tokens
+    monkeypatch.setattr(module, "encode_tokens", lambda *args: (encoded.extend(args[1]), plain(*args))[1])
+    first, second = (tuple(ids) for ids in ideoflow.text_encoder.tokenise(pipeline.tokenizer, ["x", "y z"]))
 
     requests = pipeline.make_requests(
         ["x", "y z"], height=32, width=32, generator=[seeded(1), seeded(2)], defer=True, **QUICK
@@ -475,30 +476,30 @@ def test_deferred_requests_encode_at_their_first_step_and_draw_the_same(pipeline
     for request in requests:
         engine.add(request)
     engine.step()
-    assert encoded == ["x"]
+    assert encoded == [first]
     list(engine.run())
 
-    assert encoded == ["x", "y z"] and sizes[0] < sizes[1]
+    assert encoded == [first, second] and sizes[0] < sizes[1]
     assert relative(pipeline.decode_requests(requests, "latent"), expected) <= 1e-5
 
 
 def test_a_caption_is_encoded_once_while_the_weights_stay(pipeline, monkeypatch):
     from ideoflow import requests as module
 
-    encoded, plain = [], module.encode_captions
-    monkeypatch.setattr(module, "encode_captions", lambda *args: (encoded.extend(args[2]), plain(*args))[1])
+    encoded, plain = [], module.encode_tokens
+    monkeypatch.setattr(module, "encode_tokens", lambda *args: (encoded.append(1), plain(*args))[1])
     call = dict(height=32, width=32, **QUICK)
 
     first = latents_of(pipeline, "x", generator=seeded(), **call)
     assert torch.equal(latents_of(pipeline, "x", generator=seeded(), **call), first)
-    assert encoded == ["x"] and pipeline.text_cache.bytes > 0
+    assert len(encoded) == 1 and pipeline.text_cache.bytes > 0
     with torch.no_grad():
         pipeline.transformer.llm_cond_proj.weight.mul_(1.5)
     changed = latents_of(pipeline, "x", generator=seeded(), **call)
     with torch.no_grad():
         pipeline.transformer.llm_cond_proj.weight.div_(1.5)
 
-    assert encoded == ["x", "x"] and relative(changed, first) > 1e-3
+    assert len(encoded) == 2 and relative(changed, first) > 1e-3
     with pytest.raises(ValueError, match="more than `max_sequence_length`"):
         pipeline("x", max_sequence_length=2, **call)
 

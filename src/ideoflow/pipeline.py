@@ -63,7 +63,6 @@ def _between_calls(name: str) -> Callable[..., Any]:
                 " calls. For a strength of each call's own pass `attention_kwargs={'scale': ...}` to the call."
             )
         with exclusive(self.transformer, self.unconditional_transformer):
-            self.text_cache.clear()
             return getattr(super(Ideogram4Pipeline, self), name)(*args, **kwargs)
 
     return method

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, partial
 from typing import Any
@@ -15,12 +15,13 @@ from .checks import whole
 from .engine import Denoiser, Request
 from .engine.exclusive import exclusive
 from .model import Context
+from .offload import execution_device
 from .schedule import Preset
 from .sizes import sizes_of
 from .text_cache import TextCache
-from .text_encoder import TAPS, encode_captions, raise_too_long, tokenise
+from .text_encoder import TAPS, encode_captions, encode_tokens, tokenise
 from .unknown_arguments import explains_unknown
-from .weights import weights_key
+from .weights import contents_key
 
 
 class PipelineRequests:
@@ -170,22 +171,26 @@ class PipelineRequests:
 
     def _texts(self, lines: Sequence[str], denoiser: Denoiser, max_sequence_length: int) -> list[Tensor]:
         """What contexts keep of each caption, `(tokens, hidden_size)`: from the cache, or encoded and put there."""
-        weights = weights_key(self.text_encoder, self.transformer.llm_cond_norm, self.transformer.llm_cond_proj)
-        keys = [(line, self.taps, weights, torch.is_autocast_enabled(self._execution_device.type)) for line in lines]
-        found: dict[str, Tensor | None] = {}
-        for line, key in zip(lines, keys, strict=True):
-            found[line] = None if weights is None else self.text_cache.get(key)
-        missing = [line for line, text in found.items() if text is None]
-        if missing:
-            with self._exclusive():
-                made = encode_captions(self.text_encoder, self.tokenizer, missing, self.taps, max_sequence_length)
-            for line, features in zip(missing, made, strict=True):
-                found[line] = denoiser.project_text(features)
-        for line, key in zip(lines, keys, strict=True):
-            text = found[line]
-            assert text is not None
-            if len(text) > max_sequence_length:
-                raise_too_long(line, len(text), max_sequence_length)
-            if weights is not None:
-                self.text_cache.put(key, text)
-        return [found[line] for line in lines]  # type: ignore[misc]
+        # By its tokens, in which tokenizer and chat template show.
+        ids = [tuple(tokens) for tokens in tokenise(self.tokenizer, lines, max_sequence_length)]
+        with self._exclusive():
+            model = self._text_key()
+            device = execution_device(self.transformer)
+            found = {tokens: None if model is None else self.text_cache.get((tokens, model)) for tokens in ids}
+            missing = [tokens for tokens, text in found.items() if text is None]
+            if missing:
+                made = encode_tokens(self.text_encoder, missing, self.taps)
+                found.update(zip(missing, map(denoiser.project_text, made), strict=True))
+        for tokens, text in found.items():
+            if model is not None and text is not None:
+                self.text_cache.put((tokens, model), text)
+        return [found[tokens].to(device) for tokens in ids]  # type: ignore[union-attr]
+
+    def _text_key(self) -> Hashable | None:
+        """What embedded captions depend on beside their tokens; None where that cannot be told."""
+        language_model = getattr(self.text_encoder, "language_model", None)
+        if language_model is None or not self.text_cache.max_bytes:
+            return None
+        modules = (language_model, self.transformer.llm_cond_norm, self.transformer.llm_cond_proj)
+        keys = tuple(map(contents_key, modules))
+        return None if None in keys else (keys, self.taps, self.transformer.dtype)

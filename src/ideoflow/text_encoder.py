@@ -81,6 +81,12 @@ def encode_captions(
         TypeError: if `text_encoder` has no language model.
         ValueError: if a tap is out of range, a caption too long, or the tokenizer has no chat template.
     """
+    return encode_tokens(text_encoder, tokenise(tokenizer, captions, max_sequence_length), taps)
+
+
+@torch.no_grad()
+def encode_tokens(text_encoder: nn.Module, ids: Sequence[Sequence[int]], taps: Sequence[int] = TAPS) -> list[Tensor]:
+    """`encode_captions` of what `tokenise` gave for the captions."""
     language_model = getattr(text_encoder, "language_model", None)
     if language_model is None:
         raise TypeError(
@@ -93,7 +99,6 @@ def encode_captions(
             f"`taps` is {tuple(taps)}, but the text encoder has decoder layers 0 to {depth - 1}: name at least one of"
             " them (`text_encoder_taps` in the pipeline's config)."
         )
-    ids = tokenise(tokenizer, captions, max_sequence_length)
     device = execution_device(text_encoder)
     distinct = list(dict.fromkeys(map(tuple, ids)))
     features = dict(zip(distinct, _run(text_encoder, distinct, taps, device), strict=True))

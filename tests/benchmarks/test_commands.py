@@ -13,6 +13,7 @@ TINY = {
     "full": ["--tiny", "--rounds", "1", "--steps", "2", "--no-compile"],
     "kernels": ["--dtype", "bfloat16", "--tokens", "9", "--rounds", "1", "--no-compile"],
     "products": ["--rounds", "1"],
+    "caption_cache": ["--rounds", "1", "--gigabytes", "0.001", "--pixels", "32"],
     "attention": ["--rounds", "1", "--lengths", "8", "16"],
     "attention, backends": ["--backends", "--tiny", "--rounds", "1"],
     "forms": ["--pictures", "1", "--steps", "1"],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import traceback
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..model import Context, Ideogram4Transformer2DModel, Modulation
 from ..offload import execution_device, is_offloaded
 from ..packing import Layout
-from ..weights import weights_key
+from ..weights import Snapshot, snapshot
 from .exclusive import adapters_scaled, exclusive
 from .graphs import Graphs, Inputs, Pool
 from .interrupts import Held
@@ -202,7 +203,9 @@ class _Branch:
         self.graphs = None if pool is None else Graphs(transformer, pool)
         self._parts: list[Context] = []
         self._packed: Context | None = None
-        self._schedules: OrderedDict[Hashable, Modulation] = OrderedDict()  # the latest last
+        self._schedules: OrderedDict[tuple[float, ...], Modulation] = OrderedDict()  # the latest last
+        self._begun: WeakSet[Request] = WeakSet()  # whose schedules were computed from the weights of `_weights`
+        self._weights: Snapshot | None = None
 
     def project(self, features: Tensor) -> Tensor:
         device = execution_device(self.transformer)
@@ -246,20 +249,29 @@ class _Branch:
         return self._packed
 
     def _modulation(self, requests: Sequence[Request]) -> Modulation | None:
-        """Rows of whole schedules, computed once for each; None where steps are better computed one by one."""
+        """Rows of whole schedules, computed once for each; None where steps are better computed one by one.
+
+        A schedule is computed anew when a request begins, and when weights have changed as far as that shows: writes
+        through `.data` do not, so a request that is under way does not see them.
+        """
         ahead = self.transformer.modulates_ahead and not is_offloaded(self.transformer)
-        weights = weights_key(*self.transformer.time_layers) if ahead else None
+        weights = snapshot(self.transformer.time_layers) if ahead else None
         if weights is None or len({request.schedule for request in requests}) > SCHEDULES:
             return None
+        if self._weights is None or not self._weights.is_still(weights):
+            self._schedules.clear()
+        self._weights = weights
+        for request in requests:
+            if request not in self._begun:
+                self._schedules.pop(request.schedule, None)
+                self._begun.add(request)
         rows = []
         for request in requests:
-            key = (weights, request.schedule)
-            if key not in self._schedules:
+            if request.schedule not in self._schedules:
                 times = torch.tensor(request.schedule, device=self.transformer.device)
-                made = self.transformer.modulate(times, attention_kwargs=self.attention_kwargs)
-                self._schedules[key] = made
-            self._schedules.move_to_end(key)
-            rows.append((self._schedules[key], request.step))
+                self._schedules[request.schedule] = self.transformer.modulate(times)
+            self._schedules.move_to_end(request.schedule)
+            rows.append((self._schedules[request.schedule], request.step))
         while len(self._schedules) > SCHEDULES:
             self._schedules.popitem(last=False)
         return Modulation.of_steps(rows)

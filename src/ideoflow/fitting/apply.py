@@ -11,6 +11,7 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from ..offload import is_offloaded
+from ..weights import keep_contents_key
 from .components import AUTOENCODER, CONDITIONAL, NAMES, TEXT_ENCODER, UNCONDITIONAL
 from .memory import free_memory
 from .plans import FREED, STAYS, STREAMED, SWAPPED, TURNS, Plan
@@ -160,7 +161,8 @@ class LetGo(ModelHook):
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        for parameter in module.parameters():  # in place: embedded captions are kept for these very parameters
+        keep_contents_key(module.get_submodule("language_model"))  # under which embedded captions are kept
+        for parameter in module.parameters():
             parameter.data = parameter.data.new_empty(0)
         return output
 
