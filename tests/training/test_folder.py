@@ -176,6 +176,12 @@ def test_a_picture_in_the_list_says_that_the_file_beside_it_is_not_read(tmp_path
     assert any("what is beside it is not read" in note.text for note in survey.notes)
 
 
+def test_half_a_character_in_a_caption_is_named(tmp_path):
+    listed = b'{"file_name": "a.png", "text": "a \\ud800 cat"}'
+    survey = scan(fill(tmp_path, {"a.png": picture(), "metadata.jsonl": listed}))
+    assert not survey.examples and "surrogate" in reasons(survey.skipped)["a.png"]
+
+
 @pytest.fixture
 def linked(tmp_path) -> Path:
     """A folder with links to inside and outside."""

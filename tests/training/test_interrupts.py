@@ -10,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -125,6 +127,8 @@ def test_resume_alone_goes_on_with_all_settings_of_the_run(pictures, tmp_path, u
     assert_same_end(out, uninterrupted)
     previews = sorted(path.name for path in (out / "previews").iterdir())
     assert previews == ["all.png", "step-0000000.png", "step-0000005.png"]
+    rows = [np.asarray(Image.open(out / "previews" / name)) for name in previews]
+    assert (rows[0] == np.concatenate(rows[1:])).all() and (rows[1] != rows[2]).any()
 
 
 def test_an_interrupt_before_the_first_step_is_one_line(pictures, tmp_path, monkeypatch):

@@ -136,17 +136,38 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(pictures, tmp_pa
 def test_two_processes_and_one_give_the_same_loss_curve(pictures, tmp_path, launch, finish, parallel, method):
     options = dict(data=str(pictures), cache=str(tmp_path / "cache"), parallel=parallel, method=method)
     options = SMALL | options | dict(steps=8, tokens=400, caption_dropout=0.2, ema=0.9)
+    options |= dict(validation=0.25, validate_every=4)
     finish(launch(options | {"out": str(tmp_path / "two")}, tmp_path / "two.txt", processes=2))
     finish(launch(options | {"out": str(tmp_path / "one"), "accumulate": 2}, tmp_path / "one.txt"))
     two, one = losses(tmp_path / "two.txt"), losses(tmp_path / "one.txt")
     assert one.keys() == two.keys() == set(range(1, 9))
     assert all(abs(two[step] - one[step]) <= 1e-5 * one[step] for step in one)
     assert len({round(loss, 6) for loss in one.values()}) == 8
+    two, one = losses(tmp_path / "two.validation"), losses(tmp_path / "one.validation")
+    assert one.keys() == two.keys() == {0, 4, 8} and len({*one.values()}) == 3
+    assert all(abs(two[step] - one[step]) <= 1e-5 * one[step] for step in one)
     # A run may go on with another number of processes, as long as a step takes the same batches.
     finish(
         launch(options | {"out": str(tmp_path / "two"), "accumulate": 2, "steps": 9}, tmp_path / "on.txt", resume=True)
     )
     assert losses(tmp_path / "on.txt").keys() == {9}
+
+
+@pytest.mark.slow
+def test_two_interrupted_processes_save_the_same_step_and_go_on(pictures, tmp_path, launch, finish):
+    options = SMALL | dict(data=str(pictures), cache=str(tmp_path / "cache"), tokens=400, steps=200, save_every=500)
+    out, log = tmp_path / "run", tmp_path / "losses.txt"
+    run = launch(options | {"out": str(out)}, log, processes=2)
+    while run.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 2):
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)  # to the launcher, which ends its processes
+    run.communicate(timeout=300)
+    (saved,) = checkpoints.saved(out / "checkpoints")
+    reached = checkpoints.load(saved).step
+    assert 2 <= reached < 200 and len(losses(log)) == reached
+    again = options | {"out": str(out), "steps": reached + 1}
+    finish(launch(again, log, processes=2, resume=True))
+    assert losses(log).keys() == set(range(1, reached + 2))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(pictures, tmp_path):

@@ -7,9 +7,9 @@ import os
 import shlex
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -142,13 +142,20 @@ def _train(config: str | None, flags: dict[str, Any], resume: bool, dry_run: boo
                         trainer.resume()
                     trainer.run()
         except Stopped as error:
-            console.fail(str(error), console.FAILED)
+            _end(str(error), console.FAILED)
         except Interrupted as error:
-            console.fail(f"{error}; to go on: {again}", console.INTERRUPTED)
+            _end(f"{error}; to go on: {again}", console.INTERRUPTED)
         except KeyboardInterrupt:
             saved = checkpoints.saved(out / "checkpoints")
             kept = f"to go on from {saved[-1].name}: {again}" if saved else "there is no checkpoint, start again."
-            console.fail(f"interrupted; what is encoded is kept; {kept}", console.INTERRUPTED)
+            _end(f"interrupted; what is encoded is kept; {kept}", console.INTERRUPTED)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    """End with a code, and say why in one of the processes, for it is the same in all."""
+    if os.environ.get("RANK", "0") != "0":
+        raise typer.Exit(code)
+    console.fail(message, code)
 
 
 def _watchers(settings: Settings, bars: Progress, processes: int, dry_run: bool) -> Sequence[Watcher]:
@@ -227,7 +234,8 @@ class Lines(Watcher):
 
     def on_signal(self) -> None:
         """That it was heard; past the bars, for a signal may come while they are drawn."""
-        os.write(2, b"\ninterrupted: this step is finished and saved; Ctrl-C again stops at once\n")
+        with suppress(OSError):
+            os.write(2, b"\ninterrupted: this step is finished and saved; Ctrl-C again stops at once\n")
 
     def on_end(self, trainer: Trainer, written: list[Path]) -> None:
         """What was written."""

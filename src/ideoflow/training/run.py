@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,9 +85,10 @@ def load_pipeline(settings: Settings, group: Group) -> Ideogram4Pipeline:
     """The pipeline that is trained, on the device of this process; frozen weights in the settings' precision.
 
     Raises:
-        ValueError: if `base` goes with a model that has everything.
+        ValueError: if `model` or `base` is not there, or `base` goes with a model that has everything.
     """
-    model, base = (_place(name) for name in (settings.model.model or SKETCH, settings.model.base))
+    model = _place("model", settings.model.model or SKETCH)
+    base = settings.model.base and _place("base", settings.model.base)
     # What is stored in few bits can stay so under an adapter, but cannot be trained itself.
     options = {"dtype": getattr(torch, settings.model.dtype), "dequantize": settings.model.method == "full"}
     if Path(model).is_file():
@@ -101,8 +101,16 @@ def load_pipeline(settings: Settings, group: Group) -> Ideogram4Pipeline:
     return pipeline.to(group.device)
 
 
-def _place(name: str) -> str:
-    return str(sketch.path()) if name == SKETCH else os.path.expanduser(name)
+def _place(option: str, name: str) -> str:
+    """A path that is there, or a name on the hub: OWNER/NAME."""
+    if name == SKETCH:
+        return str(sketch.path())
+    path = Path(name).expanduser()
+    if path.exists():
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 or path.suffix in (".safetensors", ".gguf", ".json"):
+        raise ValueError(f"`{option}` {name}: there is no such folder or file, and names on the hub are OWNER/NAME.")
+    return name
 
 
 def survey(settings: Settings, tokenizer: Any, watchers: Sequence[Watcher] = ()) -> Survey:
