@@ -70,7 +70,7 @@ def float8_rows(weights: Mapping[str, Tensor], only: Callable[[str], bool] = lam
     found: Weights = {}
     for name, tensor in weights.items():
         if is_linear(name, tensor) and only(name):
-            scale = tensor.float().abs().amax(1) / 448
+            scale = tensor.float().abs().amax(1).clamp(min=1e-12) / 448
             found[name] = (tensor.float() / scale[:, None]).to(torch.float8_e4m3fn)
             found[name.replace(".weight", ".weight_scale")] = scale
         else:
@@ -84,7 +84,7 @@ def float8_scaled(weights: Mapping[str, Tensor], *, old: bool) -> Weights:
     for name, tensor in weights.items():
         if is_linear(name, tensor) and name.startswith("layers."):
             layer = name.removesuffix("weight")
-            scale = tensor.float().abs().amax() / 448
+            scale = tensor.float().abs().amax().clamp(min=1e-12) / 448
             found[name] = (tensor.float() / scale).to(torch.float8_e4m3fn)
             if old:
                 found[layer + "scale_weight"] = scale.reshape(1)

@@ -178,7 +178,7 @@ def test_files_of_a_variant_alone_are_loaded_where_they_are_asked_for(model, tmp
     model.save_pretrained(tmp_path, variant="fp16", **({"max_shard_size": "100KB"} if shards else {}))
 
     assert_same(Ideogram4Transformer2DModel.from_pretrained(tmp_path, variant="fp16"), model.state_dict())
-    with pytest.raises(OSError, match="Error no file named diffusion_pytorch_model.bin found in directory") as error:
+    with pytest.raises(OSError, match=r"Error no file named diffusion_pytorch_model\.bin found in directory") as error:
         Ideogram4Transformer2DModel.from_pretrained(tmp_path)
     assert isinstance(error.value, CheckpointError) and "pass variant='fp16'" in str(error.value)
 

@@ -366,7 +366,7 @@ def test_the_last_tensor_may_be_padded_or_not(tmp_path):
 def test_tensors_that_overlap_are_refused(tmp_path):
     start = header(2, 0, tensor(b"a") + tensor(b"b", offset=64))
     (tmp_path / "x").write_bytes(start + bytes(-len(start) % 32) + bytes(64 + 128))
-    with pytest.raises(CheckpointError, match="'b' should begin at byte .* and is said to at"):
+    with pytest.raises(CheckpointError, match=r"'b' should begin at byte .* and is said to at"):
         GgufSource(tmp_path / "x")
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -176,26 +176,65 @@ def _weights(source: Source, prefix: str, naming: Naming) -> tuple[tuple[StoredW
         if not prefix and layer.split(".")[0] not in _TOPS:
             names = [info.name for info in infos.values()]
             raise CheckpointError(f"{source.path} holds tensors that the model has no place for: {some(names)}.")
-        if "weight" not in infos:
-            name = next(iter(infos.values())).name
-            raise CheckpointError(f"{source.path}: {name!r} belongs to a weight that is not there.")
-        storage = next((kind for kind in KINDS if kind.claims(infos)), None)
-        if storage is None:
-            weight, beside = infos["weight"], ", ".join(sorted(set(infos) - {"weight"})) or "nothing"
-            raise CheckpointError(
-                f"{weight.file}: {weight.name!r} is {weight.dtype} with {beside} beside it, which is no storage that is"
-                f" known: {', '.join(kind.name for kind in KINDS)}."
-            )
-
-        def note(part: str, infos: Infos = infos) -> bytes:
-            return source.note(infos[part].name)
-
-        try:
-            shape = tuple(storage.shape(infos, note))
-        except CheckpointError as error:
-            raise CheckpointError(f"{infos['weight'].file}: {error}") from error
+        storage, shape = recognise(source, infos)
         stored.append(StoredWeight(layer, parameter, storage, infos, shape, targets(layer, naming)))
+    check_scales(source, [(weight.infos, weight.shape) for weight in stored], scaled=bool(notes))
     return tuple(stored), tuple(notes)
+
+
+def part_of(name: str) -> tuple[str, str]:
+    """The name of the parameter that a tensor of a file belongs to, and what it is of it: "weight", "weight_scale" ...
+
+    Whatever is not known to belong with a weight is "weight" of its own name: biases, buffers.
+    """
+    match = _PART.fullmatch(name)
+    if match is None or match["part"] == "bias":
+        return name, "weight"
+    return f"{match['layer']}.weight", match["part"]
+
+
+def is_note(name: str) -> bool:
+    """Whether a tensor is a program's note on the whole file, which is scaled where it is there, and no weight."""
+    return _NOTES.fullmatch(name) is not None
+
+
+def recognise(source: Source, infos: Infos) -> tuple[Storage, tuple[int, ...]]:
+    """The kind of storage of a weight's parts, and the weight's shape.
+
+    Raises:
+        CheckpointError: naming the tensor of which nothing is known.
+    """
+    if "weight" not in infos:
+        name = next(iter(infos.values())).name
+        raise CheckpointError(f"{source.path}: {name!r} belongs to a weight that is not there.")
+    storage = next((kind for kind in KINDS if kind.claims(infos)), None)
+    if storage is None:
+        weight, beside = infos["weight"], ", ".join(sorted(set(infos) - {"weight"})) or "nothing"
+        raise CheckpointError(
+            f"{weight.file}: {weight.name!r} is {weight.dtype} with {beside} beside it, which is no storage that is"
+            f" known: {', '.join(kind.name for kind in KINDS)}."
+        )
+    try:
+        return storage, tuple(storage.shape(infos, lambda part: source.note(infos[part].name)))
+    except CheckpointError as error:
+        raise CheckpointError(f"{infos['weight'].file}: {error}") from error
+
+
+def check_scales(source: Source, weights: Iterable[tuple[Infos, tuple[int, ...]]], scaled: bool) -> None:
+    """Raise where a float8 weight would be used without the scale that it was stored with.
+
+    Files without any scale are those that were cast as a whole, and need none.
+
+    Args:
+        source: Of the weights.
+        weights: Parts and shapes.
+        scaled: Whether a note or a configuration says that they have scales.
+    """
+    matrices = [infos for infos, shape in weights if infos["weight"].dtype == "F8_E4M3" and len(shape) >= 2]
+    bare = [infos["weight"].name for infos in matrices if set(infos) == {"weight"}]
+    if bare and (scaled or len(bare) < len(matrices)):
+        why = "that others have" if len(bare) < len(matrices) else "that the file, or its configuration, speaks of"
+        raise CheckpointError(f"{source.path}: fp8 weights without the scales {why}: {some(bare)}.")
 
 
 _TOPS = {
@@ -240,10 +279,6 @@ def _ranges(numbers: set[int]) -> str:
     return f"0 to {len(numbers) - 1}" if whole and numbers else some([str(one) for one in sorted(numbers)]) or "none"
 
 
-def _is_float8_matrix(weight: StoredWeight) -> bool:
-    return weight.infos["weight"].dtype == "F8_E4M3" and len(weight.shape) == 2
-
-
 def _checked(source: Source, weights: tuple[StoredWeight, ...], config: Mapping[str, Any]) -> tuple[StoredWeight, ...]:
     """The weights in the model's order, where they are all of the model's and nothing else."""
     layers = {int(match[1]) for weight in weights if (match := re.match(r"layers\.(\d{1,9})\.", weight.name))}
@@ -256,10 +291,6 @@ def _checked(source: Source, weights: tuple[StoredWeight, ...], config: Mapping[
         wanted = parameter_shapes(config)
     except ValueError as error:
         raise CheckpointError(f"{source.path}: its configuration makes no model: {error}") from error
-    scaled = {weight.infos.keys() > {"weight"} for weight in weights if _is_float8_matrix(weight)}
-    if len(scaled) == 2:
-        bare = [w.infos["weight"].name for w in weights if _is_float8_matrix(w) and set(w.infos) == {"weight"}]
-        raise CheckpointError(f"{source.path}: fp8 weights without the scales that others have: {some(bare)}.")
     for weight in weights:
         if len(weight.targets) > 1 and (not weight.shape or weight.shape[0] % 3):
             raise CheckpointError(

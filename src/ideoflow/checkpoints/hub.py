@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -14,6 +15,8 @@ from huggingface_hub.utils import HfHubHTTPError
 from .errors import CheckpointError
 from .source import STEMS
 
+BUNDLED = "sketch"  # the name by which the command line knows the bundled model
+HUB_ERRORS = (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError)
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
@@ -32,6 +35,7 @@ def local_folder(path: str | os.PathLike[str], subfolder: str | None, variant: s
     folder = Path(path).expanduser()
     if folder.exists():
         return folder / subfolder if subfolder else folder
+    check_id(path)
     inside = f"{subfolder}/" if subfolder else ""
     try:
         names = None
@@ -39,12 +43,45 @@ def local_folder(path: str | os.PathLike[str], subfolder: str | None, variant: s
             names = HfApi(token=hub.get("token")).list_repo_files(str(path), revision=hub.get("revision"))
         patterns = [f"{inside}config.json", *_weights(names, inside, variant)] if names else [f"{inside}*"]
         return Path(snapshot_download(str(path), allow_patterns=patterns, **hub)) / (subfolder or "")
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().splitlines()
-        raise CheckpointError(
-            f"{path}: there is no such folder here, and as a hub id it cannot be fetched"
-            f" ({type(error).__name__}: {reason[0] if reason else 'no reason given'})."
-        ) from error
+    except HUB_ERRORS as error:
+        raise not_fetched(path, error) from error
+
+
+def check_id(path: str | os.PathLike[str]) -> None:
+    """Raise for what is nothing here and can be no hub id, or is nearly the name of a folder: no network is asked.
+
+    Raises:
+        CheckpointError: with the names that are near.
+    """
+    text = str(path)
+    near = _near(text)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and not near:
+        return
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise CheckpointError(f"{text}: there is no such folder here, and a hub id has the form name/model.{hint}")
+
+
+def _near(text: str) -> list[str]:
+    """Folders here, and the bundled model, whose names are nearly this one."""
+    place = Path(text).expanduser()
+    if not place.name or not place.parent.is_dir():
+        return []
+    try:
+        folders = {entry.name: str(entry) for entry in place.parent.iterdir() if entry.is_dir()}
+    except OSError:
+        folders = {}
+    if place.name == text:
+        folders[BUNDLED] = f"{BUNDLED} (the bundled model; in Python `ideoflow.sketch.path()`)"
+    return [folders[name] for name in difflib.get_close_matches(place.name, folders, 3, 0.75)]
+
+
+def not_fetched(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    """The error of a hub id that the hub does not give."""
+    reason = str(error).strip().splitlines()
+    return CheckpointError(
+        f"{path}: there is no such folder here, and as a hub id it cannot be fetched"
+        f" ({type(error).__name__}: {reason[0] if reason else 'no reason given'})."
+    )
 
 
 def local_file(path: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
@@ -57,7 +94,7 @@ def local_file(path: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
     name, revision, file = match.groups()
     try:
         return Path(hf_hub_download(name, file, **{"revision": revision, **hub}))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except HUB_ERRORS as error:
         raise CheckpointError(f"{path} cannot be fetched: {type(error).__name__}: {error}") from error
 
 

@@ -47,6 +47,11 @@ def handing_on(**arguments: Any) -> Iterator[None]:
         _of_pipeline.reset(token)
 
 
+def option(name: str, kwargs: Mapping[str, Any]) -> Any:
+    """An argument of ours: as given to a component, else as given to the pipeline that it is loaded for."""
+    return kwargs.get(name, (_of_pipeline.get() or {}).get(name))
+
+
 def from_pretrained(
     cls: type[Model], theirs: Callable[..., Model], path: str | os.PathLike[str], **kwargs: Any
 ) -> Model:
@@ -59,13 +64,14 @@ def from_pretrained(
         kwargs: As in `Ideogram4Transformer2DModel.from_pretrained`.
     """
     given = {key: value for key, value in kwargs.items() if value is not None and value is not False}
-    device = _device(kwargs.get("device_map"))
+    device = one_device(kwargs.get("device_map"))
     variant = kwargs.get("variant")
     hub = {key: given[key] for key in HUB_ARGUMENTS if key in given}
     folder = local_folder(path, kwargs.get("subfolder"), variant, hub)
     settled = {"config", "subfolder", *OURS, *HUB_ARGUMENTS} - {"quantization_config"}
+    own = {key: value for key, value in kwargs.items() if key not in settled} | {"use_safetensors": True}
     if _is_quantized_by(folder, ("torchao",)):
-        return theirs(folder, **{key: value for key, value in kwargs.items() if key not in settled})
+        return theirs(folder, **own)
     checkpoint = open_checkpoint(folder, variant=variant, config=kwargs.get("config"))
     needs_theirs = [key for key in THEIRS if key in given]
     if device is None:
@@ -76,7 +82,7 @@ def from_pretrained(
                 f"`{needs_theirs[0]}` is for checkpoints in diffusers' form, and {folder} is {checkpoint.form}: convert"
                 " it first (ideoflow convert SRC DST --to peer), or leave the argument out."
             )
-        return theirs(folder, **{key: value for key, value in kwargs.items() if key not in settled})
+        return theirs(folder, **own)
     assert device is not None
     return _load(cls, checkpoint, device, kwargs)
 
@@ -101,7 +107,7 @@ def from_single_file(
     if isinstance(config, (str, os.PathLike)) and not os.path.exists(config):
         config = local_folder(config, kwargs.get("subfolder") or branch, None, hub)
     checkpoint = open_checkpoint(local_file(path, hub), branch, config=config)
-    device = _device(kwargs.pop("device", None) or kwargs.get("device_map"))
+    device = one_device(kwargs.pop("device", None) or kwargs.get("device_map"))
     if device is None:
         raise CheckpointError(f"`device_map` is {kwargs['device_map']!r}: of a single file, give one device.")
     return _load(cls, checkpoint, device, kwargs)
@@ -125,7 +131,7 @@ def _load(cls: type[Model], checkpoint: Checkpoint, device: torch.device, kwargs
     return load_transformer(checkpoint, dtype=dtype, device=device, model_class=cls, **options)
 
 
-def _device(device_map: Any) -> torch.device | None:
+def one_device(device_map: Any) -> torch.device | None:
     """The one device that all goes to; None where a device map says more than that."""
     if isinstance(device_map, Mapping):
         if set(device_map) != {""}:

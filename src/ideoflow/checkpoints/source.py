@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_INDEX = 64 * 2**20  # bytes
+AT_ONCE = 32 * 2**20  # bytes that are read through one map of a file, whose pages stay in memory as long as it does
 INDEX = ".safetensors.index"
 # What diffusers and transformers call the files of a folder, before a variant and `.safetensors`.
 STEMS = ("diffusion_pytorch_model", "model")
@@ -59,7 +60,7 @@ class Source(Protocol):
         """The bytes of a small tensor of bytes, which says something of others."""
 
     def read(self, name: str) -> Tensor:
-        """A tensor on the CPU, to be copied: when it goes, nothing of the file stays in memory."""
+        """A tensor on the CPU, to be copied: when it goes, little of the file stays in memory."""
 
     def map(self, name: str) -> Tensor:
         """A tensor to be kept: its pages are read when they are first used, and the system may drop them again."""
@@ -81,6 +82,8 @@ class SafetensorsSource:
         self.path, self.files = path, files
         # One map of a file for all tensors that are kept: pages of two maps count twice in what a process holds.
         self._maps: dict[Path, Any] = {}
+        self._reader: tuple[Path, Any] | None = None
+        self._read = 0  # bytes, through it
         self.infos: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
         for file in files:
@@ -104,8 +107,12 @@ class SafetensorsSource:
             return self._tensor(opened, name).tobytes()
 
     def read(self, name: str) -> Tensor:
-        with _opened(self.infos[name].file) as opened:
-            return self._tensor(opened, name)
+        file = self.infos[name].file
+        if self._reader is None or self._reader[0] != file or self._read >= AT_ONCE:
+            self._reader, self._read = (file, _opened(file).__enter__()), 0
+        tensor = self._tensor(self._reader[1], name)
+        self._read += tensor.nbytes
+        return tensor
 
     def map(self, name: str) -> Tensor:
         file = self.infos[name].file
@@ -121,7 +128,7 @@ class SafetensorsSource:
             raise CheckpointError(f"{file}: the tensor {name!r} cannot be read: {error}.") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}
+        return {**self.__dict__, "_maps": {}, "_reader": None}
 
 
 def open_source(path: str | os.PathLike[str], variant: str | None = None) -> Source:
@@ -157,12 +164,13 @@ def _open_folder(folder: Path, variant: str | None) -> Source:
     weights = [name for name in names if name.endswith((".safetensors", ".gguf", f"{INDEX}.json"))]
     pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     indexes = [name for name in weights if name.endswith(".json")]
-    variants = {match[1] or match[2] for match in map(_VARIANT.fullmatch, weights) if match}
+    variants = sorted({match[1] or match[2] for match in map(_VARIANT.fullmatch, weights) if match})
     if variant is None and variants and all(map(_VARIANT.fullmatch, weights)):
+        ask = " or ".join(f"variant={name!r}" for name in variants)
         # The first words are those that programs written for diffusers look for.
         raise MissingFileError(
-            f"Error no file named {STEMS[0]}.bin found in directory {folder}, nor any other weights but of variants, which"
-            f" are loaded where they are asked for: pass variant={' or variant='.join(map(repr, sorted(variants)))}."
+            f"Error no file named {STEMS[0]}.bin found in directory {folder}, nor other weights but those of variants,"
+            f" which are loaded where they are asked for: pass {ask}."
         )
     if variant is None and len(indexes or weights) == 1:
         return open_source(folder / (indexes or weights)[0])

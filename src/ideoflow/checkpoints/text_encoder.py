@@ -1,28 +1,62 @@
-"""The text encoder without its vision tower, which no caption needs and which is never brought into memory."""
+"""The text encoder, of any form that its weights may have, without its vision tower, which no caption needs."""
 
 from __future__ import annotations
 
+import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from accelerate import init_empty_weights
+from torch import nn
 from transformers import AutoModel, PreTrainedModel, Qwen3VLConfig  # noqa: F401 (diffusers looks for the second here)
+from transformers.initialization import no_init_weights
 
-from .errors import CheckpointError
+from .component_configs import making, read_text_encoder_config
+from .errors import CheckpointError, some
+from .files import read_json
+from .filling import fill, match_tensors
+from .forms import part_of, recognise
+from .hub import HUB_ARGUMENTS, local_folder
+from .pretrained import one_device, option
 from .resting import Reader, Resting
-from .source import Source, open_source
+from .source import Source, TensorInfo, open_source
+from .storage import Infos, Storage
 
 TOWER = "visual."
 WHY = "captions need the language model alone. `transformers.Qwen3VLModel.from_pretrained` loads the vision tower too."
+BLOCKS = r"language_model\.layers\..*"  # whose linear layers may keep few bits; embeddings are looked up
+# Arguments that mean the same here as there; with any other, transformers' own loader is asked.
+KNOWN = {"dtype", "torch_dtype", "device_map", "variant", "subfolder", "dequantize", *HUB_ARGUMENTS}
+NO_MEANING = {"use_safetensors", "low_cpu_mem_usage", "disable_mmap", "proxies"}
+
+# llama.cpp's names, as its converter writes them for Qwen's models; the vision tower is a file of its own there.
+_LLAMA = {
+    "token_embd": "embed_tokens",
+    "output_norm": "norm",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_LLAMA_NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.((?:weight|bias).*)")
 
 
 class Qwen3VLModel(transformers.Qwen3VLModel):
     """transformers' model of this name, its vision tower left in the file it was loaded from.
 
-    Everything else is transformers': the files it reads, sharded or quantized, types, device maps. Saving it writes the
-    tower too, as long as its file is there.
+    Weights in float8 with their scales, in bitsandbytes' 4 bits and in GGUF's blocks stay so, or are expanded with
+    `dequantize`. Saving the model writes the tower too, as long as its file is there.
     """
 
     _keys_to_ignore_on_load_unexpected = (r"(.*\.)?visual\..*", r"lm_head\..*")
@@ -36,24 +70,169 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' method."""
-        model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        folder = Path(str(pretrained_model_name_or_path)) / kwargs.get("subfolder", "")
-        loaded = model[0] if isinstance(model, tuple) else model
-        if folder.is_dir():
-            loaded.visual = Resting(_tower(folder, kwargs.get("variant")), WHY, loaded.dtype)
-        return model
+        """Load a text encoder from a folder or a hub id, in any form that its weights may have.
+
+        Args:
+            pretrained_model_name_or_path: Folder or hub id.
+            args: As transformers' method.
+            kwargs: As transformers' method, and `dequantize=True` to expand weights that are stored in few bits. With
+                a `quantization_config` or a device map over several devices, transformers loads the model itself.
+
+        Raises:
+            CheckpointError: a ValueError that names the file, and the tensor, that cannot be used.
+        """
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key)}
+        folder = local_folder(pretrained_model_name_or_path, kwargs.get("subfolder"), kwargs.get("variant"), hub)
+        config, fp8 = read_text_encoder_config(folder)
+        source = open_source(folder, kwargs.get("variant"))
+        if _is_for_transformers(config, source, args, kwargs):
+            return cls._from_transformers(folder, source, *args, **kwargs)
+        return cls._load(source, config, fp8, str(pretrained_model_name_or_path), **kwargs)
+
+    @classmethod
+    def from_single_file(
+        cls, path: str | os.PathLike[str], *, config: str | os.PathLike[str], **kwargs: Any
+    ) -> Qwen3VLModel:
+        """Load a text encoder from one file of any form, as users of ComfyUI and llama.cpp have it.
+
+        Args:
+            path: The file.
+            config: The text encoder's folder in the layout of transformers, for its `config.json`.
+            kwargs: `dtype`, `device_map` and `dequantize`, as in `from_pretrained`.
+        """
+        settings, _ = read_text_encoder_config(Path(config).expanduser())
+        return cls._load(open_source(path), settings, False, str(path), **kwargs)
+
+    @classmethod
+    def _load(cls, source: Source, config: Qwen3VLConfig, fp8: bool, name: str, **kwargs: Any) -> Qwen3VLModel:
+        dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.get_default_dtype()
+        if isinstance(dtype, str):
+            dtype = config.dtype or torch.float32 if dtype == "auto" else getattr(torch, dtype, None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+            raise ValueError(f"`dtype` is {dtype!r}: give torch.float32, torch.bfloat16 or torch.float16.")
+        config.dtype = config.text_config.dtype = config.vision_config.dtype = dtype
+        config.name_or_path = name
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # of the file; what becomes of it is said below
+        with making(source.path, "text encoder"), no_init_weights(), init_empty_weights(include_buffers=False):
+            model = cls(config)
+        matches = match_tensors(source, model, _name, scaled=fp8)
+        device = one_device(kwargs.get("device_map"))
+        assert device is not None
+        dequantize = option("dequantize", kwargs)
+        kept = fill(
+            model,
+            source,
+            matches,
+            dtype=dtype,
+            device=device,
+            keep=None if dequantize else BLOCKS,
+            what="text_encoder",
+        )
+        for module in model.modules():
+            for key, buffer in module._buffers.items():
+                module._buffers[key] = None if buffer is None else buffer.to(device)  # rotary frequencies
+        model.visual = Resting(_tower(source), WHY, dtype)
+        for storage in kept.values():
+            _finish(model, storage, dtype)
+        return model.eval()
+
+    @classmethod
+    def _from_transformers(cls, folder: Path, source: Source, *args: Any, **kwargs: Any) -> Any:
+        """By transformers, which knows more kinds of quantization; what it only logs is an error here."""
+        low = {
+            source.infos[name].dtype for name in source.infos if part_of(name)[1] in ("weight_scale", "scale_weight")
+        }
+        config = kwargs.get("quantization_config")
+        if low and config is None and "quantization_config" not in read_json(folder / "config.json"):
+            raise CheckpointError(
+                f"{folder} holds weights with scales, which transformers' loader would leave out: load it without"
+                f" {', '.join(sorted(set(kwargs) - KNOWN - NO_MEANING)) or '`device_map` over several devices'}."
+            )
+        wants_info = kwargs.pop("output_loading_info", False)
+        settled = {"dequantize", "subfolder", *HUB_ARGUMENTS}
+        own = {key: value for key, value in kwargs.items() if key not in settled}
+        own |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = super().from_pretrained(folder, *args, **own)
+        wrong = {
+            what: sorted(map(str, names))
+            for what, names in (
+                ("missing are", info.get("missing_keys", ())),
+                ("no place is there for", info.get("unexpected_keys", ())),
+                ("of another shape are", info.get("mismatched_keys", ())),
+            )
+            if names
+        }
+        if wrong:
+            told = "; ".join(f"{what} {some(names)}" for what, names in wrong.items())
+            raise CheckpointError(
+                f"{folder} does not hold what the text encoder of its configuration is made of: {told}."
+            )
+        model.visual = Resting(_tower(source), WHY, model.dtype)
+        return (model, info) if wants_info else model
 
 
-def _tower(folder: Path, variant: str | None) -> dict[str, Reader]:
-    """What reads each tensor of the vision tower in a folder; nothing where it holds none that can be read."""
-    try:
-        source = open_source(folder, variant)
-    except CheckpointError:  # transformers has loaded the model from something else
-        return {}
-    names = {name[name.index(TOWER) + len(TOWER) :]: name for name in source.infos if TOWER in name}
-    return {name: partial(_read, source, full) for name, full in names.items()}
+def _is_for_transformers(config: Qwen3VLConfig, source: Source, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether something is asked for that transformers' loader alone does."""
+    asked = {key for key, value in kwargs.items() if value is not None and value is not False}
+    quantized = getattr(config, "quantization_config", None)
+    four_bits = any(part_of(name)[1] == "weight.absmax" for name in source.infos)
+    return (
+        bool(args)
+        or bool(asked - KNOWN - NO_MEANING)
+        or one_device(kwargs.get("device_map")) is None
+        or isinstance(kwargs.get("dtype"), dict)
+        or (quantized is not None and not four_bits)
+    )
 
 
-def _read(source: Source, name: str) -> torch.Tensor:
-    return source.read(name)
+def _name(full: str) -> str | None:
+    """The model's name of a tensor; None for the vision tower's and the output's, which no caption needs."""
+    name = full.removeprefix("model.")
+    if TOWER in full or name.startswith(("lm_head.", "output.weight", "v.", "mm.")):
+        return None
+    match = _LLAMA_NAME.fullmatch(full)
+    if match and match[2] in _LLAMA:
+        layer = f"layers.{match[1]}." if match[1] else ""
+        return f"language_model.{layer}{_LLAMA[match[2]]}.{match[3]}"
+    if name.startswith(("layers.", "embed_tokens.", "norm.")):  # the language model alone
+        return f"language_model.{name}"
+    return name
+
+
+def _finish(model: Qwen3VLModel, storage: Storage, dtype: torch.dtype) -> None:
+    """Say to the model what transformers asks of one that has layers of this kind."""
+    if storage.name != "nf4":
+        storage.finish(model, dtype)
+        return
+    from bitsandbytes.nn import Linear4bit
+    from transformers import BitsAndBytesConfig
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+    layers = [part for part in model.modules() if isinstance(part, Linear4bit)]
+    plain = [name for name, part in model.named_modules() if type(part) is nn.Linear]
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=layers[0].weight.quant_type,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=any(layer.weight.quant_state.nested for layer in layers),
+        llm_int8_skip_modules=["visual", "lm_head", *plain],
+    )
+    model.hf_quantizer = Bnb4BitHfQuantizer(config, pre_quantized=True)
+    model.hf_quantizer.postprocess_model(model)
+
+
+def _tower(source: Source) -> dict[str, Reader]:
+    """What reads each parameter of the vision tower; nothing where the files hold none."""
+    found: dict[str, dict[str, TensorInfo]] = {}
+    for full, info in source.infos.items():
+        if TOWER in full:
+            name, part = part_of(full[full.index(TOWER) + len(TOWER) :])
+            found.setdefault(name, {})[part] = info
+    return {name: partial(_expanded, source, infos) for name, infos in found.items()}
+
+
+def _expanded(source: Source, infos: Infos) -> torch.Tensor:
+    """A parameter of the tower, whatever it is stored as."""
+    storage, _ = recognise(source, infos)
+    return storage.expand({part: source.read(info.name) for part, info in infos.items()}, torch.float32)

@@ -24,8 +24,13 @@ class Float8(Storage):
     name = "fp8"
 
     def claims(self, infos: Infos) -> bool:
-        others = set(infos) - {"weight"} - set(IGNORED)
-        return infos["weight"].dtype == "F8_E4M3" and others <= set(SCALES) and len(others) <= 1
+        beside = set(infos) - {"weight"}
+        scales = beside - set(IGNORED)
+        return (
+            infos["weight"].dtype == "F8_E4M3"
+            and scales <= set(SCALES)
+            and len(scales) == bool(beside)  # a note that says a weight is scaled needs the scale
+        )
 
     def shape(self, infos: Infos, note: Callable[[str], bytes]) -> tuple[int, ...]:
         weight = infos["weight"]
@@ -37,7 +42,7 @@ class Float8(Storage):
     @staticmethod
     def _check(scale: tuple[int, ...], dtype: str, weight: tuple[int, ...], name: str) -> None:
         out = weight[0] if weight else 0
-        if len(weight) != 2 or scale not in ((), (1,), (1, 1), (out,), (out, 1)) or dtype not in ("F32", "F16", "BF16"):
+        if len(weight) < 2 or scale not in ((), (1,), (1, 1), (out,), (out, 1)) or dtype not in ("F32", "F16", "BF16"):
             raise CheckpointError(
                 f"the scale {name!r} is {dtype} of shape {list(scale)} for a weight of {list(weight)}: it must be F32"
                 f" of shape [{out}], or of a single value."
@@ -47,11 +52,12 @@ class Float8(Storage):
         return {"weight": parts["weight"][start:stop], "weight_scale": self.scale(parts)[start:stop]}
 
     def expand(self, parts: Parts, dtype: torch.dtype) -> Tensor:
-        if parts["weight"].ndim != 2:  # norms and biases of files that were cast as a whole
-            return parts["weight"].to(dtype)
+        weight = parts["weight"]
+        if weight.ndim < 2:  # norms and biases of files that were cast as a whole
+            return weight.to(dtype)
         from ...precision.linear import expand
 
-        return expand(parts["weight"], self.scale(parts), dtype)
+        return expand(weight.flatten(1), self.scale(parts), dtype).view(weight.shape)
 
     def layer(self, parts: Parts, dtype: torch.dtype) -> nn.Linear | None:
         from torch import nn

@@ -1,0 +1,75 @@
+"""The autoencoder, of any form that its weights may have, as diffusers' class."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLFlux2, ModelMixin  # noqa: F401 (diffusers looks for the second here)
+
+from .component_configs import making, read_autoencoder_config
+from .errors import CheckpointError
+from .filling import fill, match_tensors
+from .hub import HUB_ARGUMENTS, local_folder
+from .pretrained import IGNORED, one_device
+from .source import Source, open_source
+
+KNOWN = {"dtype", "torch_dtype", "device_map", "variant", "subfolder", *HUB_ARGUMENTS}
+
+
+class Autoencoder(AutoencoderKLFlux2):
+    """What a pipeline loads its autoencoder with: diffusers' class, every tensor checked. Few bits are expanded."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load an `AutoencoderKLFlux2` from a folder or a hub id.
+
+        Args:
+            pretrained_model_name_or_path: Folder or hub id.
+            kwargs: As diffusers' method. Device maps over several devices and the like are left to it.
+
+        Raises:
+            CheckpointError: a ValueError that names the file, and the tensor, that cannot be used.
+        """
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key)}
+        folder = local_folder(pretrained_model_name_or_path, kwargs.get("subfolder"), kwargs.get("variant"), hub)
+        config = read_autoencoder_config(folder)
+        source = open_source(folder, kwargs.get("variant"))
+        asked = {key for key, value in kwargs.items() if value is not None and value is not False}
+        if asked - KNOWN - set(IGNORED) or one_device(kwargs.get("device_map")) is None:
+            match_tensors(source, _empty(source, config))
+            if any(info.dtype.startswith("F8") for info in source.infos.values()):
+                raise CheckpointError(f"{folder} holds float8 weights: load it without {some_of(asked - KNOWN)}.")
+            settled = {"subfolder", *HUB_ARGUMENTS}
+            own = {key: value for key, value in kwargs.items() if key not in settled} | {"use_safetensors": True}
+            return AutoencoderKLFlux2.from_pretrained(folder, **own)
+        return _load(source, config, **kwargs)
+
+    @classmethod
+    def from_single_file(cls, path: Any, *, config: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load an `AutoencoderKLFlux2` from one file with diffusers' names, its configuration from a folder."""
+        return _load(open_source(path), read_autoencoder_config(Path(config).expanduser()), **kwargs)
+
+
+def some_of(names: set[str]) -> str:
+    """Names of arguments, as a sentence has them."""
+    return ", ".join(sorted(names)) or "`device_map` over several devices"
+
+
+def _empty(source: Source, config: dict[str, Any]) -> AutoencoderKLFlux2:
+    with making(source.path, "autoencoder"), torch.device("meta"):
+        return AutoencoderKLFlux2.from_config(config)
+
+
+def _load(source: Source, config: dict[str, Any], **kwargs: Any) -> AutoencoderKLFlux2:
+    dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise ValueError(f"`dtype` is {dtype!r}: give torch.float32, torch.bfloat16 or torch.float16.")
+    device = one_device(kwargs.get("device_map"))
+    assert device is not None
+    model = _empty(source, config)
+    fill(model, source, match_tensors(source, model), dtype=dtype, device=device, keep=None, what="vae")
+    model.register_to_config(_name_or_path=str(source.path))
+    return model.eval()
