@@ -137,6 +137,18 @@ def test_a_saved_float8_text_encoder_opens_again(weights, tokenizer, folder, tmp
     kept.save_pretrained(tmp_path / "again")
     again = Qwen3VLModel.from_pretrained(tmp_path / "again")
     assert torch.equal(features(again, tokenizer), features(kept, tokenizer))
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert config["ideogram_fp8_weight_only"] and config["quantization_config"] == {"quant_method": "ideoflow_fp8"}
+    kept.config.to_json_file(tmp_path / "config.json")
+    assert "fp8" not in (tmp_path / "config.json").read_text()
+
+
+def test_an_expanded_text_encoder_is_saved_for_every_reader(weights, tokenizer, folder, tmp_path):
+    stored = FLOAT8["rows"](weights)
+    Qwen3VLModel.from_pretrained(folder(stored, **FLAG), dequantize=True).save_pretrained(tmp_path / "again")
+    assert "fp8" not in (tmp_path / "again" / "config.json").read_text()
+    peer = transformers.Qwen3VLModel.from_pretrained(tmp_path / "again")
+    assert torch.equal(features(peer, tokenizer), features(by_transformers(expanded(stored)), tokenizer))
 
 
 def test_float8_of_a_cast_as_a_whole_needs_no_scales(weights, tokenizer, folder):

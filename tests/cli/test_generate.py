@@ -417,9 +417,27 @@ def test_what_is_in_few_bits_is_not_quantized_again(generate, tiny_folder: Path)
     )
 
 
+def test_a_folder_with_a_transformer_alone_draws_with_the_rest_of_another_model(generate, tiny_folder: Path):
+    shutil.copytree(tiny_folder / "transformer", "alone")
+    generate(LINE, "--out", "a.png")
+
+    generate(LINE, "--out", "b.png", "--model", "alone", "--base", str(tiny_folder))
+
+    assert (pixels("a.png") == pixels("b.png")).all()
+    assert "holds a transformer alone" in " ".join(generate(LINE, "--model", "alone", fails=2).output.split())
+
+
 @pytest.mark.parametrize("arguments", [["--base", "x"], ["--model", "sketch", "--base", "x"]])
-def test_a_base_goes_with_a_file(generate, arguments):
-    assert "--base goes with a file as --model" in generate(LINE, *arguments, fails=2).output
+def test_a_base_goes_with_a_transformer_alone(generate, arguments):
+    assert "--base goes with a file" in generate(LINE, *arguments, fails=2).output
+
+
+def test_a_model_that_is_neither_here_nor_a_hub_id_is_not_looked_for(generate, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise AssertionError("a network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    assert "Did you mean sketch" in " ".join(generate(LINE, "--model", "sketchh", fails=2).output.split())
 
 
 def test_cuda_graphs_need_cuda(generate):

@@ -78,7 +78,7 @@ def read_text_encoder_config(folder: Path) -> tuple[Qwen3VLConfig, bool]:
         _size(text[key], f"{file}: `text_config.{key}`", DEEPEST if key == "num_hidden_layers" else LARGEST)
     with making(file, "text encoder"):
         config = Qwen3VLConfig.from_dict(dict(found))
-        _not_misspelt(text, set(type(config.text_config)().to_dict()) | set(_ROPE) | {"rope_scaling"}, file)
+        not_misspelt(text, set(type(config.text_config)().to_dict()) | set(_ROPE) | {"rope_scaling"}, file)
     return config, found.get("ideogram_fp8_weight_only") is True
 
 
@@ -96,7 +96,7 @@ def read_autoencoder_config(folder: Path) -> dict[str, Any]:
             f"{file}: `_class_name` is {name!r}; the autoencoder of this model is an AutoencoderKLFlux2."
         )
     _needs(found, _AUTOENCODER_NEEDS, file)
-    _not_misspelt(found, AutoencoderKLFlux2._get_init_keys(AutoencoderKLFlux2), file)
+    not_misspelt(found, AutoencoderKLFlux2._get_init_keys(AutoencoderKLFlux2), file)
     channels = [*_list(found["block_out_channels"], file), *_list(found.get("decoder_block_out_channels") or [], file)]
     for value in (*channels, found["latent_channels"], found["norm_num_groups"]):
         _size(value, f"{file}: a number of channels or groups", 2**16)
@@ -141,7 +141,7 @@ def _size(value: Any, what: str, largest: int) -> None:
         raise CheckpointError(f"{what} is {str(value)[:60]}, and must be a whole number from 1 to {largest}.")
 
 
-def _not_misspelt(found: Mapping[str, Any], known: Collection[str], file: Path) -> None:
+def not_misspelt(found: Mapping[str, Any], known: Collection[str], file: Path) -> None:
     """Raise for an unknown key beside a known one that is missing and nearly the same; newer keys are let pass."""
     absent = [key for key in known if key not in found]
     for key in found:

@@ -56,7 +56,7 @@ def parse_config(found: Any, where: str) -> dict[str, Any]:
     for key, value in config.items():
         if not _fits(key, value):
             raise CheckpointError(
-                f"{where}: `{key}` is {value!r}, which is not of its kind: {_KINDS.get(key, _COUNT)}."
+                f"{where}: `{key}` is {repr(value)[:60]}, which is not of its kind: {_KINDS.get(key, _COUNT)}."
             )
     if "mrope_section" in config:
         config["mrope_section"] = tuple(config["mrope_section"])

@@ -16,7 +16,7 @@ import transformers
 from diffusers import SchedulerMixin
 from transformers import PreTrainedTokenizerBase
 
-from .component_configs import making
+from .component_configs import making, not_misspelt
 from .errors import CheckpointError, some
 from .files import read_json
 
@@ -24,6 +24,7 @@ INDEX = "model_index.json"
 LARGEST = 256 * 2**20  # bytes of a tokenizer's file; Qwen's has 11 MB
 NEEDED = ("scheduler", "vae", "text_encoder", "tokenizer", "transformer")
 OPTIONAL = ("unconditional_transformer", "prompt_enhancer_head")
+NUMBERS = ("text_encoder_taps", "side_limits")  # which our pipeline writes into an index, besides components
 # A folder without an index is a pipeline if it holds these, and the scheduler may be missing too.
 USUAL: dict[str, tuple[str, str]] = {
     "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
@@ -62,9 +63,19 @@ def index_of(folder: Path, given: Collection[str] = ()) -> dict[str, Any]:
         raise CheckpointError(
             f"{file}: `_class_name` is {str(name)[:60]!r}; a pipeline whose code comes with its files is never run."
         )
+    not_misspelt(index, (*NEEDED, *OPTIONAL, *NUMBERS), file)
     for component in (*NEEDED, *OPTIONAL):
         if component not in given:
             _check_component(folder, component, index.get(component, [None, None]), name)
+    for key in NUMBERS:
+        numbers = index.get(key, [])
+        if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+            raise CheckpointError(f"{file}: {key!r} is {str(numbers)[:60]}, and must be a list of whole numbers.")
+    other = OPTIONAL[0]
+    if other not in (*index, *given) and (folder / other).is_dir():
+        raise CheckpointError(
+            f"{file} does not name {folder / other}, which is there: name it, or write [null, null] to do without it."
+        )
     return index
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from functools import partial
@@ -15,6 +16,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel, Qwen3VLConfig  # noqa: F401 (diffusers looks for the second here)
 from transformers.initialization import no_init_weights
 
+from ..precision import Float8Linear
 from .component_configs import making, read_text_encoder_config
 from .errors import CheckpointError, some
 from .files import read_json
@@ -23,6 +25,7 @@ from .forms import part_of, recognise
 from .hub import HUB_ARGUMENTS, local_folder
 from .pretrained import one_device, option
 from .resting import Reader, Resting
+from .save import FLOAT8
 from .source import Source, TensorInfo, open_source
 from .storage import Infos, Storage
 
@@ -59,6 +62,7 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
     `dequantize`. Saving the model writes the tower too, as long as its file is there.
     """
 
+    config: Any
     _keys_to_ignore_on_load_unexpected = (r"(.*\.)?visual\..*", r"lm_head\..*")
 
     def __init__(self, config: Qwen3VLConfig) -> None:
@@ -84,6 +88,9 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key)}
         folder = local_folder(pretrained_model_name_or_path, kwargs.get("subfolder"), kwargs.get("variant"), hub)
         config, fp8 = read_text_encoder_config(folder)
+        if getattr(config, "quantization_config", None) == FLOAT8:
+            del config.quantization_config
+            fp8 = True
         source = open_source(folder, kwargs.get("variant"))
         if _is_for_transformers(config, source, args, kwargs):
             return cls._from_transformers(folder, source, *args, **kwargs)
@@ -103,6 +110,22 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
         settings, _ = read_text_encoder_config(Path(config).expanduser())
         return cls._load(open_source(path), settings, False, str(path), **kwargs)
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers' method; float8 in the form that is published, of which transformers' loader warns.
+
+        It knows no scales, so that what it makes of such a folder draws noise. Expand the model (`dequantize=True` when
+        it is loaded) to save it for other readers.
+        """
+        config = self.config
+        if any(isinstance(part, Float8Linear) for part in self.modules()):
+            config = copy.copy(config)
+            config.quantization_config, config.ideogram_fp8_weight_only = FLOAT8, True
+        own, self.config = self.config, config
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            self.config = own
+
     @classmethod
     def _load(cls, source: Source, config: Qwen3VLConfig, fp8: bool, name: str, **kwargs: Any) -> Qwen3VLModel:
         dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.get_default_dtype()
@@ -112,8 +135,9 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
             raise ValueError(f"`dtype` is {dtype!r}: give torch.float32, torch.bfloat16 or torch.float16.")
         config.dtype = config.text_config.dtype = config.vision_config.dtype = dtype
         config.name_or_path = name
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config  # of the file; what becomes of it is said below
+        for mark in ("quantization_config", "ideogram_fp8_weight_only"):  # of the file, not of what becomes of it
+            if hasattr(config, mark):
+                delattr(config, mark)
         with making(source.path, "text encoder"), no_init_weights(), init_empty_weights(include_buffers=False):
             model = cls(config)
         matches = match_tensors(source, model, _name, scaled=fp8)

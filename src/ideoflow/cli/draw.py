@@ -153,6 +153,7 @@ def _load(settings: Settings, ignore_unknown: bool, place: bool = True) -> Ideog
     """The pipeline with its adapters; where `place` says so, on its device and quantized."""
     import torch
 
+    from ..checkpoints.folders import is_alone
     from ..checkpoints.lora import UnknownTensorsError
     from ..checkpoints.pipeline import HUB_ID
     from ..pipeline import Ideogram4Pipeline
@@ -166,11 +167,16 @@ def _load(settings: Settings, ignore_unknown: bool, place: bool = True) -> Ideog
         path = Path(settings.model).expanduser()
         if (settings.model.startswith((".", "~", "/")) or path.suffix in FILES) and not path.exists():
             raise ValueError(f"--model {settings.model!r}: there is no such folder or file.")
+        base = sketch.path() if settings.base == SKETCH else settings.base
         if path.is_file():
-            base = sketch.path() if settings.base == SKETCH else settings.base or HUB_ID
-            pipe = Ideogram4Pipeline.from_single_file(path, config=base, dtype=dtype)
-        elif settings.base:
-            raise ValueError("--base goes with a file as --model; a folder or a hub id has everything.")
+            pipe = Ideogram4Pipeline.from_single_file(path, config=base or HUB_ID, dtype=dtype)
+        elif base and not (path.is_dir() and is_alone(path)):
+            raise ValueError(
+                "--base goes with a file, or a folder that holds a transformer alone, as --model; other folders, and"
+                " hub ids, have everything."
+            )
+        elif base:
+            pipe = Ideogram4Pipeline.from_pretrained(path, config=base, dtype=dtype)
         else:
             pipe = Ideogram4Pipeline.from_pretrained(path if path.is_dir() else settings.model, dtype=dtype)
     for number, lora in enumerate(settings.loras):

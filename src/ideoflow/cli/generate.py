@@ -115,8 +115,8 @@ def generate(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="With a file as --model: the folder or hub id that everything else comes from (text encoder, "
-            "autoencoder, the other transformer).",
+            help="With a transformer's file, or a folder that holds one alone, as --model: the folder or hub id that "
+            "everything else comes from (text encoder, autoencoder, the other transformer).",
             show_default="the published model's hub id",
         ),
     ] = None,
