@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from ideoflow import Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import CheckpointError
 from ideoflow.checkpoints.autoencoder import Autoencoder
-from ideoflow.checkpoints.folders import NEEDED, NUMBERS, OPTIONAL, index_of, load_scheduler, load_tokenizer
+from ideoflow.checkpoints.folders import NEEDED, OPTIONAL, index_of, load_scheduler, load_tokenizer
 from ideoflow.checkpoints.text_encoder import Qwen3VLModel
 from ideoflow.text_encoder import tokenise
 
@@ -34,7 +34,7 @@ def index(folder: Path) -> object:
     found = index_of(folder)
     load_scheduler(folder, found)
     load_tokenizer(folder, found)
-    return {key: found.get(key, [None, None]) for key in (*NEEDED, *OPTIONAL, *NUMBERS)}
+    return {key: found.get(key, [None, None]) for key in (*NEEDED, *OPTIONAL, "text_encoder_taps")}
 
 
 def scheduler(folder: Path) -> object:

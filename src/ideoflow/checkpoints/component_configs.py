@@ -33,7 +33,7 @@ _TEXT_SIZES = (
 )
 # What changes the text features and no shape.
 _TEXT_NEEDS = (*_TEXT_SIZES, "rms_norm_eps", "hidden_act")
-_ROPE = ("rope_parameters", "rope_theta")  # the second is how older versions of transformers write it
+_ROTARY = ("rope_theta", "rope_type", "mrope_section", "mrope_interleaved")
 _AUTOENCODER_NEEDS = ("block_out_channels", "latent_channels", "layers_per_block", "norm_num_groups", "act_fn")
 # Messages of these libraries that a line of the traceback does not make clearer.
 _LINES = 300
@@ -72,13 +72,12 @@ def read_text_encoder_config(folder: Path) -> tuple[Qwen3VLConfig, bool]:
     if not isinstance(text, Mapping):
         raise CheckpointError(f"{file}: `text_config` is {type(text).__name__}, and must be an object.")
     _needs(text, _TEXT_NEEDS, file, "text_config.")
-    if not any(isinstance(text.get(key), (Mapping, int, float)) for key in _ROPE):
-        raise CheckpointError(f"{file}: `text_config` says neither {' nor '.join(_ROPE)}, of which one is needed.")
     for key in _TEXT_SIZES:
         _size(text[key], f"{file}: `text_config.{key}`", DEEPEST if key == "num_hidden_layers" else LARGEST)
+    _check_rotary(text, file)
     with making(file, "text encoder"):
         config = Qwen3VLConfig.from_dict(dict(found))
-        not_misspelt(text, set(type(config.text_config)().to_dict()) | set(_ROPE) | {"rope_scaling"}, file)
+        not_misspelt(text, {*type(config.text_config)().to_dict(), "rope_theta", "rope_scaling"}, file)
     return config, found.get("ideogram_fp8_weight_only") is True
 
 
@@ -109,6 +108,24 @@ def read_autoencoder_config(folder: Path) -> dict[str, Any]:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
             raise CheckpointError(f"{file}: `{key}` is {value!r}, and must be a number between 0 and 1.")
     return dict(found)
+
+
+def _check_rotary(text: Mapping[str, Any], file: Path) -> None:
+    """Raise unless a configuration says how positions are rotated; older versions of transformers write two keys."""
+    rotary = text.get("rope_parameters") or {**(text.get("rope_scaling") or {}), "rope_theta": text.get("rope_theta")}
+    if not isinstance(rotary, Mapping):
+        raise CheckpointError(f"{file}: `text_config.rope_parameters` is {str(rotary)[:60]}, and must be an object.")
+    not_misspelt(rotary, _ROTARY, file)
+    _needs(rotary, ("rope_theta", "mrope_section"), file, "text_config.rope_parameters.")
+    base, sections = rotary["rope_theta"], _list(rotary["mrope_section"], file)
+    if isinstance(base, bool) or not isinstance(base, (int, float)) or not 0 < base < 1e30:
+        raise CheckpointError(f"{file}: `rope_theta` is {str(base)[:60]}, and must be a number above 0.")
+    half = text["head_dim"] // 2
+    if len(sections) != 3 or not all(type(one) is int and one > 0 for one in sections) or sum(sections) != half:
+        raise CheckpointError(
+            f"{file}: `mrope_section` is {str(sections)[:60]}, and must be three numbers whose sum is {half}, half of"
+            " `head_dim`."
+        )
 
 
 def _config_file(folder: Path, what: str) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..model.configuration import DEFAULTS
-from .errors import CheckpointError
+from .errors import CheckpointError, some
 
 # The original's keys, and the model's; the head's width follows from two of them.
 ORIGINAL_KEYS = {
@@ -58,6 +58,10 @@ def parse_config(found: Any, where: str) -> dict[str, Any]:
             raise CheckpointError(
                 f"{where}: `{key}` is {repr(value)[:60]}, which is not of its kind: {_KINDS.get(key, _COUNT)}."
             )
+    # What no shape tells, and diffusers always writes: a default in its place would be another model.
+    lost = [key for key in _KINDS if "_class_name" in found and key not in config]
+    if lost:
+        raise CheckpointError(f"{where} does not say {some(lost)}, which the weights do not tell.")
     if "mrope_section" in config:
         config["mrope_section"] = tuple(config["mrope_section"])
     return config

@@ -5,6 +5,8 @@ All of this is checked before a weight is loaded.
 
 from __future__ import annotations
 
+import re
+import string
 import sys
 from collections.abc import Collection, Mapping
 from itertools import pairwise
@@ -39,7 +41,7 @@ LIBRARIES = ("diffusers", "transformers", "ideogram4")
 # Other names of a class that the weights of the same component can be loaded into.
 _SAME = {"Qwen3VLForConditionalGeneration": "Qwen3VLModel", "AutoModel": "Qwen3VLModel"}
 # Text that a byte-level tokenizer gives back as it was, whatever its vocabulary.
-PROBE = '{"high_level_description":"A Quick brown fox, 0123456789 #FF8000 [1,2] naïve 日本 ÷"}'
+PROBE = f"{{{string.printable.strip()} naïve 日本 ÷ A quick brown fox}}"
 
 
 def index_of(folder: Path, given: Collection[str] = ()) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def _check_component(folder: Path, name: str, entry: Any, pipeline: str) -> None
                 f" {_alone(folder) or f'give one (`{name}=...`), or fetch the folder again.'}"
             )
         return
-    if not isinstance(library, str) or not isinstance(kind, str):
+    if not all(isinstance(one, str) and re.fullmatch(r"[\w.]{1,200}", one) for one in entry):
         raise CheckpointError(f"{file}: {name!r} is {str(entry)[:60]}, and must be a library and a class.")
     if not (folder / name).is_dir():
         raise CheckpointError(
@@ -225,6 +227,9 @@ def load_tokenizer(folder: Path, index: Mapping[str, Any]) -> PreTrainedTokenize
         )
         if said.strip() != PROBE:
             raise ValueError(f"it gives {PROBE!r} back as {said[:200]!r}")
+        numbers = sorted(tokenizer.get_vocab().values())
+        if numbers != list(range(len(numbers))):
+            raise ValueError(f"its {len(numbers)} tokens are not numbered from 0 to {len(numbers) - 1}")
     if not tokenizer.chat_template:
         raise CheckpointError(
             f"{place} holds no chat template, which every caption is put into: it must have a chat_template.jinja, or"
@@ -232,8 +237,13 @@ def load_tokenizer(folder: Path, index: Mapping[str, Any]) -> PreTrainedTokenize
         )
     with making(place, "chat template"):
         message = [{"role": "user", "content": [{"type": "text", "text": PROBE}]}]
-        if PROBE not in tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False):
+        put = [
+            tokenizer.apply_chat_template(message, add_generation_prompt=ask, tokenize=False) for ask in (True, False)
+        ]
+        if PROBE not in put[0]:
             raise ValueError("it leaves the caption out")
+        if put[0] == put[1]:
+            raise ValueError("it has no generation prompt")
     return tokenizer
 
 
