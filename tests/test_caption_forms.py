@@ -63,19 +63,19 @@ def palette(value: Any) -> dict[str, Any]:
     ("given", "done"),
     [
         # Around the JSON
-        (f"```json\n{LINE}\n```", "took it out of what it stood in a Markdown fence"),
-        (f"```\n{LINE}\n```", "in a Markdown fence"),
-        (f"```JSON\n{LINE}", "in a Markdown fence"),
-        (f"Here is your caption:\n\n{LINE}\n\nTell me if you like it.", "among other words"),
-        (f"Sure {{as asked}}:\n```json\n{LINE}\n```\nDone.", "among other words"),
-        (f"{LINE}}}", "among other words"),
+        (f"```json\n{LINE}\n```", "took it out of a Markdown fence"),
+        (f"```\n{LINE}\n```", "took it out of a Markdown fence"),
+        (f"```JSON\n{LINE}", "took it out of a Markdown fence"),
+        (f"Here is your caption:\n\n{LINE}\n\nTell me if you like it.", "took it out of other words"),
+        (f"Sure {{as asked}}:\n```json\n{LINE}\n```\nDone.", "took it out of other words"),
+        (f"{LINE}}}", "took it out of other words"),
         (f"<think>\nA cup, {{maybe}} blue.\n</think>\n\n{LINE}", "left the thinking out"),
         (f"<think>{LINE.replace('cup', 'jug')}</think>{LINE}", "left the thinking out"),
         (f"It should be calm.</think>\n{LINE}", "left the thinking out"),
         (f"<Thinking>so</Thinking>\n```json\n{LINE}\n```", "left the thinking out"),
         (f"[{LINE}]", "took it out of a list"),
         (json.dumps(LINE), "took it out of a string"),
-        (f"{LINE}\n{LINE}", "among other words"),  # the same twice
+        (f"{LINE}\n{LINE}", "took it out of other words"),  # the same twice
         # No JSON in it
         (LINE.replace("}]", "},]"), "read past trailing commas"),
         (LINE.replace("{", "{ // as asked\n", 1), "read past comments"),

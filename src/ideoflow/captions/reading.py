@@ -185,9 +185,9 @@ def _find_within(text: str, source: str, place: int, message: str) -> Found | No
         return None
     found = _of(one.data, source)
     for slip in reversed(one.slips):
-        found = _with(found, f"has {slip}, which JSON has not", "write plain JSON", f"read past {slip}")
+        found = _with(found, f"holds {slip}, which JSON does not know", "write plain JSON", f"read past {slip}")
     if around := _around(answer, one):
-        found = _with(found, f"stands {around}", "leave the caption alone", f"took it out of what it stood {around}")
+        found = _with(found, f"stands in {around}", "give the caption alone", f"took it out of {around}")
     if answer != text:
         found = _with(found, "stands after a model's thinking", "leave the thinking out", "left the thinking out")
     return found
@@ -252,11 +252,11 @@ def _objects(text: str, source: str) -> Iterator[_Object]:
 
 
 def _around(text: str, one: _Object) -> str:
-    """What stands around an object, in words; empty if nothing does."""
+    """What an object stands in, in words; empty if it stands alone."""
     before, after = text[: one.start].strip(MARKS), text[one.end :].strip(MARKS)
     if not (before or after):
         return ""
-    return "in a Markdown fence" if _FENCE.fullmatch(before) and after in ("", "```", "~~~") else "among other words"
+    return "a Markdown fence" if _FENCE.fullmatch(before) and after in ("", "```", "~~~") else "other words"
 
 
 def _tries_to_be_json(text: str) -> bool:
