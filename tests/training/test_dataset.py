@@ -79,12 +79,12 @@ BROKEN_CAPTIONS: dict[str, tuple[str, bytes, str]] = {
     "blank-text": (".txt", b" \n\t ", "is empty"),
     "empty-json": (".json", b"", "is empty"),
     "empty-object": (".json", b"{}", "is empty"),
-    "not-json": (".json", b'{"compositional_deconstruction": ', "not JSON"),
+    "not-json": (".json", b'{"compositional_deconstruction": ', "no JSON"),
     "list": (".json", b"[1, 2]", "JSON list"),
-    "number": (".json", b"7", "JSON int"),
+    "number": (".json", b"7", "not JSON but plain text"),
     "latin-1": (".txt", "ein grüner Kreis".encode("latin-1"), "not UTF-8"),
     "utf-16": (".json", json.dumps(CAPTION).encode("utf-16"), "not UTF-8"),
-    "deep": (".json", b'{"a":' * 5000 + b"1" + b"}" * 5000, "not JSON|cannot be used"),
+    "deep": (".json", b'{"a":' * 5000 + b"1" + b"}" * 5000, "nested too deeply"),
 }
 
 
@@ -217,7 +217,10 @@ def test_a_picture_is_opened_as_it_was_surveyed(tmp_path):
     photo(100, 70).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a smooth\nphoto ")
     (example,) = scan(tmp_path, pixels=64 * 64).examples
-    assert example.caption == "a smooth photo" and example.size == (80, 48) == example.open().size
+    assert (
+        example.caption == Caption.from_text("a smooth photo").line()
+        and example.size == (80, 48) == example.open().size
+    )
 
 
 def test_captions_are_repaired_and_what_stays_wrong_is_noted(tmp_path):
@@ -261,7 +264,11 @@ def test_metadata_lists_captions_and_its_wrong_lines_are_named(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     survey = scan(tmp_path)
     captions = {e.name: e.caption for e in survey.examples}
-    assert captions == {"a.png": "plain words", "sub/b.png": Caption.parse(CAPTION).line(), "d.png": "from beside"}
+    assert captions == {
+        "a.png": Caption.from_text("plain words").line(),
+        "sub/b.png": Caption.parse(CAPTION).line(),
+        "d.png": Caption.from_text("from beside").line(),
+    }
     reasons = {remark.name: remark.text for remark in survey.skipped}
     for name, reason in {
         "c.png": "empty caption",
@@ -289,7 +296,7 @@ def test_datasets_are_read_like_folders(tmp_path):
         if source is not data:
             data.save_to_disk(source)
         survey = scan(source)
-        assert [(e.name, e.caption) for e in survey.examples] == [("row 0", "one")]
+        assert [(e.name, e.caption) for e in survey.examples] == [("row 0", Caption.from_text("one").line())]
         assert survey.examples[0].open().size == (64, 48)
         assert [r.name for r in survey.skipped] == ["row 1", "row 2", "row 3"]
     with pytest.raises(ValueError, match=r"`caption_column` is 'words'.*image, text"):

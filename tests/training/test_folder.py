@@ -8,6 +8,7 @@ import os
 import struct
 import unicodedata
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from PIL import Image
 
 from ideoflow.captions import Caption
 from ideoflow.images import open_image
-from ideoflow.training.dataset import scan
+from ideoflow.training import dataset
 from ideoflow.training.folder import ENDINGS, UNREAD
 from ideoflow.training.images import ImageError, _bits, read
+
+scan = partial(dataset.scan, wrap=False)  # plain text is compared as it stands in its file
 
 DATA = {
     "compositional_deconstruction": {

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ideoflow import sketch
+from ideoflow import Caption, sketch
 from ideoflow.training.parallel import Group
 from ideoflow.training.previews import Previews
 from ideoflow.training.run import prepare, train
@@ -38,7 +38,7 @@ def test_a_run_with_previews_trains_the_same_bits_as_one_without(pictures, tmp_p
 
 
 def test_previews_are_what_the_pipeline_draws_with_the_averaged_weights(pictures, tmp_path):
-    caption = (pictures / "1.json").read_text()
+    caption = Caption.parse(pictures / "1.json").line()
     chosen = settings(pictures, tmp_path, previews=[str(pictures / "1.json"), caption], preview_size="96x112", steps=3)
     previews = Previews(chosen)
     train(chosen, watchers=[previews])

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..captions import Caption, CaptionError
-from ..captions.schema import encodes
 from .folder import Folder
 from .images import read
+from .lines import line_of
 from .survey import Example, Found, Remark, Survey, UnusableError
 from .tables import found_in_table
 
@@ -25,6 +24,7 @@ def scan(
     crop: bool = False,
     convert: bool = False,
     follow_links: bool = False,
+    wrap: bool = True,
     image_column: str = "image",
     caption_column: str | None = None,
     on_progress: Progress | None = None,
@@ -39,6 +39,7 @@ def scan(
         crop: Cut pictures to the target's proportions instead of stretching them by a few pixels.
         convert: Take pictures of other colour models or more than 8 bits a channel too.
         follow_links: Read what links lead to outside of the folder, too.
+        wrap: Put captions in plain text into a minimal JSON caption, as `ideoflow generate` does.
         image_column: Of a dataset.
         caption_column: Of a dataset or of `metadata.jsonl`; the first of `CAPTION_COLUMNS` that there is when absent.
         on_progress: Called with how many pictures were looked at, and how many there are.
@@ -54,7 +55,7 @@ def scan(
     options = {"pixels": pixels, "crop": crop, "convert": convert}
     for number, candidate in enumerate(found, 1):
         try:
-            survey.examples.append(_example(candidate, options, survey))
+            survey.examples.append(_example(candidate, options, wrap, survey))
         except UnusableError as error:
             survey.skipped.append(Remark(candidate.name, str(error)))
         if on_progress is not None:
@@ -63,7 +64,7 @@ def scan(
     return survey
 
 
-def _example(found: Found, options: dict[str, Any], survey: Survey) -> Example:
+def _example(found: Found, options: dict[str, Any], wrap: bool, survey: Survey) -> Example:
     """Look at a picture and its caption, and note what is to be said about the caption."""
     try:
         data = found.read()
@@ -73,24 +74,6 @@ def _example(found: Found, options: dict[str, Any], survey: Survey) -> Example:
     except ValueError as error:  # why, for people
         raise UnusableError(str(error)) from None
     caption, remarks = found.caption()
-    line, notes = _line(caption)
-    if not encodes(line):
-        raise UnusableError("has a caption with half of a surrogate pair, which is no character.")
+    line, notes = line_of(caption, wrap)
     survey.notes += [Remark(found.name, note) for note in (*remarks, *notes)]
     return Example(found.name, line, image.size, hashlib.sha256(data).hexdigest(), options, found.read)
-
-
-def _line(caption: Any) -> tuple[str, list[str]]:
-    """The line to train on, and what was repaired or stays wrong in it."""
-    if not caption or (isinstance(caption, str) and not caption.strip()):
-        raise UnusableError("has an empty caption: say what the picture shows.")
-    if isinstance(caption, str) and not caption.lstrip().startswith("{"):
-        return " ".join(caption.split()), ["the caption is plain text; the model was trained on JSON captions."]
-    try:
-        given = Caption.parse(caption)
-    except (CaptionError, ValueError, TypeError, RecursionError) as error:
-        raise UnusableError(f"has a caption that cannot be used: {error}") from None
-    repaired = given.repair()
-    notes = [] if repaired.line() == given.line() else ["the caption was repaired."]
-    notes += [f"the caption breaks the schema at {breach}" for breach in repaired.check()]
-    return repaired.line(), notes

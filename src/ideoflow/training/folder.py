@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..captions import Caption, CaptionError
+from ..captions.reading import find
 from ..captions.schema import encodes
 from ..checks import printable
 from ..files import read_regular
@@ -265,26 +266,22 @@ def _read_caption(path: Path) -> Any:
         raise UnusableError(str(error)) from None
     if not text.strip():
         raise UnusableError("is empty: say what the picture shows.")
-    return _data(text) if _ending(path) == ".json" else text
+    return _json(text) if _ending(path) == ".json" else text
 
 
-def _data(text: str) -> dict[str, Any]:
-    """The data of a caption in a `.json` file, which may also be what a downloader wrote about a picture."""
+def _json(text: str) -> str:
+    """The text of a `.json` file if it holds a caption; it may also be what a downloader wrote about a picture."""
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UnusableError(f"is not JSON ({_reason(error)}).") from None
-    if not isinstance(data, dict):
-        raise UnusableError(f"is a JSON {type(data).__name__}, not an object in braces.")
-    if not data:
+        found = find(text, "it")
+    except CaptionError as error:
+        raise UnusableError(f"cannot be read: {error}") from None
+    if found is None:
+        raise UnusableError("is not JSON but plain text, which belongs into a .txt file.")
+    if not found.data:
         raise UnusableError("is empty: say what the picture shows.")
-    try:
-        known = Caption.parse(data).data().keys() & Caption.model_fields.keys()
-    except CaptionError:
-        return data  # its faults are told where captions are checked
-    if not known:
+    if not found.data.keys() & Caption.model_fields.keys():
         raise UnusableError(f"is no caption: it has none of {', '.join(Caption.model_fields)}.")
-    return data
+    return text
 
 
 def _reason(error: Exception) -> str:

@@ -12,9 +12,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..captions import prompt_line
+from ..captions.paths import existing, looks_like_path, missing
+from ..captions.reading import read_file
 from ..files import write_bytes
 from ..images import ImageError, open_image, plain_errors
+from .lines import line_of
 from .settings import Settings
 from .watch import Step, Watcher
 
@@ -46,7 +48,7 @@ class Previews(Watcher):
 
     def on_begin(self, trainer: Trainer) -> None:
         """Encode the captions once, and draw what the model knows before."""
-        self.captions = [prompt_line(_text(p)) for p in self.options.previews]
+        self.captions = [_line(prompt, trainer.settings.data.wrap) for prompt in self.options.previews]
         if not self.captions:
             self.captions = list(dict.fromkeys(sample.caption for sample in trainer.samples))[:FIRST]
         grids = [sample.grid for sample in trainer.samples]
@@ -149,12 +151,19 @@ def _fit(picture: Image.Image) -> Image.Image:
     return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
 
 
-def _text(prompt: str) -> str:
-    """The text of a file that the prompt names, or the prompt."""
+def _line(prompt: str, wrap: bool) -> str:
+    """The line of a prompt, or of the file that it names.
+
+    Raises:
+        ValueError: naming the prompt, if it cannot be used.
+    """
+    path = existing(prompt)
+    if path is None and looks_like_path(prompt):
+        raise ValueError(f"`previews`: {missing(prompt)}")
     try:
-        return Path(prompt).read_text(encoding="utf-8") if Path(prompt).is_file() else prompt
-    except OSError:  # too long for a name
-        return prompt
+        return line_of(read_file(path) if path else prompt, wrap)[0]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`previews` {prompt[:60]!r}: {error}") from None
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -145,6 +145,7 @@ def _scan(data: Data, source: str, tokenizer: Any, watchers: Sequence[Watcher]) 
         crop=data.crop,
         convert=data.convert,
         follow_links=data.follow_links,
+        wrap=data.wrap,
         image_column=data.image_column,
         caption_column=data.caption_column or None,
         on_progress=on_scan,

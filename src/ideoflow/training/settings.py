@@ -40,6 +40,8 @@ class Data(_Section):
     )
     crop: bool = Field(False, description="Crop to the exact aspect ratio instead of stretching by a few pixels.")
     convert: bool = Field(False, description="Take 16-bit pictures and other colour models too, plainly converted.")
+    wrap: bool = Field(True, description="Put captions in plain text into a minimal JSON caption, the only form the "
+                       "model was trained on, as `ideoflow generate` does.")  # fmt: skip
     follow_links: bool = Field(
         False, description="Follow links to pictures, captions and folders outside of the folder."
     )
