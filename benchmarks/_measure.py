@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from ideoflow.files import check_writable, write_text
+
 
 def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each side, one call of each in turn, after one that is not counted."""
@@ -57,20 +59,25 @@ def _cpu_info() -> list[str]:
 def make_parser(description: str | None, rounds: int | None = None) -> argparse.ArgumentParser:
     """A command line with `--out`, and with `--rounds` where a default is given."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--out", type=Path, help="also write the figures as JSON")
+    made.add_argument("--out", type=target, help="also write the figures as JSON")
     if rounds is not None:
         made.add_argument("--rounds", type=int, default=rounds, help="counted calls of each side (%(default)s)")
     return made
 
 
+def target(text: str) -> Path:
+    """A file that an option names, refused before hours of measuring if it cannot be written."""
+    try:
+        check_writable(Path(text), "the file")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(text)
+
+
 def write(report: dict[str, object], out: Path | None) -> None:
     """Write figures as JSON where a file is named: whole or not at all."""
-    if out is None:
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.{os.getpid()}")
-    part.write_text(json.dumps(report, indent=1) + "\n")
-    part.replace(out)
+    if out is not None:
+        write_text(out, json.dumps(report, indent=1) + "\n")
 
 
 def publish(report: dict[str, object], out: Path | None) -> None:

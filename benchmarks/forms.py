@@ -29,6 +29,8 @@ from ideoflow.sketch.score import held_out
 from tests.checkpoints.forms import Weights, float8_rows, float8_scaled, is_linear, write
 from tests.checkpoints.forms_low_bit import blocks_only, four_bits, write_gguf
 
+from ._measure import target
+from ._measure import write as write_report
 from .precision import draw, psnr
 from .step import machine
 
@@ -149,15 +151,13 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--pictures", type=int, default=8, help="held-out captions to draw")
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=target, help="JSON file to write")
     options = parser.parse_args()
     logging.getLogger("diffusers").setLevel(logging.ERROR)  # torchao works in float32 too, of which it warns
     print(json.dumps(machine()))
     rows = measure(options.sides, options.pictures, options.steps)
-    if options.out:
-        report = {"machine": machine(), "pictures": options.pictures, "steps": options.steps, "rows": rows}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    report = {"machine": machine(), "pictures": options.pictures, "steps": options.steps, "rows": rows}
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

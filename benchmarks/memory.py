@@ -39,7 +39,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoTokenizer, Qwen3VLConfig
 
 from benchmarks._gpu import wait
-from benchmarks._measure import machine, write
+from benchmarks._measure import machine, target, write
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints.text_encoder import Qwen3VLModel
 from ideoflow.fitting import Plan, carry_out, plan
@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--small", action="store_true", help="fewer layers and words, for a quick look")
     parser.add_argument("--cases", type=int, default=len(CASES), help="how many of the cases, in order")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    parser.add_argument("--out", type=target, help="also write the figures as JSON")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:

@@ -25,11 +25,10 @@ import random
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 import torch
 
-from benchmarks._measure import machine, make_parser, write
+from benchmarks._measure import machine, make_parser, target, write
 from benchmarks._served import KINDS, Run, Step, job_of, make, serve
 from ideoflow import Ideogram4Pipeline, sketch
 from ideoflow.simulate import Cost, Report, poisson, rate_of_load, simulate, simulate_batches
@@ -147,7 +146,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0, help="of the arrivals")
     options.add_argument("--measured", type=int, default=60, help="requests served first, to set the rate by")
     options.add_argument("--threads", type=int, default=1, help="of torch")
-    options.add_argument("--steps", type=Path, help="also write the steps, as `ideoflow simulate --steps` reads them")
+    options.add_argument("--steps", type=target, help="also write the steps, as `ideoflow simulate --steps` reads them")
     given = options.parse_args()
     torch.set_num_threads(given.threads)
     pipe = sketch.load()

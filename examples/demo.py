@@ -12,7 +12,7 @@ import torch
 import typer
 from PIL import Image, ImageDraw, ImageFont
 
-from ideoflow import Caption, Ideogram4Pipeline, sketch
+from ideoflow import Caption, Ideogram4Pipeline, save_image, sketch
 
 CAPTIONS = Path(__file__).parent / "captions"
 SIZES = {  # (width, height) in pixels for examples/captions/NAME.json
@@ -83,12 +83,13 @@ def main(
 
     out.mkdir(parents=True, exist_ok=True)
     for name, caption, image in zip(SIZES, captions, images, strict=True):
-        image.save(out / f"{name}.png")
+        save_image(image, out / f"{name}.png")  # with its settings: `ideoflow generate` makes it again
         (out / f"{name}.json").write_text(caption.line() + "\n", encoding="utf-8")
         print(f"  {out / f'{name}.png'}  {image.width}x{image.height}, caption in {name}.json")
     sheet = out / "contact-sheet.png"
     contact_sheet(images, [describe(caption) for caption in captions]).save(sheet)
     print(f"  {sheet}  all of them beside their captions")
+    print(f"To make one again from its own settings: ideoflow generate {out / 'heart.png'} --out again.png")
 
 
 if __name__ == "__main__":

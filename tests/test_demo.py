@@ -74,7 +74,9 @@ def test_the_contact_sheet_shows_every_picture(demo):
         assert areas[colour] == demo.ZOOM**2 * image.width * image.height
 
 
-def test_the_demo_writes_pictures_captions_and_the_contact_sheet(demo, tmp_path: Path):
+def test_the_demo_writes_captions_a_contact_sheet_and_pictures_that_are_made_again_from_their_files(
+    demo, tmp_path: Path
+):
     command = [sys.executable, ROOT / "examples" / "demo.py", "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
@@ -86,3 +88,14 @@ def test_the_demo_writes_pictures_captions_and_the_contact_sheet(demo, tmp_path:
         )
         assert f"{name}.png" in done.stdout
     assert Image.open(tmp_path / "contact-sheet.png").width > 500
+
+    # Made again from their files alone, in another folder, all of the call together.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    files = [f"../{name}.png" for name in demo.SIZES]
+    again = [sys.executable, "-m", "ideoflow", "generate", *files, "--out", "{name}.png"]
+    done = subprocess.run(again, cwd=elsewhere, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    for name in demo.SIZES:
+        with Image.open(tmp_path / f"{name}.png") as one, Image.open(elsewhere / f"{name}.png") as other:
+            assert one.tobytes() == other.tobytes(), name

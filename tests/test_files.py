@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ideoflow import files
-from ideoflow.files import InUseError, check_writable, in_place, lock, write_bytes, write_text
+from ideoflow.files import InUseError, check_place, check_writable, in_place, lock, write_bytes, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -113,6 +113,22 @@ def test_what_a_dead_process_left_is_removed_and_a_living_ones_is_not(tmp_path):
     (tmp_path / f".a.{os.getppid()}-0.partial").write_text("half")
     write_text(tmp_path / "a", "whole")
     assert names(tmp_path) == [f".a.{os.getppid()}-0.partial", "a"]
+
+
+def test_a_place_without_room_or_for_shorter_names_is_told_before_the_work(tmp_path):
+    """Files that may hold nothing, as where a disk is full: of root's own they are refused to nobody."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(ValueError, match=r"--out .*a\.png: nothing can be written into .*File too large"):
+            check_writable(tmp_path / "a.png", "--out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with pytest.raises(ValueError, match="the name is too long"):
+        check_writable(tmp_path / ("a" * 240 + ".png"), "--out")
+    check_place(tmp_path, "DST")
+    assert names(tmp_path) == []
 
 
 def test_a_target_that_cannot_be_written_is_told_before_the_work(tmp_path):

@@ -7,7 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -53,12 +53,20 @@ def test_a_pipe_is_no_file_of_a_picture(tmp_path):
         open_image(tmp_path / "pipe.png")
 
 
+def test_a_file_of_more_bytes_than_fit_into_memory_is_not_read(tmp_path):
+    with open(tmp_path / "a.png", "wb") as file:
+        file.truncate(64 * 2**30)  # takes no room on the disk
+    with pytest.raises(ImageError, match="has more than 2 GB"):
+        open_image(tmp_path / "a.png")
+
+
 def test_an_empty_file_is_said(tmp_path):
     (tmp_path / "a.png").touch()
     with pytest.raises(ImageError, match="is empty"):
         open_image(tmp_path / "a.png")
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000"]), st.integers(0, 2**32))
 def test_damaged_pictures_are_one_kind_of_error(kind, seed):
     chance = random.Random(seed)

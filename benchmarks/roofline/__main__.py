@@ -40,7 +40,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks._measure import write
+from benchmarks._measure import target, write
 
 from .machines import MACHINES, Machine, measure
 from .report import report, show
@@ -86,7 +86,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tflops", type=float, help="matrix rate of your machine in TFLOP/s; needs --bandwidth")
     parser.add_argument("--bandwidth", type=float, help="memory bandwidth of your machine in TB/s; needs --tflops")
     parser.add_argument("--measure", action="store_true", help="measure this machine's rates and use those")
-    parser.add_argument("--out", type=Path, help="also write counts, by part and data type, and times as JSON")
+    parser.add_argument("--out", type=target, help="also write counts, by part and data type, and times as JSON")
     options = parser.parse_args(arguments)
     options.sample = options.sample or [Sample(400, 64, 64)]
     given = options.tflops is not None or options.bandwidth is not None

@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links answer
+OF_TEMPORARIES = 32  # bytes by which the names of temporary files are longer than those of what they become
 
 _numbers = count()
 _under_way: set[Path] = set()  # temporaries of this process, of any thread
@@ -42,13 +43,25 @@ def check_writable(path: Path, option: str) -> None:
             raise ValueError(f"{option} {path}: there is no permission to write it.")
         if not path.is_file():
             return  # a device or a pipe is written to as it stands
+    check_place(path, option)
+
+
+def check_place(path: Path, option: str) -> None:
+    """See that a file or a folder can be put where it is named, as `check_writable` does; what is there may be either.
+
+    Raises:
+        ValueError: naming the option and the path, if it cannot.
+    """
     folder = path.resolve().parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
         raise ValueError(f"{option} {path}: {folder} is a file, not a folder.")
+    if len(os.fsencode(path.name)) > os.pathconf(folder, "PC_NAME_MAX") - OF_TEMPORARIES:
+        raise ValueError(f"{option} {path}: the name is too long for files in {folder}.")
     try:
-        tempfile.TemporaryFile(dir=folder).close()  # asking for permissions tells too little: root has all of them
+        with tempfile.TemporaryFile(dir=folder) as file:  # asking for permissions tells too little: root has them all
+            file.write(bytes(4096))
     except OSError as error:
         raise ValueError(f"{option} {path}: nothing can be written into {folder} ({error.strerror}).") from None
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Formats whose readers are Pillow's own. Left out on purpose: EPS, whose reader starts Ghostscript, WMF and the formats
 # that Pillow only hands on to other programs, and rare ones that nobody sends.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "ICO", "AVIF", "JPEG2000")
+MOST_BYTES = 2 * 10**9  # of a file, which is read whole
 MOST_PIXELS = 178_000_000  # Pillow refuses files that unpack to more than 178,956,970
 
 # What Pillow's readers trip over in damaged files.
@@ -49,6 +50,8 @@ def open_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
         path = Path(source)
         if path.exists() and not path.is_file():  # a pipe would be waited for without end
             raise ImageError("is no file of a picture.")
+        if path.exists() and path.stat().st_size > MOST_BYTES:
+            raise ImageError(f"has more than {MOST_BYTES // 10**9} GB: make it smaller.")
         source = path.read_bytes()
     if not source:
         raise ImageError("is empty: the file has zero bytes.")

@@ -57,9 +57,7 @@ def save_image(
         OSError: if it cannot be written.
     """
     path = Path(path)
-    form = FORMATS.get(path.suffix.lower())
-    if form is None:
-        raise ValueError(f"{printable(path)}: pictures are written as {', '.join(FORMATS)} files.")
+    form = format_of(path)
     text = image.info.get(KEY) if settings else None
     data = _encoded(image, form, text if isinstance(text, str) else None)
     _sweep(path)
@@ -75,6 +73,17 @@ def save_image(
         except FileExistsError:  # also where another process was faster
             number += 1
             free = path.with_stem(f"{path.stem}-{number}")
+
+
+def format_of(path: Path) -> str:
+    """Pillow's name of the format that a file's suffix stands for.
+
+    Raises:
+        ValueError: if pictures are not written in it.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{printable(path)}: pictures are written as {', '.join(FORMATS)} files.")
+    return FORMATS[path.suffix.lower()]
 
 
 def _encoded(image: Image.Image, form: str, text: str | None) -> bytes:

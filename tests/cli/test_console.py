@@ -53,6 +53,7 @@ NAMED = f"{ESCAPES}\nerror: b"
         ("generate", "a red dot", "--model", f"./{NAMED}"),
         ("inspect", NAMED),
         ("convert", NAMED, "new", "--to", "peer"),
+        ("caption", "check", f"{NAMED}.json"),
         ("caption", "fix", f"{NAMED}.json"),
         ("train", f"{NAMED}.toml"),
         ("train", "--data", NAMED),

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from ..files import check_writable, write_text
 from .commands import Command
-from .console import FAILED, WRONG_INPUT, err, out, plain_errors
+from .console import FAILED, WRONG_INPUT, err, out, plain_errors, shown
 
 if TYPE_CHECKING:
     from ..captions import Caption
@@ -59,12 +58,12 @@ def _check_file(file: str) -> int:
             worst = max(worst, _unreadable(str(error)))
             continue
         if not breaches:
-            out.print(f"[green]ok[/] {escape(where)}")
+            out.print(f"[green]ok[/] {shown(where)}")
             continue
         worst = max(worst, FAILED)
-        out.print(f"[yellow]{len(breaches)} to mend[/] {escape(where)}")
+        out.print(f"[yellow]{len(breaches)} to mend[/] {shown(where)}")
         for breach in breaches:
-            out.print(escape(f"  {'[*]' if breach.certain else '   '} {breach}"))
+            out.print(shown(f"  {'[*]' if breach.certain else '   '} {breach}"))
     return worst
 
 
@@ -179,14 +178,14 @@ def _fix_file(
     else:
         write_text(target, "".join(lines))
     for breach in mended:
-        err.print(f"[green]mended[/] {escape(breach)}")
+        err.print(f"[green]mended[/] {shown(breach)}")
     for breach in left:
-        err.print(f"[yellow]left[/] {escape(breach)}")
+        err.print(f"[yellow]left[/] {shown(breach)}")
     return FAILED if left else 0
 
 
 def _unreadable(message: str) -> int:
-    err.print(f"[bold red]error:[/] {escape(message)}")
+    err.print(f"[bold red]error:[/] {shown(message)}")
     return WRONG_INPUT
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..checks import printable
+from ..files import check_place
 from ..provenance import DTYPES
 from .console import err, out, plain_errors, plain_warnings
 
@@ -74,6 +75,7 @@ def convert(
         path = _path(source)
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"--dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
+        check_place(destination.expanduser(), "DST")
         if to in (Form.comfy_lora, Form.peer_lora):
             from ..checkpoints.lora_convert import convert_lora
 

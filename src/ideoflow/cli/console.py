@@ -47,6 +47,11 @@ out = Printer(highlight=False, soft_wrap=True)
 err = Printer(stderr=True, highlight=False, soft_wrap=True)
 
 
+def shown(text: object) -> str:
+    """Text from outside as part of what is printed: on one line, without effect on the terminal, and no markup."""
+    return escape(printable(text))
+
+
 def fail(message: str, code: int = WRONG_INPUT) -> NoReturn:
     """Print an error to standard error and end the command with `code`."""
     err.print(f"[bold red]error:[/] {_as_one(message)}")

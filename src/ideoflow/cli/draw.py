@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,9 +19,8 @@ from rich.progress import (
 )
 
 from .. import sketch
-from ..checks import printable
 from ..provenance import SKETCH
-from .console import err, plain_warnings, warn
+from .console import err, plain_warnings, shown, warn
 from .jobs import Picture, Settings
 
 if TYPE_CHECKING:
@@ -53,7 +51,7 @@ def draw(
     if cuda_graphs and not settings.device.startswith("cuda"):
         raise ValueError(f"--cuda-graphs needs --device cuda, and these pictures are drawn on {settings.device!r}.")
     preset = find_preset(settings.preset)
-    with plain_warnings(), err.status(escape(f"loading {printable(settings.model)} on {settings.device}")):
+    with plain_warnings(), err.status(f"loading {shown(settings.model)} on {settings.device}"):
         pipe = _load(settings, ignore_unknown, place=memory is None)
         tokens = _tokens(pipe, pictures, max_sequence_length)
         if memory is not None:

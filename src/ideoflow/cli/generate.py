@@ -323,13 +323,13 @@ def _save(image: Image, path: Path, settings: bool, overwrite: bool) -> Path:
     try:
         return save_image(image, path, settings=settings, overwrite=overwrite)
     except OSError as error:
+        told = f"--out {printable(path)} cannot be written ({error.strerror or error})"
         for folder in (Path.cwd(), Path.home(), Path(tempfile.gettempdir())):
             with suppress(OSError):
                 kept = save_image(image, folder / path.name, settings=settings, overwrite=False)
-                why = error.strerror or error
-                warn(f"--out {printable(path)} cannot be written ({why}): the picture is in {printable(kept)}.")
+                warn(f"{told}: the picture is in {printable(kept)}.")
                 return kept
-        raise
+        fail(f"{told}, and nothing can be written elsewhere: the picture is lost.", FAILED)
 
 
 def _report(prompts: Sequence[Prompt], strict: bool) -> None:

@@ -10,6 +10,9 @@ from typing import Annotated
 
 import typer
 
+from ..cli.console import plain_errors
+from ..files import check_place, check_writable, write_text
+from ..pictures import format_of, save_image
 from . import GUIDANCE, path
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_show_locals=False)
@@ -24,6 +27,8 @@ def train(
     """Train all stages from nothing: autoencoder, its decoder, text encoder, transformers. Called again, it goes on."""
     from .recipe import Recipe
 
+    with plain_errors():
+        check_writable(folder / "sketch.safetensors", "FOLDER")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     Recipe.read(recipe).train(folder, minutes)
 
@@ -36,6 +41,8 @@ def export(
     """Write what `train` left in a folder as a model folder that pipelines open."""
     if not (folder / "sketch.safetensors").exists():
         raise typer.BadParameter(f"there is no {folder / 'sketch.safetensors'}: train all three stages there first.")
+    with plain_errors():
+        check_place(destination, "DESTINATION")
     from .export import export as write
 
     write(folder, destination)
@@ -53,6 +60,12 @@ def score(
     out: Annotated[Path | None, typer.Option(help="Also write the score as JSON.")] = None,
 ) -> None:
     """Draw held-out captions and measure backgrounds, places, colours and words against the truth."""
+    with plain_errors():
+        for option, place in (("--sheet", sheet), ("--out", out)):
+            if place is not None:
+                check_writable(place, option)
+        if sheet is not None:
+            format_of(sheet)
     import torch
     from PIL import Image
 
@@ -80,9 +93,9 @@ def score(
         typer.echo(text)
     if out:
         settings = {"steps": steps, "guidance": guidance}
-        out.write_text(json.dumps(asdict(result) | settings, indent=1) + "\n")
+        write_text(out, json.dumps(asdict(result) | settings, indent=1) + "\n")
     if sheet:
-        contact_sheet([(s.image, d) for s, d in zip(samples[:32], drawn[:32], strict=True)]).save(sheet, optimize=True)
+        save_image(contact_sheet([(s.image, d) for s, d in zip(samples[:32], drawn[:32], strict=True)]), sheet)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from ..files import write_text
 from .curve import plot, read
 from .recipe import Recipe
 from .train_transformers import SHARD
@@ -131,8 +132,8 @@ def write(folder: Path, model: Path, scored: dict[str, Any], recipe: Recipe, mac
         quality=quality,
         **{name: scored[name] for name in ("elements_overlap", "shapes_overlap", "steps", "guidance")},
     )
-    (model / "README.md").write_text(text)
-    (model / "curve.svg").write_text(plot(curves["transformers"], FIGURES, "Losses of the last stage, by step"))
+    write_text(model / "README.md", text)
+    write_text(model / "curve.svg", plot(curves["transformers"], FIGURES, "Losses of the last stage, by step"))
 
 
 def _parameters(path: Path) -> int:
