@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ideoflow.captions import Caption, CaptionError, CaptionWarning, ObjectElement, Style, TextElement, prompt_line
 from ideoflow.captions.boxes import ORDERS
+from ideoflow.captions.colours import meant
 
 PHOTO = {"aesthetics": "calm", "lighting": "soft", "photo": "50 mm", "medium": "photograph"}
 ART = {"aesthetics": "calm", "lighting": "soft", "medium": "print", "art_style": "woodcut"}
@@ -239,6 +240,16 @@ def test_what_looks_like_a_slip_inside_a_text_of_json_is_left_alone(text: str):
     assert Caption.parse(json.dumps(data)[:-1] + ",}").repair().data() == data
 
 
+def test_every_colour_name_of_css_has_its_colour_in_any_spelling():
+    from PIL import ImageColor
+
+    for name in ImageColor.colormap:
+        expected = "#{:02X}{:02X}{:02X}".format(*ImageColor.getrgb(name))  # which Pillow remembers in its own way
+        for spelled in (name, name.upper(), f" {name[:4]}-{name[4:]}"):
+            assert meant(spelled) == expected
+    assert [meant(word) for word in ("dark", "transparent", "redd", "", "none")] == [None] * 5
+
+
 # Built in Python
 
 
@@ -453,8 +464,8 @@ def test_broken_captions_damaged_further_raise_nothing_but_caption_errors(draw: 
     try:
         caption = Caption.parse(text)
         caption.check(), caption.repair().strict()
-    except CaptionError:
-        pass
+    except CaptionError as error:
+        assert " at at " not in str(error)
 
 
 @settings(max_examples=60)

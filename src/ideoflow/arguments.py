@@ -14,7 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .captions import prompt_line
+from .captions import CaptionError, prompt_line
 from .checks import all_finite, finite, whole
 from .schedule import MAX_STEPS, PRESETS, Preset, find_preset, guidance_per_step, limit_guidance, logit_normal_sigmas
 
@@ -86,7 +86,15 @@ def lines_of(prompt: Any, strict: bool) -> list[str]:
     prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
     if not prompts:
         raise ValueError("`prompt` is an empty list: give at least one caption.")
-    return [prompt_line(one, strict=strict) for one in prompts]
+    lines = []
+    for number, one in enumerate(prompts):
+        try:
+            lines.append(prompt_line(one, strict=strict))
+        except CaptionError as error:
+            if len(prompts) == 1:
+                raise
+            raise CaptionError(f"`prompt[{number}]`: {error}", error.breaches) from None
+    return lines
 
 
 # What takes the steps of diffusers' scheduler, and says where it stands: the engine takes them in its place.

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ideoflow.arguments import lines_of
 from ideoflow.captions import Caption, CaptionError, CaptionWarning, prompt_line
 from ideoflow.captions.paths import looks_like_path
 from ideoflow.cli.prompts import Reader
@@ -156,6 +157,9 @@ def test_a_caption_is_read_wherever_it_stands_in_a_file(ending: str, form: str):
         ("7", "a.json is no JSON but the plain text '7'"),
         ('"a red heart"', "a.json is no JSON but the plain text"),
         ("", "a.json is empty"),
+        ("{}", "a.json is no caption: it has none of high_level_description"),
+        ('{"title": "a cup", "url": "x"}', "a.json is no caption: it has none of high_level_description"),
+        ('{"prompt": "a red heart"}', "a.json is no caption: it has none of high_level_description"),
         (f"{LINES[0]}\n{LINES[1]}", "a.json holds 2 captions: give one, or a .jsonl file with one a line"),
         (LINES[0][:-9], "a.json is no JSON: it ends before its last bracket, as if it had been cut off"),
         ("```json\n" + LINES[0][:-9] + "\n```", "a.json is no JSON"),
@@ -192,7 +196,7 @@ def test_files_of_another_encoding_and_of_an_odd_size_are_refused(tmp_path: Path
         Reader().read("latin.json")
     with Path("huge.txt").open("wb") as file:
         file.truncate(64 * 2**30)  # a hole: it takes no room on the disk
-    with pytest.raises(ValueError, match=r"huge\.txt is larger than 4 MiB"):
+    with pytest.raises(ValueError, match=r"huge\.txt is larger than 4 MiB: no captions are"):
         Reader().read("huge.txt")
 
 
@@ -236,3 +240,9 @@ def test_in_python_a_caption_among_other_things_is_not_taken_for_words(form: str
 def test_in_python_what_fails_to_be_one_caption_is_refused(text: str):
     with pytest.raises(CaptionError, match=r"captions|no JSON|thinking|list"):
         prompt_line(text)
+
+
+def test_in_python_the_wrong_one_of_several_prompts_is_numbered():
+    assert lines_of([LINES[0]], strict=True) == [LINES[0]]
+    with pytest.raises(CaptionError, match=r"^`prompt\[1\]`: the prompt 'captions/heart\.json' is the name of a file"):
+        lines_of([LINES[0], "captions/heart.json"], strict=False)

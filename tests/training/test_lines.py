@@ -41,6 +41,8 @@ def with_box(box: object) -> dict:
         json.dumps({"prompt": DATA}),
         LINE.replace('"desc"', '"description"'),
         LINE[:-3],
+        json.dumps(DATA["compositional_deconstruction"]),
+        '{"title": "a cup"}',
         f"```{LINE[:-3]}```",
     ],
 )
@@ -80,6 +82,7 @@ def test_what_was_done_to_a_caption_is_noted():
         ("", "empty"),
         (" \n", "empty"),
         ({}, "empty"),
+        ({"title": "a cup"}, "it has none of high_level_description"),
         (7, "it is a int, neither text nor a JSON object"),
         ([DATA], "it is a list"),
         ("[1, 2]", "a JSON list of 2"),

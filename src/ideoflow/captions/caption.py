@@ -16,7 +16,7 @@ from .breach import Breach, CaptionError
 from .parts import Composition, ObjectElement, Part, Style, Text
 from .paths import existing, looks_like_path, missing
 from .reading import Found, data_of, find, plain, read_file
-from .schema import elements, encodes, in_order, write
+from .schema import TOP_KEYS, elements, encodes, in_order, write
 from .walk import Walk
 
 
@@ -173,6 +173,10 @@ class Caption(Part):
             if element["bbox"] is None:
                 raise CaptionError(f"the box of element {number} is {given!r:.60}, which is no box as {order!r}.")
         return self.of_found(Found(data, list(self._slips)))
+
+    def is_one(self) -> bool:
+        """Whether it has any key of a caption at all, or can be repaired to have one: JSON of other things has none."""
+        return not self.repair().data().keys().isdisjoint(TOP_KEYS)
 
     def strict(self) -> Self:
         """The caption itself.

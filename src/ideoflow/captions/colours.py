@@ -58,7 +58,6 @@ def _of_name(text: str) -> str | None:
     name = re.sub(r"[\s_-]+", "", text.lower())
     if not re.fullmatch(r"[a-z]{3,20}", name):
         return None
-    from PIL.ImageColor import colormap  # slow to import, and most captions have no names
+    from PIL.ImageColor import colormap, getrgb  # slow to import, and most captions have no names
 
-    found = colormap.get(name)
-    return found.upper() if isinstance(found, str) and COLOUR.fullmatch(found.upper()) else None
+    return _of_channels(list(getrgb(name)[:3])) if name in colormap else None

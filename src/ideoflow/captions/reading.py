@@ -21,6 +21,7 @@ from .tolerant import MARKS as QUOTES
 from .tolerant import MAX_DEPTH, Cut, Tolerant
 
 MAX_BYTES = 4 * 2**20  # of a file of one caption; the longest that a model takes has some ten thousand characters
+MAX_LIST = 256 * 2**20  # of a file with one caption a line
 
 # Keys under which programs that talk to language models keep a whole caption.
 WRAPPERS = ("prompt", "caption", "json_prompt", "text", "output", "result", "response", "content", "data")
@@ -51,10 +52,11 @@ def read_file(path: Path) -> str:
         CaptionError: if it is no UTF-8 text, or far larger than captions are.
         OSError: if it cannot be read.
     """
+    most = MAX_LIST if path.suffix.lower() == ".jsonl" else MAX_BYTES
     with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1 if path.suffix.lower() != ".jsonl" else -1)
-    if len(data) > MAX_BYTES and path.suffix.lower() != ".jsonl":
-        raise CaptionError(f"{path} is larger than {MAX_BYTES // 2**20} MiB: that is no caption.")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise CaptionError(f"{path} is larger than {most // 2**20} MiB: no captions are.")
     return decode(data, str(path))
 
 

@@ -135,6 +135,8 @@ class Reader:
             caption, done = Caption.of_found(found).mended(drop_unknown=self.drop_unknown)
         else:
             caption, done = Caption.of_found(Found(found.data)), found.slips  # which reading alone mends
+        if not caption.is_one():
+            raise ValueError(f"{source} is no caption: it has none of {', '.join(Caption.model_fields)}.")
         breaches = tuple(f"{breach} (--fix does it)" if breach.certain else str(breach) for breach in caption.check())
         summary = caption.high_level_description
         short = slug(summary if isinstance(summary, str) else "")

@@ -279,7 +279,7 @@ def _json(text: str) -> str:
         raise UnusableError("is not JSON but plain text, which belongs into a .txt file.")
     if not found.data:
         raise UnusableError("is empty: say what the picture shows.")
-    if not found.data.keys() & Caption.model_fields.keys():
+    if not Caption.of_found(found).is_one():
         raise UnusableError(f"is no caption: it has none of {', '.join(Caption.model_fields)}.")
     return text
 

@@ -40,6 +40,8 @@ def line_of(caption: Any, wrap: bool = True) -> tuple[str, list[str]]:
             return (text.line(), [WRAPPED]) if wrap else (" ".join(caption.split()), [RAW])
         given = Caption.of_found(found)
         repaired = given.repair()
+        if not repaired.is_one():
+            raise CaptionError(f"it has none of {', '.join(Caption.model_fields)}.")
         line = repaired.line()
         if not encodes(line):
             raise CaptionError("it holds half of a surrogate pair, which is no character.")
