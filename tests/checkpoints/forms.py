@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ideoflow import Ideogram4Transformer2DModel
+from ideoflow import Ideogram4Transformer2DModel, sketch
 
 Weights = dict[str, Tensor]
 SMALL: dict[str, Any] = dict(
@@ -117,6 +118,19 @@ def write(path: Path, weights: Mapping[str, Tensor], prefix: str = "", metadata:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({prefix + name: tensor.contiguous() for name, tensor in weights.items()}, path, metadata)
     return path
+
+
+def small_folder(target: Path, layers: int = 2) -> Path:
+    """The bundled model's folder with the first layers of its text encoder: quick to load, too few to draw."""
+    shutil.copytree(sketch.path(), target)
+    place = target / "text_encoder"
+    kept = tuple(f"language_model.layers.{number}." for number in range(layers))
+    stored = load_file(place / "model.safetensors")
+    write(place / "model.safetensors", {n: t for n, t in stored.items() if ".layers." not in n or n.startswith(kept)})
+    config = json.loads((place / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = layers
+    write_config(place, config)
+    return target
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +14,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from ideoflow import Ideogram4Transformer2DModel, sketch
+from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.checkpoints import CheckpointError
 from ideoflow.checkpoints.autoencoder import Autoencoder
 from ideoflow.checkpoints.folders import NEEDED, OPTIONAL, index_of, load_scheduler, load_tokenizer
 from ideoflow.checkpoints.text_encoder import Qwen3VLModel
 from ideoflow.text_encoder import tokenise
 
+from .forms import small_folder
 from .test_corrupt import limited
 
 INDEX = "model_index.json"
@@ -151,15 +150,7 @@ def same_kinds(a: Any, b: Any) -> bool:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """The bundled model's folder, with two of the text encoder's layers."""
-    folder = Path(shutil.copytree(sketch.path(), tmp_path_factory.mktemp("damage") / "model"))
-    file = folder / "text_encoder" / "model.safetensors"
-    layers = ("language_model.layers.0.", "language_model.layers.1.")
-    stored = load_file(file)
-    save_file({n: t for n, t in stored.items() if ".layers." not in n or n.startswith(layers)}, file)
-    config = json.loads((folder / "text_encoder" / "config.json").read_text())
-    config["text_config"]["num_hidden_layers"] = 2
-    (folder / "text_encoder" / "config.json").write_text(json.dumps(config))
-    return folder
+    return small_folder(tmp_path_factory.mktemp("damage") / "model")
 
 
 def damage_and_load(folder: Path, seeds: range) -> Counter[str]:

@@ -166,6 +166,7 @@ def load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
     file = folder / "scheduler" / "scheduler_config.json"
     kind = _class(folder, "scheduler", index, SchedulerMixin, diffusers)
     found = _config(file)
+    not_misspelt(found, kind._get_init_keys(kind), file)
     for key, value in found.items():
         if isinstance(value, (dict, list)) and key in kind._get_init_keys(kind) and "betas" not in key:
             raise CheckpointError(f"{file}: `{key}` is {str(value)[:60]}, and must be a single value.")
