@@ -39,11 +39,11 @@ def files(tmp_path_factory) -> dict[str, Path]:
         convert(transformer, path, form)  # type: ignore[arg-type]
     prefixed = {f"model.diffusion_model.{name}": t for name, t in load_file(made["original"]).items()}
     save_file(prefixed, folder / "comfy.safetensors")
-    return made | {"comfy": folder / "comfy.safetensors"}
+    return made | {"comfy": folder / "comfy.safetensors", "alone": transformer}
 
 
-@pytest.mark.parametrize("form", ["peer", "original", "comfy"])
-def test_a_file_with_a_base_trains_as_the_folder_that_it_is_from(pictures, tmp_path, files, form):
+@pytest.mark.parametrize("form", ["peer", "original", "comfy", "alone"])
+def test_a_transformer_alone_with_a_base_trains_as_the_folder_that_it_is_from(pictures, tmp_path, files, form):
     whole, single = (
         train(settings(pictures, tmp_path / name, **model))[0]
         for name, model in (("folder", {}), ("file", {"model": str(files[form]), "base": "sketch"}))
@@ -65,8 +65,9 @@ def test_weights_in_few_bits_are_expanded_where_they_are_trained(pictures, files
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"base": "sketch"}, "`base` goes with a file as `model`; the sketch model is none"),
-        ({"model": "FOLDER", "base": "sketch"}, "`base` goes with a file as `model`; .*sketch is none"),
+        ({"base": "sketch"}, "`base` goes with a file.*; the sketch model has everything"),
+        ({"model": "FOLDER", "base": "sketch"}, "`base` goes with a file.*sketch has everything"),
+        ({"model": "runs/nowhere.gguf"}, "`model` runs/nowhere.gguf: there is no such"),
         ({"model": "./nowhere.safetensors"}, "`model` ./nowhere.safetensors: there is no such"),
         ({"model": "nowhere.gguf", "base": "sketch"}, "`model` nowhere.gguf: there is no such"),
         ({"model": "/no/such/folder"}, "`model` /no/such/folder: there is no such"),

@@ -99,6 +99,13 @@ def syncing(module: nn.Module, wanted: bool) -> Iterator[None]:
     yield
 
 
+def reshard(module: nn.Module) -> None:
+    """Let go of weights that a forward pass gathered and that no backward pass will let go of."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def whole(value: Any) -> Any:
     """A tensor with all its shards gathered; anything else as it is. Every process must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from .. import sketch
+from ..checkpoints.folders import is_alone
+from ..checkpoints.hub import check_id
 from ..checkpoints.pipeline import HUB_ID
 from ..files import check_writable, lock
 from ..pipeline import Ideogram4Pipeline
@@ -23,6 +25,7 @@ from .trainer import Trainer
 from .watch import Watcher
 
 SKETCH = "sketch"  # as in the other commands
+WEIGHTS = (".safetensors", ".gguf", ".json")  # what a file of weights, or an index of them, is called
 
 
 def train(settings: Settings, *, resume: bool = False, watchers: Sequence[Watcher] = ()) -> list[Path]:
@@ -91,10 +94,16 @@ def load_pipeline(settings: Settings, group: Group) -> Ideogram4Pipeline:
     base = settings.model.base and _place("base", settings.model.base)
     # What is stored in few bits can stay so under an adapter, but cannot be trained itself.
     options = {"dtype": getattr(torch, settings.model.dtype), "dequantize": settings.model.method == "full"}
-    if Path(model).is_file():
+    path = Path(model)
+    if path.is_file():
         pipeline = Ideogram4Pipeline.from_single_file(model, config=base or HUB_ID, **options)
+    elif base and not (path.is_dir() and is_alone(path)):
+        raise ValueError(
+            "`base` goes with a file, or a folder that holds a transformer alone, as `model`;"
+            f" {settings.model.model or 'the sketch model'} has everything."
+        )
     elif base:
-        raise ValueError(f"`base` goes with a file as `model`; {settings.model.model or 'the sketch model'} is none.")
+        pipeline = Ideogram4Pipeline.from_pretrained(model, config=base, **options)
     else:
         pipeline = Ideogram4Pipeline.from_pretrained(model, **options)
     pipeline.set_progress_bar_config(disable=True)
@@ -108,8 +117,12 @@ def _place(option: str, name: str) -> str:
     path = Path(name).expanduser()
     if path.exists():
         return str(path)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1 or path.suffix in (".safetensors", ".gguf", ".json"):
-        raise ValueError(f"`{option}` {name}: there is no such folder or file, and names on the hub are OWNER/NAME.")
+    if path.suffix in WEIGHTS:
+        raise ValueError(f"`{option}` {name}: there is no such file.")
+    try:
+        check_id(name)
+    except ValueError as error:
+        raise ValueError(f"`{option}` {error}") from None
     return name
 
 

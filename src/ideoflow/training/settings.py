@@ -69,7 +69,9 @@ class Model(_Section):
 
     model: str = Field("", description="Model folder, file of a transformer's weights, or name on the hub; the bundled "
                        "sketch model when empty.")  # fmt: skip
-    base: str = Field("", description="Where all but the transformer comes from when `model` is a file.")
+    base: str = Field(
+        "", description="Where all but the transformer comes from when `model` holds a transformer alone."
+    )
     branch: Literal["conditional", "unconditional", "both"] = Field(
         "conditional", description="The transformer that sees captions, the one that does not, or both."
     )

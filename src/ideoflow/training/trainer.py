@@ -25,7 +25,7 @@ from .encoding import Sample
 from .interrupts import Interrupted, noted
 from .objective import FlowMatching, make_batch
 from .optimizers import make_optimizer, make_schedule
-from .parallel import Group, like, share, syncing, whole
+from .parallel import Group, like, reshard, share, syncing, whole
 from .settings import SECTIONS, Settings, template
 from .validation import HeldOut
 from .watch import Step, Watcher
@@ -255,6 +255,7 @@ class Trainer:
                     batch = held.batch(min(index, len(held) - 1)).to(group.device)
                     loss = sum(self.loss(batch, total).values(), torch.zeros((), device=group.device))
                     summed += loss * (index < len(held))
+                reshard(self._wrapped)
         finally:
             self.loss.train()
         value = float(group.sum(summed))
