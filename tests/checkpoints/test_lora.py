@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import random
@@ -12,13 +13,15 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ideoflow import Caption, sketch
+from ideoflow import Caption, Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import CheckpointError
 from ideoflow.checkpoints.lora import HEADER, read_lora
+from ideoflow.checkpoints.write import bits
 
+from .forms_low_bit import four_bits, write_gguf
 from .lora_files import CONFIG, FORMS, HIDDEN, PEERS, WIDE, Part, Tensors, apart, original, peer_tensors, spelled, write
 
 CAPTION = Caption.parse(Path(__file__).parents[2] / "examples" / "captions" / "heart.json").line()
@@ -204,6 +207,65 @@ def test_an_adapter_takes_the_place_of_another(tmp_path, ours, expected):
         ours.load_lora_weights(tmp_path / "a", adapter_name="a.b")
 
 
+def in_few_bits(kind: str, folder: Path) -> Any:
+    """A pipeline whose transformer's blocks are stored so."""
+    if kind in ("fp8", "int8"):
+        pipe = sketch.load()
+        pipe.quantize(kind)
+        return pipe
+    weights = load_file(sketch.path() / "transformer" / "diffusion_pytorch_model.safetensors")
+    if kind == "GGUF":
+        file = write_gguf(folder / "stored.gguf", weights)
+    else:
+        file = folder / "stored.safetensors"
+        save_file(four_bits(weights), file)
+    return Ideogram4Pipeline.from_single_file(file, config=sketch.path())
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8", "nf4", "GGUF"])
+@pytest.mark.parametrize("owner", ["pipeline", "transformer"])
+def test_nothing_is_merged_into_weights_in_few_bits(tmp_path, kind, owner):
+    """Neither the layers in few bits nor the others, and the adapter acts as before."""
+    pipe = in_few_bits(kind, tmp_path)
+    pipe.load_lora_weights(spelled(original(), "diffusion_model."))
+    one = pipe if owner == "pipeline" else pipe.transformer
+    before = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
+    with pytest.raises(ValueError, match=r"`fuse_lora` changes weights.*few bits.*act as they are"):
+        one.fuse_lora()
+    after = pipe.transformer.state_dict()
+    assert all(torch.equal(bits(after[name]), bits(tensor)) for name, tensor in before.items())
+    assert not any(getattr(part, "merged_adapters", None) for part in pipe.transformer.modules())
+    if owner == "pipeline":
+        assert not pipe.fused_loras
+
+
+@pytest.mark.parametrize("owner", ["pipeline", "transformer"])
+def test_what_was_merged_before_quantizing_is_not_taken_out_after_it(owner):
+    pipe = sketch.load()
+    pipe.load_lora_weights(spelled(original(), "diffusion_model."))
+    pipe.fuse_lora()
+    pipe.quantize("int8")
+    with pytest.raises(ValueError, match="`unfuse_lora` changes weights.*int8"):
+        (pipe if owner == "pipeline" else pipe.transformer).unfuse_lora()
+    assert all(part.merged_adapters for part in pipe.transformer.modules() if hasattr(part, "merged_adapters"))
+
+
+@pytest.mark.parametrize("method", ["fuse_lora", "unfuse_lora", "load_lora_weights", "save_lora_weights"])
+def test_signatures_are_those_of_the_peer(method):
+    """Ours may take more by name."""
+    for ours, theirs in (
+        (Ideogram4Pipeline, diffusers.Ideogram4Pipeline),
+        (Ideogram4Transformer2DModel, diffusers.Ideogram4Transformer2DModel),
+    ):
+        if not hasattr(theirs, method):
+            continue
+        found, expected = (
+            [(p.name, p.kind, p.default) for p in inspect.signature(getattr(one, method)).parameters.values()]
+            for one in (ours, theirs)
+        )
+        assert [one for one in found if one[1] != inspect.Parameter.KEYWORD_ONLY][: len(expected)] == expected
+
+
 @pytest.mark.parametrize("kind", ["fp8", "int8"])
 def test_a_comfy_adapter_acts_on_a_quantized_base(tmp_path, kind):
     file = write(tmp_path, "comfy", original())
@@ -279,10 +341,11 @@ def test_what_is_not_there_is_said(tmp_path, ours):
 UNKNOWN = {
     "text_encoder.layers.0.self_attn.q_proj.lora_A.weight": "of a text encoder",
     "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": "of a text encoder",
-    "diffusion_model.layers.0.attention.qkv.lokr_w1": "LoKr",
-    "diffusion_model.layers.0.attention.qkv.hada_w1_a": "LoHa",
+    "diffusion_model.layers.0.attention.qkv.lokr_t2": "LoKr or LoHa of a convolution",
+    "diffusion_model.double_blocks.0.qkv.lokr_w1": "LoKr or LoHa of a layer that the model has not",
+    "diffusion_model.double_blocks.0.qkv.hada_w1_a": "LoKr or LoHa of a layer that the model has not",
     "diffusion_model.layers.0.attention_norm1.diff": "whole weights or differences",
-    "diffusion_model.layers.0.attention.o.dora_scale": "DoRA in a form that programs read differently",
+    "diffusion_model.double_blocks.0.qkv.dora_scale": "DoRA of a layer that the model has not",
     "transformer.layers.7.attention.to_q.lora_A.weight": "a layer that the model has not: it has 7",
     "transformer.layers.00.feed_forward.w1.lora_A.weight": "no known name",
     "transformer.layers.٣.feed_forward.w1.lora_A.weight": "no known name",

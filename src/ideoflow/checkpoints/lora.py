@@ -9,7 +9,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..checks import printable
+from . import lycoris
 from .errors import CheckpointError, some
-from .names import QKV
+from .lycoris import Factored
+from .names import ORIGINAL, QKV, targets
 from .source import Source, TensorInfo, open_source
 
 Form = Literal["peer", "comfy"]
@@ -35,8 +38,9 @@ _PARTS = {
     "down": r"(?:lora_A(?:\.default)?|lora_down|lora\.down|lora_linear_layer\.down)(?:\.weight)?",
     "up": r"(?:lora_B(?:\.default)?|lora_up|lora\.up|lora_linear_layer\.up)(?:\.weight)?",
     "alpha": r"alpha",
-    "magnitude": r"lora_magnitude_vector(?:\.default)?(?:\.weight)?",
+    "magnitude": r"(?:lora_magnitude_vector(?:\.default)?(?:\.weight)?|dora_scale)",
     "bias": r"lora_B(?:\.default)?\.bias",
+    **{part: rf"{part}(?:\.default)?(?:\.weight)?" for part in lycoris.PARTS},
 }
 _TENSOR = re.compile(r"(?P<owner>.+?)\.(?:" + "|".join(f"(?P<{part}>{names})" for part, names in _PARTS.items()) + ")")
 
@@ -57,10 +61,10 @@ _BLOCK = re.compile(rf"layers[._](?P<number>{_NUMBER})[._](?P<part>.+)")
 _WHY = (
     (r"unconditional_transformer\.", "of the unconditional transformer: call its own `load_lora_adapter`"),
     (r".*(text_encoder|text_model|lora_te|lora_clip|language_model|self_attn|llm_adapter)", "of a text encoder"),
-    (r".*\.lokr_", "LoKr, which is not LoRA"),
-    (r".*\.hada_", "LoHa, which is not LoRA"),
+    (r".*\.(lokr|hada)_t", "LoKr or LoHa of a convolution"),
+    (r".*\.(lokr|hada)_", "LoKr or LoHa of a layer that the model has not"),
     (r".*\.(oft_|boft_)", "OFT, which is not LoRA"),
-    (r".*\.dora_scale", "DoRA in a form that programs read differently"),
+    (r".*\.dora_scale", "DoRA of a layer that the model has not"),
     (r".*(\.diff(_b)?|\.[wb]_norm|\.set_weight|norm.*\.(weight|bias))$", "whole weights or differences, not LoRA"),
     (r".*lora_embedding", "LoRA of an embedding"),
 )
@@ -115,8 +119,10 @@ class Lora:
         form: "peer" has diffusers' names and keeps strengths in the header; "comfy" has the original's names, q, k and
             v as one, and a tensor `alpha` beside each layer whose strength is not 1.
         layers: By the layer's name.
-        metadata: The file's header: trigger words, settings of the training.
+        metadata: The file's header: trigger words, settings of the training. Strengths that stand there alone are in
+            the adapters.
         unknown: Tensors that are not loaded, and why.
+        factored: LoKr and LoHa, by the model's own name of the layer: q, k and v apart.
     """
 
     origin: str
@@ -124,6 +130,13 @@ class Lora:
     layers: dict[str, Adapter]
     metadata: dict[str, str] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
+    factored: dict[str, Factored] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> set[str]:
+        """ "LoRA", "DoRA", "LoKr", "LoHa": what the layers have."""
+        lora = {"LoRA" if adapter.magnitude is None else "DoRA" for adapter in self.layers.values()}
+        return lora | {adapter.kind for adapter in self.factored.values()}
 
     @cached_property
     def ranks(self) -> Counter[int]:
@@ -150,16 +163,18 @@ def read_lora(
     config: Mapping[str, Any] | None = None,
     *,
     ignore_unknown: bool = False,
+    prefix: str | None = None,
 ) -> Lora:
     """Read the adapters of a file, whatever program wrote it.
 
-    Known are diffusers' form, ComfyUI's and the trainers' (q, k and v as one or not), kohya's underscores, and peft's;
-    see docs/lora.md. Nothing is unpickled.
+    Known are diffusers' form, ComfyUI's and the trainers' (q, k and v as one or not), kohya's underscores, and peft's,
+    with LoRA, DoRA, LoKr or LoHa; see docs/lora.md. Nothing is unpickled.
 
     Args:
         source: A safetensors file, or tensors by their names in one.
         config: Of the transformer, to check shapes; None to check that each adapter fits itself.
         ignore_unknown: Warn of tensors that are no adapters of this model, and leave them out; False to refuse them.
+        prefix: Read only names that begin with it and a dot, without it; None for all.
 
     Raises:
         CheckpointError: a ValueError that names the file and the tensor that cannot be used, and says why.
@@ -167,8 +182,11 @@ def read_lora(
     """
     weights: Source = _Given(source) if isinstance(source, Mapping) else open_source(source)
     origin = str(weights.path)
+    if prefix is not None:
+        weights = _After(weights, f"{prefix}.")
     if not weights.infos:
-        raise CheckpointError(f"{origin} holds no tensors.")
+        named = "" if prefix is None else f" whose names begin with {prefix!r}"
+        raise CheckpointError(f"{origin} holds no tensors{named}.")
     names, unknown, form = _sorted_out(origin, weights.infos)
     for layer in [layer for layer in names if config is not None]:
         if why := _misfit(layer, names[layer], weights.infos, config or {}):
@@ -183,14 +201,32 @@ def read_lora(
         if not ignore_unknown:
             raise UnknownTensorsError(told)
         warnings.warn(f"{told} They are left out.", stacklevel=2)
-    layers = {
-        layer: Adapter(**{part: _read(origin, weights, name) for part, name in parts.items()})
-        for layer, parts in names.items()
-    }
     settings = _settings(origin, weights, names)
-    if settings is not None:
-        layers = {layer: _with_settings(origin, layer, adapter, settings) for layer, adapter in layers.items()}
-    return Lora(origin, form, layers, dict(weights.metadata), unknown)
+    header = None if HEADER in weights.metadata else _header_strength(origin, weights.metadata)
+    layers: dict[str, Adapter] = {}
+    factored: dict[str, Factored] = {}
+    for layer, parts in names.items():
+        whole = {"lokr_w1", "lokr_w2"} <= parts.keys()  # its alpha has no meaning, and may be any number
+        read = {part: _read(origin, weights, name) for part, name in parts.items() if not (whole and part == "alpha")}
+        kind = lycoris.kind_of(parts)
+        if kind is not None:
+            goals = targets(layer, ORIGINAL)
+            adapter = lycoris.factored(read, None if settings is None else settings.scale(goals[0].layer))
+            if header is not None and "alpha" not in parts and not whole:
+                adapter = replace(adapter, alpha=header.alpha_of(origin, layer, adapter.rank))
+            rows = adapter.shape[0] // len(goals)
+            for number, goal in enumerate(goals):
+                factored[goal.layer] = adapter if len(goals) == 1 else adapter.part(number * rows, (number + 1) * rows)
+            continue
+        if "magnitude" in read:
+            read["magnitude"] = read["magnitude"].flatten()
+        layers[layer] = Adapter(**read)
+        if settings is not None:
+            layers[layer] = _with_settings(origin, layer, layers[layer], settings)
+        elif header is not None and "alpha" not in parts:
+            layers[layer] = replace(layers[layer], alpha=header.alpha_of(origin, layer, layers[layer].rank))
+    metadata = {key: text for key, text in weights.metadata.items() if not _STRENGTH.fullmatch(key)}
+    return Lora(origin, form, layers, metadata, unknown, factored)
 
 
 class _Given:
@@ -218,6 +254,23 @@ class _Given:
 
     def note(self, name: str) -> bytes:
         return bytes(self.read(name).flatten().tolist())
+
+
+class _After:
+    """The tensors of a source whose names begin with a prefix, by what follows it."""
+
+    def __init__(self, source: Source, prefix: str) -> None:
+        self.path, self.files, self.metadata = source.path, source.files, source.metadata
+        self.source, self.prefix = source, prefix
+        self.infos = {n.removeprefix(prefix): info for n, info in source.infos.items() if n.startswith(prefix)}
+
+    def note(self, name: str) -> bytes:
+        return self.source.note(self.prefix + name)
+
+    def read(self, name: str) -> Tensor:
+        return self.source.read(self.prefix + name)
+
+    map = read
 
 
 def _format_name(dtype: torch.dtype) -> str:
@@ -303,15 +356,22 @@ def _misfit(
     shape = layer_shape(layer, config)
     if shape is None:
         return f"of a layer that the model has not: it has {config['num_layers']}"
+    if lycoris.kind_of(parts) is not None:
+        found = lycoris.shape_of({part: infos[name] for part, name in parts.items()})
+        fits = 0 in found or found == shape
+        return None if fits else f"of shape {list(found)}, for a layer of {shape[1]} inputs and {shape[0]} outputs"
     for part, axis in (("up", 0), ("down", 1)):
-        found = infos[parts[part]].shape if part in parts else ()
-        if len(found) == 2 and found[axis] != shape[axis]:
-            return f"of shape {list(found)}, for a layer of {shape[1]} inputs and {shape[0]} outputs"
+        stored = infos[parts[part]].shape if part in parts else ()
+        if len(stored) == 2 and stored[axis] != shape[axis]:
+            return f"of shape {list(stored)}, for a layer of {shape[1]} inputs and {shape[0]} outputs"
     return None
 
 
 def _check_shapes(origin: str, layer: str, infos: Mapping[str, TensorInfo]) -> None:
     """Raise unless the parts of an adapter fit each other."""
+    if lycoris.kind_of(infos) is not None:
+        lycoris.check(origin, layer, infos)
+        return
     for part, other in (("down", "up"), ("up", "down")):
         if part not in infos:
             there = infos.get(other, next(iter(infos.values()))).name
@@ -339,8 +399,14 @@ def _check_shapes(origin: str, layer: str, infos: Mapping[str, TensorInfo]) -> N
         raise CheckpointError(
             f"{origin}: {infos['alpha'].name!r} has shape {list(infos['alpha'].shape)}; it must be one number."
         )
+    if "magnitude" in infos and infos["magnitude"].shape == (1, down.shape[1]):
+        raise CheckpointError(
+            f"{origin}: {infos['magnitude'].name!r} has shape {list(infos['magnitude'].shape)}: DoRA with a magnitude"
+            f" for each input, as older trainers have it, is not supported; it must be [{up.shape[0]}, 1]."
+        )
     for part in ("magnitude", "bias"):
-        if part in infos and infos[part].shape != (up.shape[0],):
+        column = part == "magnitude" and part in infos and infos[part].shape == (up.shape[0], 1)
+        if part in infos and infos[part].shape != (up.shape[0],) and not column:
             raise CheckpointError(
                 f"{origin}: {infos[part].name!r} has shape {list(infos[part].shape)}; it must be [{up.shape[0]}], one"
                 " number for each output."
@@ -349,6 +415,7 @@ def _check_shapes(origin: str, layer: str, infos: Mapping[str, TensorInfo]) -> N
 
 def _check_whole(origin: str, names: Mapping[str, Mapping[str, str]]) -> None:
     """Raise where some layers have magnitudes or biases and others have none: peft has them for all or for none."""
+    names = {layer: parts for layer, parts in names.items() if lycoris.kind_of(parts) is None}
     for part in ("magnitude", "bias"):
         without = [layer for layer, parts in names.items() if part not in parts]
         if without and len(without) < len(names):
@@ -383,6 +450,11 @@ class _Settings:
     ranks: dict[re.Pattern[str], int]
     alphas: dict[re.Pattern[str], float]
     root: bool  # divide by the root of the rank
+
+    def scale(self, layer: str) -> float:
+        """Of the change that an adapter makes."""
+        rank, alpha = self.of(layer)
+        return alpha / rank
 
     def of(self, layer: str) -> tuple[int, float]:
         """Rank and alpha of a layer."""
@@ -429,12 +501,16 @@ def parse_settings(text: str, where: str, layers: Mapping[str, Any]) -> _Setting
             raise TypeError("it is no object")
         prefixed = {k.removeprefix("transformer."): v for k, v in found.items() if k.startswith("transformer.")}
         found = prefixed or found
-        if found.get("peft_type") not in (None, "LORA"):
-            raise ValueError(f"it is of {found['peft_type']}, not of LORA")
+        kinds = {lycoris.kind_of(parts) for parts in layers.values()}
+        if len(kinds) > 1:
+            raise ValueError("it is for one kind of adapter, and the file holds several")
+        kind = {None: "LORA", "LoKr": "LOKR", "LoHa": "LOHA"}[kinds.pop() if kinds else None]
+        if found.get("peft_type") not in ((None, "LORA") if kind == "LORA" else (kind,)):
+            raise ValueError(f"it is of {found.get('peft_type')}, not of {kind}")
         settings = _Settings(
             where,
             int(_number(found, "r", 8)),
-            _number(found, "lora_alpha", 8),
+            _number(found, "lora_alpha" if kind == "LORA" else "alpha", 8),
             {_pattern(key): int(_number(found["rank_pattern"], key)) for key in found.get("rank_pattern") or {}},
             {_pattern(key): _number(found["alpha_pattern"], key) for key in found.get("alpha_pattern") or {}},
             bool(found.get("use_rslora")),
@@ -444,6 +520,48 @@ def parse_settings(text: str, where: str, layers: Mapping[str, Any]) -> _Setting
     if found.get("use_dora") and not any("magnitude" in parts for parts in layers.values()):
         raise CheckpointError(f"{where} speaks of DoRA, but no layer has a magnitude: the file is not whole.")
     return settings
+
+
+# Where a header's entries give the strength, for tensors that have no alpha: plain, or after the model's name.
+_STRENGTH = re.compile(
+    r"(?:transformer\.|diffusion_model\.)?(?:(?P<alpha>lora_alpha|network_alpha|alpha)|(?P<rank>r|rank|lora_rank)"
+    r"|(?P<root>use_rslora))"
+)
+
+
+@dataclass(frozen=True)
+class _HeaderStrength:
+    """What single entries of a header say of the strength of all layers."""
+
+    alpha: float
+    rank: int | None
+    root: bool
+
+    def alpha_of(self, origin: str, layer: str, rank: int | None) -> Tensor:
+        if rank is None or self.rank not in (None, rank):
+            raise CheckpointError(
+                f"{origin}: the adapter of {layer} has rank {rank}, and the header gives an alpha of {self.alpha:g} for"
+                f" rank {self.rank}: they do not belong together."
+            )
+        return as_alpha(self.alpha * math.sqrt(rank) if self.root else self.alpha)
+
+
+def _header_strength(origin: str, metadata: Mapping[str, str]) -> _HeaderStrength | None:
+    """The strength by a header's single entries; None where there is no alpha among them."""
+    told: dict[str, set[str]] = {"alpha": set(), "rank": set(), "root": set()}
+    for key, text in metadata.items():
+        if match := _STRENGTH.fullmatch(key):
+            told[match.lastgroup or ""].add(text.strip().strip('"').lower())
+    if not told["alpha"]:
+        return None
+    try:
+        alphas, ranks = {float(text) for text in told["alpha"]}, {int(text) for text in told["rank"]}
+    except ValueError:
+        alphas, ranks = set(), set()
+    if len(alphas) != 1 or len(ranks) > 1 or not all(math.isfinite(alpha) for alpha in alphas):
+        given = ", ".join(f"{key}={text}" for key, text in sorted(metadata.items()) if _STRENGTH.fullmatch(key))
+        raise CheckpointError(f"{origin}: the header's entries for the strength cannot be read: {printable(given)}.")
+    return _HeaderStrength(alphas.pop(), ranks.pop() if ranks else None, told["root"] == {"true"})
 
 
 def _number(found: Mapping[str, Any], key: str, default: float | None = None) -> float:

@@ -169,6 +169,11 @@ def convert_lora(
     if destination.exists() and not overwrite:
         raise CheckpointError(f"{destination} exists: give another name, or overwrite it (`overwrite=True`).")
     read = read_lora(source, ignore_unknown=ignore_unknown)
+    if read.factored:
+        raise CheckpointError(
+            f"{source} holds {' and '.join(sorted(read.kinds))}, which matrices of LoRA cannot say exactly: it is"
+            " loaded as it is, and not converted."
+        )
     peer, comfy = to_peer(read), None
     try:
         comfy = to_comfy(read)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,14 @@ class PipelineAdapters(Ideogram4LoraLoaderMixin):
         Returns:
             The tensors; with `return_lora_metadata=True`, also peft's configuration, which holds the strengths.
         """
-        lora = to_peer(_read(pretrained_model_name_or_path_or_dict, None, ignore_unknown, kwargs))
-        tensors = _loadable(lora)
+        lora = read_any(pretrained_model_name_or_path_or_dict, None, ignore_unknown, kwargs)
+        if lora.factored:
+            raise CheckpointError(
+                f"{lora.origin} holds {' and '.join(sorted(lora.kinds))}, which diffusers' names for LoRA cannot"
+                " say: load it with `load_lora_weights`."
+            )
+        lora = to_peer(lora)
+        tensors = loadable(lora)
         return (tensors, peft_settings(lora)) if kwargs.get("return_lora_metadata") else tensors
 
     def load_lora_weights(
@@ -53,7 +58,7 @@ class PipelineAdapters(Ideogram4LoraLoaderMixin):
         ignore_unknown: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Load LoRA adapters of any form into the conditional transformer; see docs/lora.md for the forms.
+        """Load adapters of any form, LoRA, DoRA, LoKr or LoHa, into the conditional transformer; see docs/lora.md.
 
         Args:
             pretrained_model_name_or_path_or_dict: A safetensors file, a folder or a hub id that holds one, or tensors
@@ -67,44 +72,30 @@ class PipelineAdapters(Ideogram4LoraLoaderMixin):
             CheckpointError: a ValueError that names the file and the tensor that cannot be used.
             ValueError: an adapter name that is taken.
         """
-        if adapter_name is not None and (not adapter_name or "." in adapter_name):
-            raise ValueError(f"`adapter_name` is {adapter_name!r}: give a name without dots.")
-        config = self.transformer.config
-        lora = to_peer(_read(pretrained_model_name_or_path_or_dict, config, ignore_unknown, kwargs))
-        settings = peft_settings(lora)
-        old = getattr(self.transformer, "peft_config", {}).get(adapter_name) if hotswap else None
-        # Read now: peft may take the tensors themselves, and leave the old ones in their place.
-        strengths = {name: (a.rank, float(a.scale * a.rank)) for name, a in lora.layers.items()}
-        with _strengths_of(old, settings):
-            self.load_lora_into_transformer(
-                _loadable(lora),
-                transformer=self.transformer,
-                adapter_name=adapter_name,
-                metadata=settings,
-                _pipeline=self,
-                hotswap=hotswap,
-                low_cpu_mem_usage=kwargs.get("low_cpu_mem_usage", True),
-            )
-        for name, (rank, alpha) in strengths.items() if old is not None else ():
-            layer = self.transformer.get_submodule(name)  # peft sets the quotient of these alone
-            layer.r[adapter_name], layer.lora_alpha[adapter_name] = rank, alpha
+        self.transformer.load_lora_adapter(
+            pretrained_model_name_or_path_or_dict,
+            hotswap=hotswap,
+            adapter_name=adapter_name,
+            ignore_unknown=ignore_unknown,
+            _pipeline=self,
+            **{"low_cpu_mem_usage": True, **kwargs},
+        )
+
+    def unfuse_lora(self, components: list[str] = ["transformer"], **kwargs: Any) -> None:  # noqa: B006 (diffusers')
+        """Undo `fuse_lora`.
+
+        Args:
+            components: "transformer", which alone has adapters.
+            kwargs: diffusers' old ones, which it warns of.
+
+        Raises:
+            ValueError: weights that were brought into few bits since; nothing is changed.
+        """
+        self.transformer.check_mergeable("unfuse_lora")
+        super().unfuse_lora(components=components, **kwargs)
 
 
-@contextmanager
-def _strengths_of(old: Any, settings: Mapping[str, Any]) -> Iterator[None]:
-    """While an adapter is swapped: peft refuses one of other strengths than the old one's, yet sets them rightly."""
-    if old is None:
-        yield
-        return
-    kept, old.alpha_pattern = old.alpha_pattern, settings["transformer.alpha_pattern"]
-    try:
-        yield
-    except Exception:
-        old.alpha_pattern = kept
-        raise
-
-
-def _loadable(lora: Lora) -> dict[str, Tensor]:
+def loadable(lora: Lora) -> dict[str, Tensor]:
     """Tensors under diffusers' names, both matrices of an adapter of one type: they are multiplied as they are."""
     layers = {}
     for name, adapter in lora.layers.items():
@@ -113,7 +104,22 @@ def _loadable(lora: Lora) -> dict[str, Tensor]:
     return replace(lora, layers=layers).tensors()
 
 
-def _read(source: LoraSource, config: Mapping[str, Any] | None, ignore_unknown: bool, kwargs: dict[str, Any]) -> Lora:
+def read_any(
+    source: LoraSource,
+    config: Mapping[str, Any] | None,
+    ignore_unknown: bool,
+    kwargs: Mapping[str, Any],
+    prefix: str | None = None,
+) -> Lora:
+    """Read an adapter from wherever it is.
+
+    Args:
+        source: As `load_lora_weights` takes it.
+        config: Of the transformer, to check shapes.
+        ignore_unknown: Leave out what is no adapter of this model.
+        kwargs: The other arguments of `load_lora_weights`.
+        prefix: Of the names to read, which begin after it and a dot; None for all.
+    """
     unknown = set(kwargs) - {*HUB_ARGUMENTS, *_OTHERS, "weight_name", "subfolder"}
     if unknown:
         raise TypeError(f"{', '.join(sorted(unknown))}: no such argument of `load_lora_weights`.")
@@ -122,7 +128,7 @@ def _read(source: LoraSource, config: Mapping[str, Any] | None, ignore_unknown: 
     if not isinstance(source, Mapping):
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key)}
         source = find_lora(source, kwargs.get("weight_name"), kwargs.get("subfolder"), hub)
-    return read_lora(source, config, ignore_unknown=ignore_unknown)
+    return read_lora(source, config, ignore_unknown=ignore_unknown, prefix=prefix)
 
 
 def find_lora(

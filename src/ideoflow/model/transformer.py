@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -20,6 +20,7 @@ from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from ..packing import Bounds, Layout, rows_to_layout
+from .adapters import TransformerAdapters
 from .attention import attend_by
 from .backends import time_backends
 from .blocks import FinalLayer, Ideogram4TransformerBlock, TimeEmbedding
@@ -116,7 +117,7 @@ class Prepared:
         return Prepared(self.context.to(device, non_blocking), modulation)
 
 
-class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, FromOriginalModelMixin):
+class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, TransformerAdapters, FromOriginalModelMixin):
     """The flow-matching transformer of Ideogram 4, over a ragged stream of text and image tokens.
 
     A token attends to its own segment only, and no padding is ever computed. Parameter names and configuration are

@@ -1,0 +1,124 @@
+"""How a transformer loads an adapter: the file is read in whatever form, and put on the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from diffusers.utils.peft_utils import get_adapter_name
+from peft import LoHaConfig, LoKrConfig, LoraConfig
+
+from ..model import Ideogram4Transformer2DModel
+from ..model.factored import add_factored
+from .errors import CheckpointError
+from .lora import Lora
+from .lora_convert import peft_settings, to_peer
+from .lora_pipeline import LoraSource, loadable, read_any
+
+OWN = ("transformer", None)  # prefixes of the model itself, under which all forms are known
+_CONFIGS = {"LoKr": LoKrConfig, "LoHa": LoHaConfig}
+
+
+def load_adapter(
+    model: Ideogram4Transformer2DModel,
+    theirs: Callable[..., None],
+    source: LoraSource,
+    prefix: str | None,
+    *,
+    adapter_name: str | None = None,
+    hotswap: bool = False,
+    ignore_unknown: bool = False,
+    _pipeline: Any = None,
+    **kwargs: Any,
+) -> None:
+    """What the transformer's `load_lora_adapter` does, by diffusers' method `theirs` where it is LoRA."""
+    if "metadata" in kwargs or "network_alphas" in kwargs:  # from diffusers' own loaders, which have read the file
+        theirs(source, prefix, hotswap, adapter_name=adapter_name, _pipeline=_pipeline, **kwargs)
+        return
+    if adapter_name is not None and (not adapter_name or "." in adapter_name):
+        raise ValueError(f"`adapter_name` is {adapter_name!r}: give a name without dots.")
+    loaded: Mapping[str, Any] = getattr(model, "peft_config", {})
+    if hotswap and adapter_name not in loaded:
+        raise ValueError(f"`hotswap` replaces an adapter, and there is no existing adapter named {adapter_name!r}.")
+    if not hotswap and adapter_name in loaded:
+        raise ValueError(f"`adapter_name` is {adapter_name!r}, which is in use: give another, or delete that adapter.")
+    adapter_name = adapter_name or get_adapter_name(model)
+    read = read_any(source, model.config, ignore_unknown, kwargs, None if prefix in OWN else prefix)
+    if hotswap and (read.factored or not isinstance(loaded[adapter_name], LoraConfig)):
+        raise CheckpointError("`hotswap` exchanges LoRA alone: unload an adapter of LoKr or LoHa, and load the other.")
+    if read.layers:
+        lora = to_peer(replace(read, factored={}))
+        _load_lora(model, theirs, lora, adapter_name, hotswap, _pipeline, kwargs.get("low_cpu_mem_usage", False))
+    if read.factored:
+        with _not_offloaded(model, _pipeline):
+            _load_factored(model, read, adapter_name)
+
+
+def _load_lora(
+    model: Any,
+    theirs: Callable[..., None],
+    lora: Lora,
+    adapter_name: str,
+    hotswap: bool,
+    pipeline: Any,
+    low_cpu_mem_usage: bool,
+) -> None:
+    settings = peft_settings(lora)
+    old = model.peft_config[adapter_name] if hotswap else None
+    # Read now: peft may take the tensors themselves, and leave the old ones in their place.
+    strengths = {name: (one.rank, float(one.scale * one.rank)) for name, one in lora.layers.items()}
+    with _strengths_of(old, settings):
+        theirs(
+            loadable(lora),
+            hotswap=hotswap,
+            adapter_name=adapter_name,
+            metadata=settings,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            _pipeline=pipeline,
+        )
+    for name, (rank, alpha) in strengths.items() if old is not None else ():
+        layer = model.get_submodule(name)  # peft sets the quotient of these alone
+        layer.r[adapter_name], layer.lora_alpha[adapter_name] = rank, alpha
+
+
+@contextmanager
+def _strengths_of(old: Any, settings: Mapping[str, Any]) -> Iterator[None]:
+    """While an adapter is swapped: peft refuses one of other strengths than the old one's, yet sets them rightly."""
+    if old is None:
+        yield
+        return
+    kept, old.alpha_pattern = old.alpha_pattern, settings["transformer.alpha_pattern"]
+    try:
+        yield
+    except Exception:
+        old.alpha_pattern = kept
+        raise
+
+
+def _load_factored(model: Any, read: Lora, adapter_name: str) -> None:
+    add_factored(model, adapter_name, {name: (one.factors(), one.scale) for name, one in read.factored.items()})
+    if not hasattr(model, "peft_config"):
+        model.peft_config = {}
+    if adapter_name not in model.peft_config:  # where some layers have LoRA, that is said already
+        kind = next(iter(read.factored.values())).kind
+        model.peft_config[adapter_name] = _CONFIGS[kind](r=1, alpha=1, target_modules=sorted(read.factored))
+    model._hf_peft_config_loaded = True
+
+
+@contextmanager
+def _not_offloaded(model: Any, pipeline: Any) -> Iterator[None]:
+    """Take hooks of offloading away while layers are put in, and set them up again, as diffusers does for LoRA."""
+    is_model_offload, is_sequential, is_group = model._optionally_disable_offloading(pipeline)
+    yield
+    if is_model_offload:
+        pipeline.enable_model_cpu_offload()
+    elif is_sequential:
+        pipeline.enable_sequential_cpu_offload()
+    elif is_group:
+        for component in pipeline.components.values():
+            if isinstance(component, torch.nn.Module):
+                _maybe_remove_and_reapply_group_offloading(component)
