@@ -220,7 +220,8 @@ class PipelineOrigin:
 
 def _strength(layer: Any, name: str) -> float:
     """How strongly an adapter acts in a layer, over what its file says."""
-    layer_scale: float = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
+    alpha = layer.lora_alpha if hasattr(layer, "lora_alpha") else layer.alpha  # of LoKr and LoHa
+    layer_scale: float = layer.scaling[name] * layer.r[name] / alpha[name]
     return layer_scale
 
 

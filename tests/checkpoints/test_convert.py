@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import CheckpointError, load_transformer, open_checkpoint
+from ideoflow.checkpoints import convert as module
 from ideoflow.checkpoints.convert import convert
 from ideoflow.checkpoints.write import DTYPES, Entry, bits, in_place, write_safetensors
 
@@ -213,17 +215,79 @@ def test_a_folder_whose_replacing_was_cut_short_comes_back(tmp_path):
     gone.wait()
     old = tmp_path / f".b.{gone.pid}-0.replaced"
     old.mkdir()
-    (old / "mine").write_text("kept")
+    (old / "config.json").write_text("kept")
     (tmp_path / f".b.{gone.pid}-0.partial").mkdir()
     with pytest.raises(RuntimeError), in_place(tmp_path / "b", overwrite=True):
         raise RuntimeError
-    assert (tmp_path / "b" / "mine").read_text() == "kept"
+    assert (tmp_path / "b" / "config.json").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+FOREIGN = {
+    "a folder of notes": ["README.md", "LICENSE"],
+    "a run": ["settings.json", "step-100/adapter.safetensors"],
+    "adapters": ["heart.safetensors", "star.safetensors"],
+    "a checkpoint and something else": ["config.json", "model.safetensors", "results/table.csv"],
+    "a name with an escape": ["config.json", "model.safetensors", "\x1b[2J.txt"],
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("single", [False, True])
+def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path, kind, single):
+    random_model(13).save_pretrained(tmp_path / "a")
+    destination = tmp_path / ("b.safetensors" if single else "b")
+    for name in FOREIGN[kind]:
+        (destination / name).parent.mkdir(parents=True, exist_ok=True)
+        (destination / name).write_text("mine")
+    with pytest.raises(CheckpointError, match="holds more than a checkpoint") as error:
+        convert(tmp_path / "a", destination, "original", overwrite=True)
+    assert "\x1b" not in str(error.value)
+    assert {str(path.relative_to(destination)) for path in destination.rglob("*") if path.is_file()} == {*FOREIGN[kind]}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", destination.name]
+
+
+def test_folders_that_models_come_in_are_replaced(tmp_path):
+    """A saved pipeline, one of ours, the bundled model with its notes, shards, an empty folder."""
+    convert(sketch.path(), tmp_path / "b", "peer")
+    convert(sketch.path(), tmp_path / "b", "original", overwrite=True, max_shard_bytes=2**20)
+    convert(sketch.path(), tmp_path / "b", "peer", overwrite=True)
+    sketch.load().save_pretrained(tmp_path / "c")
+    (tmp_path / "d").mkdir()
+    for name in ("c", "d"):
+        convert(sketch.path(), tmp_path / name, "peer", overwrite=True)
+        assert (tmp_path / name / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize(("overwrite", "there"), [(False, False), (True, False), (True, True)])
+def test_what_appears_meanwhile_is_kept(tmp_path, monkeypatch, single, overwrite, there):
+    """Another conversion to the same place: the first to end wins, the other says so."""
+    random_model(14).save_pretrained(tmp_path / "a")
+    random_model(15).save_pretrained(tmp_path / "other")
+    destination = tmp_path / ("b.safetensors" if single else "b")
+    if there:
+        convert(tmp_path / "other", destination, "peer")
+    compare = module._compare
+
+    def slow(*arguments: Any) -> None:
+        monkeypatch.setattr(module, "_compare", compare)
+        convert(tmp_path / "other", destination, "original", overwrite=overwrite)
+        compare(*arguments)
+
+    monkeypatch.setattr(module, "_compare", slow)
+    with pytest.raises(CheckpointError, match="written by somebody else meanwhile" if overwrite else "b.* exists"):
+        convert(tmp_path / "a", destination, "original", overwrite=overwrite)
+    expected = all_of(tmp_path / "other")
+    convert(destination, tmp_path / "back", "peer")
+    assert same_bits(all_of(tmp_path / "back"), expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a", "other", "back", destination.name])
 
 
 KILLED = """
 import sys
 from pathlib import Path
+from ideoflow.checkpoints import convert as module
 from ideoflow.checkpoints.convert import convert
 print("ready", flush=True)
 convert(Path(sys.argv[1]), Path(sys.argv[2]), "original", overwrite=True)

@@ -245,7 +245,7 @@ def test_what_was_merged_before_quantizing_is_not_taken_out_after_it(owner):
     pipe.load_lora_weights(spelled(original(), "diffusion_model."))
     pipe.fuse_lora()
     pipe.quantize("int8")
-    with pytest.raises(ValueError, match="`unfuse_lora` changes weights.*int8"):
+    with pytest.raises(ValueError, match=r"`unfuse_lora` changes weights.*int8"):
         (pipe if owner == "pipeline" else pipe.transformer).unfuse_lora()
     assert all(part.merged_adapters for part in pipe.transformer.modules() if hasattr(part, "merged_adapters"))
 

@@ -294,7 +294,7 @@ def test_a_new_file_is_whole_or_not_there(tmp_path, monkeypatch):
         convert_lora(source, target, "comfy-lora")
     assert target.read_bytes() == before
     monkeypatch.setattr(os, "fsync", failing := Failing())
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match=r"new\.safetensors cannot be written: disk full"):
         convert_lora(source, target, "comfy-lora", overwrite=True)
     assert failing.calls == 1 and target.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter.safetensors", "new.safetensors"]

@@ -359,7 +359,7 @@ def test_dora_scale_is_dora(pipe, bare):
         pipe.unload_lora_weights()
     assert torch.equal(*drawn) and relative(drawn[0], bare) > 1e-2
     name = "diffusion_model.layers.0.attention.o"
-    with pytest.raises(CheckpointError, match="DoRA with a magnitude for each input.*is not supported"):
+    with pytest.raises(CheckpointError, match=r"DoRA with a magnitude for each input.*is not supported"):
         pipe.load_lora_weights({**tensors, **columns, f"{name}.dora_scale": draw(1, HIDDEN)})
 
 

@@ -7,15 +7,11 @@ where it leads back to the weights that it stands beside.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +20,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import sync
 from .errors import CheckpointError
 from .lora import HEADER, Adapter, Lora, as_alpha, each_bit, parse_settings, read_lora
 from .names import ORIGINAL, original_name, targets
+from .write import in_place
 
 PEER_NOTE = "ideoflow.peer_form"  # in a comfy file: what its peer form had that it cannot say
 PEER_HEADER = "ideoflow.peer_header"
@@ -157,7 +153,6 @@ def convert_lora(
 
     Raises:
         CheckpointError: what cannot be read, converted, or written there.
-        OSError: from the disk.
     """
     source, destination = Path(source).expanduser(), Path(destination).expanduser()
     if to not in ("comfy-lora", "peer-lora"):
@@ -167,7 +162,9 @@ def convert_lora(
     if destination.is_dir() or not destination.parent.is_dir():
         raise CheckpointError(f"{destination}: this is a folder, or its folder is not there.")
     if destination.exists() and not overwrite:
-        raise CheckpointError(f"{destination} exists: give another name, or overwrite it (`overwrite=True`).")
+        raise CheckpointError(
+            f"{destination} exists: name another destination, or allow it to be replaced (--overwrite)."
+        )
     read = read_lora(source, ignore_unknown=ignore_unknown)
     if read.factored:
         raise CheckpointError(
@@ -182,10 +179,7 @@ def convert_lora(
             raise
     made = comfy if to == "comfy-lora" else peer
     assert made is not None
-    number, temporary_name = tempfile.mkstemp(prefix=f".{destination.name}.", dir=destination.parent)
-    os.close(number)
-    temporary = Path(temporary_name)
-    try:
+    with in_place(destination, overwrite) as temporary:
         save_file(
             {name: tensor.contiguous() for name, tensor in made.tensors().items()},
             temporary,
@@ -196,31 +190,7 @@ def convert_lora(
         for found, expected in ((again, made), (back, peer if to == "comfy-lora" else comfy)):
             if found is not None and expected is not None and (what := _difference(found, expected)):
                 raise CheckpointError(f"{source}: {what} does not come back from the new form, which was not kept.")
-        _put(temporary, destination, overwrite)
-    finally:
-        temporary.unlink(missing_ok=True)
     return made
-
-
-def _put(temporary: Path, destination: Path, overwrite: bool) -> None:
-    """Give a file its name once it is on the disk."""
-    mask = os.umask(0)
-    os.umask(mask)
-    temporary.chmod(0o666 & ~mask)
-    sync(temporary)
-    if overwrite:
-        os.replace(temporary, destination)
-    else:
-        try:
-            os.link(temporary, destination)  # fails if somebody was faster
-        except FileExistsError:
-            raise CheckpointError(f"{destination} exists: give another name, or overwrite it.") from None
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-                raise
-            os.replace(temporary, destination)  # a file system without links
-    with suppress(PermissionError):  # Windows opens no folders
-        sync(destination.parent)
 
 
 def _difference(found: Lora, expected: Lora) -> str | None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import files
-from .errors import CheckpointError
+from ..checks import printable
+from .errors import CheckpointError, some
 
 DTYPES = {
     torch.float64: "F64",
@@ -107,17 +110,62 @@ def write_safetensors(
 
 @contextmanager
 def in_place(destination: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a path beside `destination` to write to, as `files.in_place` does.
+    """Give a path beside `destination` to write to, as `files.in_place` does, and replace nothing but a checkpoint.
+
+    What is there is looked at before the work and again before it is replaced: a folder that holds more than a
+    checkpoint is kept, and so is what somebody else has put there meanwhile.
 
     Raises:
         CheckpointError: if `destination` exists and may not be replaced, or cannot be written.
     """
     try:
         with files.in_place(destination, overwrite) as temporary:
+            before = _identity(destination)
+            if overwrite:
+                _check_replaceable(destination)
             yield temporary
+            if overwrite:
+                if _identity(destination) != before:
+                    raise CheckpointError(f"{destination} was written by somebody else meanwhile, and is kept.")
+                _check_replaceable(destination)
     except FileExistsError as error:
         raise CheckpointError(
             f"{destination} exists: name another destination, or allow it to be replaced (--overwrite)."
         ) from error
-    except OSError as error:
-        raise CheckpointError(f"{destination} cannot be written: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).removeprefix("Error while serializing: ")
+        raise CheckpointError(f"{destination} cannot be written: {reason}.") from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file or folder of that name it is; None where there is none."""
+    if not os.path.lexists(path):
+        return None
+    found = path.lstat()
+    return found.st_dev, found.st_ino
+
+
+# What files of models are called. Beside them, and not without, folders have notes and pictures for readers.
+_MODEL = re.compile(
+    r"(diffusion_pytorch_model|model)(\.[^.]+)?(-\d+-of-\d+)?\.safetensors"
+    r"|(diffusion_pytorch_model|model)\.safetensors\.index(\.[^.]+)?\.json"
+    r"|config\.json|generation_config\.json|model_index\.json|scheduler_config\.json|(video_)?preprocessor_config\.json"
+    r"|(tokenizer|tokenizer_config|vocab|added_tokens|special_tokens_map)\.json|merges\.txt|chat_template\.(jinja|json)"
+)
+_NOTES = re.compile(r"README(\..+)?|LICEN[CS]E(\..+)?|NOTICE(\..+)?|\.gitattributes|.+\.svg", re.IGNORECASE)
+
+
+def _check_replaceable(destination: Path) -> None:
+    """Raise where a folder holds anything else than a checkpoint."""
+    if destination.is_symlink() or not destination.is_dir():
+        return
+    names = [(Path(folder) / name) for folder, _, found in os.walk(destination) for name in found]
+    others = [path for path in names if not _MODEL.fullmatch(path.name) and not _NOTES.fullmatch(path.name)]
+    if names and not any(_MODEL.fullmatch(path.name) for path in names):
+        others = names
+    if others:
+        shown = some([printable(path.relative_to(destination)) for path in sorted(others)], 4)
+        raise CheckpointError(
+            f"{destination} holds more than a checkpoint ({shown}), and is not replaced: name another destination, or"
+            " remove it yourself."
+        )
