@@ -185,7 +185,7 @@ def measure(case: Case, pixels: int, small: bool, device: str) -> dict[str, Any]
     _begin(device)
     baseline = _now(device)
     pipe = make_pipeline(getattr(torch, case.dtype), small)
-    tokens = len(pipe.encode_prompt(CAPTION)[0])
+    tokens = len(pipe.prompt_features(CAPTION)[0])
     made: Plan = plan(
         pipe, "1TB", (pixels, pixels), tokens, PICTURES, device, quantize=case.quantize, allow=(), steps=STEPS
     )

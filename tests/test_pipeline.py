@@ -170,7 +170,7 @@ def test_text_is_projected_once_for_each_caption_and_never_in_the_unconditional_
     for name, rows in calls.items():
         projection = getattr(pipeline, name).llm_cond_proj
         projection.register_forward_pre_hook(lambda _, args, rows=rows: rows.append(args[0].shape[0]))
-    lengths = [len(features) for features in pipeline.encode_prompt(PROMPTS)]
+    lengths = [len(features) for features in pipeline.prompt_features(PROMPTS)]
 
     prompts, sizes = [*PROMPTS, PROMPTS[0]], [(64, 48), (32, 80), (64, 48)]
     pipeline(prompts, size=sizes, num_images_per_prompt=3, output_type="latent", **SETTINGS)
@@ -186,7 +186,7 @@ def test_no_padding_enters_a_product(pipeline):
             branch.append(rows := set())
             for linear in (block.attention.to_q, block.attention.to_out[0], block.feed_forward.w1):
                 linear.register_forward_pre_hook(lambda _, args, rows=rows: rows.add(args[0].shape[0]))
-    text_tokens = sum(len(features) for features in pipeline.encode_prompt(PROMPTS))
+    text_tokens = sum(len(features) for features in pipeline.prompt_features(PROMPTS))
 
     pipeline(PROMPTS, size=[(64, 48), (32, 80)], output_type="latent", **QUICK)
 
@@ -650,7 +650,7 @@ def test_numbers_may_come_from_numpy_and_no_tensors_as_none(pipeline):
 
 
 def test_features_of_equal_prompts_are_each_its_own(pipeline):
-    features = pipeline.encode_prompt(["x", "another caption"])
+    features = pipeline.prompt_features(["x", "another caption"])
 
     requests = pipeline.make_requests(["x", "x"], height=32, width=32, prompt_features=features, **QUICK)
 
@@ -767,8 +767,8 @@ def test_taps_are_kept_in_the_folder(pipeline, peer_pipeline, tmp_path):
     again = Ideogram4Pipeline.from_pretrained(tmp_path)
 
     assert again.taps == tuple(taps) and pipeline.taps == ideoflow.text_encoder.TAPS
-    assert torch.equal(again.encode_prompt("x")[0], own.encode_prompt("x")[0])
-    assert not torch.equal(again.encode_prompt("x")[0], pipeline.encode_prompt("x")[0])
+    assert torch.equal(again.prompt_features("x")[0], own.prompt_features("x")[0])
+    assert not torch.equal(again.prompt_features("x")[0], pipeline.prompt_features("x")[0])
     assert diffusers.DiffusionPipeline.from_pretrained(tmp_path).transformer is not None
 
 

@@ -36,11 +36,10 @@ def plan_of(
     if scale is not None:
         scale = finite("guidance_scale", scale)
     plan = _without_interval(preset, steps, scale, schedule, mu, std)
-    _warn_of_guidance(plan.guidance)
     return plan if interval is None else replace(plan, guidance=limit_guidance(plan.guidance, interval))
 
 
-def _warn_of_guidance(guidance: Sequence[float]) -> None:
+def warn_of_guidance(guidance: Sequence[float]) -> None:
     """Warn of guidance that draws something else than the caption: 0, which elsewhere means off, and less."""
     least = min(guidance)
     if least > 0:
@@ -81,11 +80,7 @@ def _without_interval(
 
 def lines_of(prompt: Any, strict: bool) -> list[str]:
     """The line that the text encoder reads, for each prompt."""
-    if prompt is None:
-        raise ValueError("`prompt` is missing: give a caption, or a list of them.")
-    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-    if not prompts:
-        raise ValueError("`prompt` is an empty list: give at least one caption.")
+    prompts = prompts_of(prompt)
     lines = []
     for number, one in enumerate(prompts):
         try:
@@ -95,6 +90,20 @@ def lines_of(prompt: Any, strict: bool) -> list[str]:
                 raise
             raise CaptionError(f"`prompt[{number}]`: {error}", error.breaches) from None
     return lines
+
+
+def prompts_of(prompt: Any) -> list[Any]:
+    """Each prompt of a call.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if prompt is None:
+        raise ValueError("`prompt` is missing: give a caption, or a list of them.")
+    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+    if not prompts:
+        raise ValueError("`prompt` is an empty list: give at least one caption.")
+    return prompts
 
 
 # What takes the steps of diffusers' scheduler, and says where it stands: the engine takes them in its place.

@@ -2,6 +2,9 @@
 
 # No `from __future__ import annotations`: diffusers reads the types of the constructor's arguments.
 import functools
+import inspect
+import logging
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +20,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import latents as latent_tokens
-from .arguments import DEFAULT
+from .arguments import DEFAULT, plan_of
 from .calls import call_of, interrupt, is_drawing_elsewhere, latest_call
 from .checkpoints.lora_pipeline import PipelineAdapters
 from .checkpoints.pipeline import PipelineFiles
 from .engine import Denoiser, Engine, Policy, Request
 from .engine.exclusive import exclusive
+from .engine.memory import NotEnoughMemory, out_of_memory
 from .fitting import Plan, fit
 from .model import Ideogram4Transformer2DModel
 from .offload import is_offloaded
@@ -30,12 +34,15 @@ from .origin import PipelineOrigin
 from .provenance import KEY, doubt, to_text
 from .requests import PipelineRequests
 from .schedule import Preset
+from .sharing import as_own
 from .speed import PipelineSpeed
 from .text_cache import TextCache
-from .unknown_arguments import explains_unknown
+from .unknown_arguments import explain, explains_unknown
 
 TEXT_CACHE_BYTES = 128 * 2**20  # of embedded captions; about 28 of 500 tokens for the published weights in bfloat16
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+OPTIONS = ("text_encoder_taps", "side_limits")  # arguments of the constructor that are no components
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -206,6 +213,32 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
             preview_every=preview_every,
         )
 
+    @classmethod
+    def from_pipe(cls, pipeline: Any, *, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+        """A pipeline over the components of another, diffusers' of this name included; nothing is copied.
+
+        Args:
+            pipeline: Whose components to take. What moves, casts or trains them does so in both pipelines.
+            dtype: To cast them to; None leaves them as they are.
+            kwargs: Components in place of the other's, and `text_encoder_taps` and `side_limits`.
+
+        Raises:
+            TypeError: an argument that there is none of.
+            ValueError: transformers that cannot be shared, with adapters or hooks for instance; missing components.
+        """
+        dtype = kwargs.pop("torch_dtype", dtype)
+        parameters = inspect.signature(cls.__init__).parameters
+        known = [name for name in parameters if name != "self"]
+        if unknown := [name for name in kwargs if name not in known]:
+            raise TypeError(" ".join(explain(name, known) for name in unknown))
+        theirs = {**{name: pipeline.config.get(name) for name in OPTIONS}, **pipeline.components, **kwargs}
+        given = {name: as_own(name, theirs[name]) for name in known if theirs.get(name) is not None}
+        required = [name for name in known if parameters[name].default is inspect.Parameter.empty]
+        if missing := [name for name in required if name not in given]:
+            raise ValueError(f"`pipeline` is a {type(pipeline).__name__} without {', '.join(missing)}: pass them too.")
+        made = cls(**given)
+        return made if dtype is None else made.to(dtype)
+
     def fit(self, memory: str | int | float = "auto", **options: Any) -> Plan:
         """Fit the pipeline into a device's memory: precision, offloading, tiled decoding and passes, by a plan.
 
@@ -234,19 +267,47 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
     fuse_lora = _between_calls("fuse_lora")
     unfuse_lora = _between_calls("unfuse_lora")
 
-    @torch.no_grad()
     def _decode_one(self, request: Request, latents: Tensor) -> Tensor:
         """`(3, height, width)` picture of latents of a request."""
-        with self._exclusive():
-            return latent_tokens.decode(self.vae, [latents], [request.grid])[0]
+        return self._decode([request], [latents])[0]
 
     @torch.no_grad()
+    def _decode(self, requests: Sequence[Request], latents: list[Tensor]) -> list[Tensor]:
+        """Pictures of latents of requests, one by one where memory does not do for all of them together."""
+        try:
+            with self._exclusive():
+                return latent_tokens.decode(self.vae, latents, [request.grid for request in requests])
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            failure = error
+        traceback.clear_frames(failure.__traceback__)  # they hold what was computed so far
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(requests) > 1:
+            logger.warning("Out of memory while %d pictures were decoded: they are decoded one by one.", len(requests))
+            return [self._decode([one], [own])[0] for one, own in zip(requests, latents, strict=True)]
+        height, width = (self.vae_scale_factor * self.patch_size * side for side in requests[0].grid)
+        raise NotEnoughMemory(
+            f"Memory ran out while a picture of {width} x {height} pixels was decoded. The error's `requests`"
+            " keep its latents: free memory, or call `pipe.vae.enable_tiling()`, which may leave faint seams, and then"
+            " `pipe.decode_requests(error.requests)`. `pipe.fit` plans for the memory that there is.",
+            requests,
+        ) from failure
+
     def decode_requests(self, requests: Sequence[Request], output_type: str = "pil") -> Any:
-        """Pictures of requests, done or not, as `Ideogram4PipelineOutput.images` has them."""
+        """Pictures of requests, done or not, as `Ideogram4PipelineOutput.images` has them.
+
+        Raises:
+            NotEnoughMemory: a torch.OutOfMemoryError that keeps the `requests`.
+        """
         if output_type == "latent":
             return _stack([request.latents for request in requests])
-        with self._exclusive():
-            pictures = latent_tokens.decode(self.vae, [r.latents for r in requests], [r.grid for r in requests])
+        try:
+            pictures = self._decode(requests, [request.latents for request in requests])
+        except NotEnoughMemory as error:
+            error.requests = list(requests)
+            raise
         stacked = _stack(pictures)
         process = self.image_processor.postprocess
         if isinstance(stacked, Tensor):
@@ -335,6 +396,7 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
             TypeError: naming the argument that is of another type.
             ValueError: naming the argument that does not fit.
             FloatingPointError: naming the picture whose latents are not finite.
+            NotEnoughMemory: a torch.OutOfMemoryError that says what to do.
         """
         if prompt_upsampling:
             raise ValueError(
@@ -343,12 +405,9 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
             )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}.")
+        plan = plan_of(preset, num_inference_steps, guidance_scale, guidance_schedule, mu, std, guidance_interval)
         tensor_inputs = callback_on_step_end_tensor_inputs or ()
-        unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` names {unknown}: it may name {self._callback_tensor_inputs}."
-            )
+        self.check_inputs(prompt, height, width, plan.steps, None, plan.guidance, tensor_inputs)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise TypeError(f"`callback_on_step_end` is {callback_on_step_end!r}: give a function, or None.")
         engine = self.engine(attention_kwargs, max_tokens=max_tokens)
@@ -380,8 +439,8 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
             call.num_timesteps = requests[0].steps
             with self.progress_bar(total=call.num_timesteps) as progress:
                 for i in range(call.num_timesteps):
-                    for error in engine.advance(requests).values():
-                        raise error
+                    for request, error in engine.advance(requests).items():
+                        raise _explained(error, request)
                     call.guidance_scale = requests[0].guidance[i]
                     if callback_on_step_end is not None:
                         self._call_back(callback_on_step_end, i, requests, tensor_inputs)
@@ -426,6 +485,18 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
                     f" {tuple(request.latents.shape)}."
                 )
             request.latents = own.detach().to(request.latents)
+
+
+def _explained(error: Exception, request: Request) -> Exception:
+    """The error of a request that could not be stepped by itself, with what to do where memory ran out."""
+    if not out_of_memory(error):
+        return error
+    explained = NotEnoughMemory(
+        f"Memory ran out in a step of one picture of {request.grid[0]} x {request.grid[1]} tokens by itself: draw a"
+        " smaller one, let `pipe.fit` plan for the memory that there is, or offload or quantize the transformers."
+    )
+    explained.__cause__ = error
+    return explained
 
 
 def _stack(tensors: list[Tensor]) -> Tensor | list[Tensor]:

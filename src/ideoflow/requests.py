@@ -8,16 +8,19 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from .arguments import DEFAULT, lines_of, noise_of, plan_of, scheduler_of
+from .arguments import DEFAULT, lines_of, noise_of, plan_of, prompts_of, scheduler_of, warn_of_guidance
+from .captions import Caption
 from .checks import whole
 from .engine import Denoiser, Request
 from .engine.exclusive import exclusive
 from .model import Context
 from .offload import execution_device
+from .padded import padded_rows
 from .schedule import Preset
-from .sizes import sizes_of
+from .sizes import check_size, sizes_of
 from .text_cache import TextCache
 from .text_encoder import TAPS, encode_captions, encode_tokens, tokenise
 from .unknown_arguments import explains_unknown
@@ -37,6 +40,7 @@ class PipelineRequests:
     text_cache: TextCache
     vae_scale_factor: int
     patch_size: int
+    _callback_tensor_inputs: list[str]
     _execution_device: torch.device
     settings_of_call: Any
 
@@ -49,10 +53,92 @@ class PipelineRequests:
         """Decoder layers of the text encoder whose outputs are the text features."""
         return tuple(self.config.get("text_encoder_taps") or TAPS)
 
-    def encode_prompt(self, prompt: Any, max_sequence_length: int = 2048, strict: bool = False) -> list[Tensor]:
+    def prompt_features(self, prompt: Any, max_sequence_length: int = 2048, strict: bool = False) -> list[Tensor]:
         """Text features of each prompt: `(tokens, features)` float32, unpadded. Arguments as in `__call__`."""
         lines = lines_of(prompt, strict)
-        return encode_captions(self.text_encoder, self.tokenizer, lines, self.taps, max_sequence_length)
+        with self._exclusive():
+            return encode_captions(self.text_encoder, self.tokenizer, lines, self.taps, max_sequence_length)
+
+    def encode_prompt(
+        self, prompt: Any, grid_h: int, grid_w: int, max_sequence_length: int, device: torch.device | str | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What diffusers' method of this name gives: padded rows, as the transformer's `forward` takes them.
+
+        Calls here do not use it; they take `prompt_features`, without padding.
+
+        Args:
+            prompt: As in `__call__`.
+            grid_h: Rows of image tokens.
+            grid_w: Columns of image tokens.
+            max_sequence_length: Tokens that padding and text take together in each row.
+            device: Of what is returned.
+
+        Returns:
+            `prompt_embeds` `(prompts, length, features)`, `position_ids` `(prompts, length, 3)`, `segment_ids` and
+            `indicator` `(prompts, length)`.
+        """
+        grid = (whole("grid_h", grid_h, 1), whole("grid_w", grid_w, 1))
+        max_sequence_length = whole("max_sequence_length", max_sequence_length, 1)
+        return padded_rows(self.prompt_features(prompt, max_sequence_length), grid, max_sequence_length, device)
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_image_tokens: int,
+        latent_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        """Noise `(batch_size, num_image_tokens, latent_dim)`, as diffusers' method of this name draws it.
+
+        Calls here do not use it; they take noise as `latents`.
+
+        Raises:
+            ValueError: if `latents` are given in another shape.
+        """
+        shape = (batch_size, num_image_tokens, latent_dim)
+        if latents is None:
+            return randn_tensor(shape, generator, device, dtype)
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"`latents` has shape {tuple(latents.shape)}: the pictures need {shape}.")
+        return latents.to(device, dtype)
+
+    def check_inputs(
+        self,
+        prompt: Any,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        guidance_scale: float | None,
+        guidance_schedule: Sequence[float] | Tensor | None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
+    ) -> None:
+        """Check arguments of a call. Each call begins with it, so a subclass may add checks of its own.
+
+        Raises:
+            TypeError: naming the argument that is of another type.
+            ValueError: naming the argument that does not fit.
+        """
+        for one in prompts_of(prompt):
+            if not isinstance(one, (str, Mapping, Caption)):
+                raise TypeError(f"`prompt` is a {type(one).__name__}: give a string, a mapping or a Caption.")
+        check_size(width, height, self.vae_scale_factor * self.patch_size)
+        plan_of(None, num_inference_steps, guidance_scale, guidance_schedule, DEFAULT.mu, DEFAULT.std, None)
+        names = self._callback_tensor_inputs
+        unknown = [name for name in callback_on_step_end_tensor_inputs or () if name not in names]
+        if unknown:
+            raise ValueError(f"`callback_on_step_end_tensor_inputs` names {unknown}: it may name {names}.")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse subclasses whose own code would never be called."""
+        super().__init_subclass__(**kwargs)
+        for name, instead in (("encode_prompt", "prompt_features"), ("prepare_latents", "latents")):
+            if name in vars(cls):
+                raise TypeError(
+                    f"{cls.__name__} has its own `{name}`, that no call uses: pass `{instead}` to `make_requests`."
+                )
 
     @explains_unknown
     @torch.no_grad()
@@ -85,7 +171,7 @@ class PipelineRequests:
         A caption is encoded once, and its context is computed once for each of its sizes; pictures share them.
 
         Args:
-            prompt_features: What `encode_prompt` gave for the prompts, to spare encoding them again.
+            prompt_features: What the method of this name gave for the prompts, to spare encoding them again.
             defer: Leave the captions to the engine, which encodes each when its request takes its first step: requests
                 that wait hold little memory, and on a GPU the next is encoded while others are stepped. Pictures of one
                 caption then share its embedding, and each has tables of its own.
@@ -96,6 +182,7 @@ class PipelineRequests:
             `__call__`.
         """
         plan = plan_of(preset, num_inference_steps, guidance_scale, guidance_schedule, mu, std, guidance_interval)
+        warn_of_guidance(plan.guidance)
         guided = any(guidance != 1 for guidance in plan.guidance)
         if guided and self.unconditional_transformer is None:
             raise ValueError(
@@ -117,7 +204,9 @@ class PipelineRequests:
         schedulers = {pair: scheduler_of(self.scheduler, plan, *pair) for pair in set(sizes)}
         if prompt_features is not None:
             if not all(isinstance(features, Tensor) for features in prompt_features):
-                raise TypeError("`prompt_features` holds something else than tensors: give what `encode_prompt` gave.")
+                raise TypeError(
+                    "`prompt_features` holds something else than tensors: give what the method of this name gave."
+                )
             if len(prompt_features) != len(lines):
                 raise ValueError(f"`prompt_features` holds {len(prompt_features)} tensors for {len(lines)} prompts.")
 

@@ -27,6 +27,20 @@ def misfit(width: int, height: int, unit: int = UNIT) -> str | None:
     return f"each side must be a positive multiple of {unit}, up to {LARGEST_SIDE}. The nearest {noun} {nearest}."
 
 
+def check_size(width: Any, height: Any, unit: int) -> tuple[int, int]:
+    """`(width, height)` in whole tokens of `unit` pixels a side.
+
+    Raises:
+        TypeError: sides that are no whole numbers.
+        ValueError: sides that are no positive multiples of `unit`.
+    """
+    allowed = f", a multiple of {unit}"
+    width, height = whole("width", width, 1, allowed), whole("height", height, 1, allowed)
+    if wrong := misfit(width, height, unit):
+        raise ValueError(f"`width` and `height` are {width} and {height}: {wrong}")
+    return width, height
+
+
 def sizes_of(
     size: Any, height: int, width: int, prompts: int, unit: int, limits: Sequence[int] | None
 ) -> list[tuple[int, int]]:
@@ -56,11 +70,8 @@ def sizes_of(
     if len(sizes) != prompts or any(len(pair) != 2 for pair in sizes):
         raise ValueError(f"`size` is {size!r}: give one (width, height), or one for each of the {prompts} prompts.")
     least, most = limits or SIDE_LIMITS
-    allowed = f", a multiple of {unit}"
-    sizes = [(whole("width", pair[0], 1, allowed), whole("height", pair[1], 1, allowed)) for pair in sizes]
+    sizes = [check_size(*pair, unit) for pair in sizes]
     for pair in dict.fromkeys(sizes):
-        if wrong := misfit(*pair, unit):
-            raise ValueError(f"`width` and `height` are {pair[0]} and {pair[1]}: {wrong}")
         if min(pair) < least or max(pair) > most or max(pair) > MAX_ASPECT * min(pair):
             warnings.warn(
                 f"{pair[0]} x {pair[1]} pixels are outside what the weights were trained on (sides of {least} to"

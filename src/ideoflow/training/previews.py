@@ -58,7 +58,7 @@ class Previews(Watcher):
         self.sizes = [sizes[i % len(sizes)] for i in range(len(self.captions))]
         encoder, home = trainer.pipeline.text_encoder, trainer.pipeline.text_encoder.device
         encoder.to(trainer.group.device)
-        self.features = trainer.pipeline.encode_prompt(self.captions)
+        self.features = trainer.pipeline.prompt_features(self.captions)
         encoder.to(home)
         if trainer.step == 0:
             self.draw(trainer)
