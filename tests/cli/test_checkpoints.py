@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import gguf
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from ideoflow import sketch
 from ideoflow.cli import app
+
+HEART = Path(__file__).parents[2] / "examples" / "captions" / "heart.json"
 
 
 @pytest.fixture(autouse=True)
@@ -114,3 +119,115 @@ def test_adapters_go_there_and_back():
     assert "norm_q.diff" in run("convert", "odd.safetensors", "d.safetensors", "--to", "comfy-lora", fails=2).stderr
     run("convert", "odd.safetensors", "d.safetensors", "--to", "comfy-lora", "--ignore-unknown")
     assert load_file("d.safetensors").keys() == load_file("b.safetensors").keys()
+
+
+def inspected(*arguments: str) -> dict[str, Any]:
+    return json.loads(run("inspect", *arguments, "--json").stdout)
+
+
+def adapters() -> dict[str, dict[str, torch.Tensor]]:
+    """One layer's tensors of each kind of adapter."""
+    start = "diffusion_model.layers.0.attention.o"
+    pair = {f"{start}.lora_down.weight": torch.randn(4, 256), f"{start}.lora_up.weight": torch.randn(256, 4)}
+    alpha = {f"{start}.alpha": torch.tensor(2.0)}
+    return {
+        "LoRA": pair,
+        "DoRA": {**pair, **alpha, f"{start}.dora_scale": torch.randn(256, 1)},
+        "LoKr": {
+            f"{start}.lokr_w1": torch.randn(8, 8),
+            f"{start}.lokr_w2_a": torch.randn(32, 3),
+            f"{start}.lokr_w2_b": torch.randn(3, 32),
+            **alpha,
+        },
+        "LoHa": {
+            f"{start}.hada_{side}_{half}": torch.randn(*shape)
+            for side in ("w1", "w2")
+            for half, shape in (("a", (256, 5)), ("b", (5, 256)))
+        },
+    }
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("LoRA", "4"), ("DoRA", "4"), ("LoKr", "3"), ("LoHa", "5")])
+def test_adapters_are_described(kind, rank):
+    save_file(adapters()[kind], "a.safetensors", {"transformer.lora_alpha": "2"} if kind == "LoHa" else None)
+    found = inspected("a.safetensors")
+    assert (found["kind"], found["adapter"], found["ranks"]) == ("adapter", {kind: 1}, {rank: 1})
+    where = {"LoRA": "1", "LoHa": "alpha in the header"}.get(kind, "alpha beside the weights")
+    assert found["strength"] == where
+    assert f"adapter: {kind} 1" in run("inspect", "a.safetensors").stdout
+
+
+def test_a_run_with_several_adapters_is_described():
+    Path("run").mkdir()
+    for name, kind in (("pytorch_lora_weights", "LoRA"), ("comfyui_lora", "LoKr")):
+        save_file(adapters()[kind], f"run/{name}.safetensors")
+    found = inspected("run")
+    assert found["kind"] == "adapters"
+    assert {name: one["adapter"] for name, one in found["components"].items()} == {
+        "comfyui_lora.safetensors": {"LoKr": 1},
+        "pytorch_lora_weights.safetensors": {"LoRA": 1},
+    }
+    text = run("inspect", "run").stdout
+    assert "comfyui_lora.safetensors:\n  adapter: LoKr 1" in text
+
+
+@pytest.mark.parametrize(("component", "kind"), [("text_encoder", "text encoder"), ("vae", "autoencoder")])
+def test_a_text_encoder_and_an_autoencoder_are_told_by_their_names(component, kind):
+    file = next((sketch.path() / component).glob("*.safetensors"))
+    Path("odd.safetensors").symlink_to(file)
+    for path in ("odd.safetensors", str(sketch.path() / component)):
+        found = inspected(path)
+        assert found["kind"] == kind and found["bytes"] > 0 and "note" not in found
+    assert ("parts" in found) == (kind == "text encoder")
+
+
+def test_a_gguf_file_takes_its_configuration():
+    weights = load_file(sketch.path() / "transformer" / "diffusion_pytorch_model.safetensors")
+    writer = gguf.GGUFWriter("a.gguf", "ideogram4")
+    for name, tensor in weights.items():
+        values = tensor.float().numpy()
+        if name.startswith("layers.") and tensor.ndim == 2:
+            packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert "give `config`" in run("inspect", "a.gguf", fails=2).stderr
+    for config in (sketch.path() / "transformer", sketch.path() / "transformer" / "config.json"):
+        found = inspected("a.gguf", "--config", str(config))
+        assert found["kind"] == "transformer" and "gguf" in found["form"]
+
+
+def test_a_picture_is_described_by_its_settings():
+    run("generate", str(HEART), "--size", "96x96", "--steps", "1", "--seed", "7", "--out", "heart.png")
+    found = inspected("heart.png")
+    assert (found["kind"], found["seed"], found["width"], found["steps"]) == ("picture", 7, 96, 1)
+    text = run("inspect", "heart.png").stdout
+    assert "model: sketch" in text and "seed: 7" in text and "caption: {" in text
+    Image.new("RGB", (8, 8)).save("other.png")
+    assert "carries no ideoflow settings" in run("inspect", "other.png", fails=2).stderr
+
+
+def test_names_and_headers_are_shown_without_control_characters():
+    """A terminal would take them for commands."""
+    escape = "\x1b]0;owned\x07\x1b[2J\nline"
+    tensors = {f"x{escape}": torch.randn(2)}
+    save_file(tensors, "odd.safetensors", {"trigger": escape, escape: "value"})
+    lora = {**adapters()["LoRA"], f"diffusion_model.{escape}.diff": torch.randn(2)}
+    save_file(lora, "lora.safetensors", {"trigger": escape})
+    Path("run").mkdir()
+    for name in ("a", "b"):
+        save_file(adapters()["LoRA"], f"run/{name}{escape.replace('/', '')}.safetensors")
+    for arguments, fails in (
+        (["inspect", "odd.safetensors"], 0),
+        (["inspect", "lora.safetensors"], 0),
+        (["inspect", "run"], 0),
+        (["convert", "odd.safetensors", "out", "--to", "peer"], 2),
+        (["convert", "lora.safetensors", "out.safetensors", "--to", "comfy-lora"], 2),
+    ):
+        result = run(*arguments, fails=fails)
+        assert not {"\x1b", "\x07"} & set(result.output), arguments
+        assert "\nline" not in result.output

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..checks import printable
+
 LONGEST = 120  # characters of a name that are shown
 PICKLES = {b"PK\x03\x04": "a zip archive, as torch.save writes"} | {
     bytes((0x80, protocol)): "a pickle" for protocol in range(2, 6)
@@ -37,7 +39,7 @@ def refuse_pickle(path: Path, head: bytes) -> None:
 
 
 def some(names: list[str] | tuple[str, ...], most: int = 6) -> str:
-    """The first few of `names`, and how many more there are."""
+    """The first few of `names`, as they may stand on one line of a terminal, and how many more there are."""
     more = len(names) - most
-    short = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names[:most]]
+    short = [printable(name if len(name) <= LONGEST else f"{name[:LONGEST]}...") for name in names[:most]]
     return ", ".join(short) + (f" and {more} more" if more > 0 else "")

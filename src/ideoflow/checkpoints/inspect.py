@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..pictures import FORMATS, read_settings
 from ..precision.layers import is_quantized_layer
 from .errors import CheckpointError
 from .forms import Checkpoint, open_checkpoint
@@ -21,30 +23,43 @@ UNUSED = ("llm_cond_norm", "llm_cond_proj")  # of the unconditional transformer
 LONGEST = 200  # characters of a header's entry that are shown
 
 
-def inspect(path: str | os.PathLike[str], *, variant: str | None = None) -> dict[str, Any]:
-    """Describe a pipeline's folder, a transformer of any form, or a LoRA adapter, in what JSON can hold.
+def inspect(
+    path: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Describe a model's file or folder, an adapter, or a picture of ours, in what JSON can hold.
 
     Args:
         path: File, index or folder.
         variant: Of a folder's files.
+        config: Of a transformer, where none is beside the file, in it, or told by its shapes; as in `open_checkpoint`.
 
     Returns:
-        "path", "kind" ("pipeline", "transformer", "transformers", "adapter", "tensors") and what there is to say of it.
+        "path", "kind" ("pipeline", "transformer", "transformers", "text encoder", "autoencoder", "adapter", "adapters",
+        "picture", "tensors") and what there is to say of it.
 
     Raises:
         CheckpointError: what cannot be read.
+        ValueError: a picture without settings.
     """
     path = Path(path).expanduser()
+    if path.suffix.lower() in FORMATS and path.is_file():
+        said = {key: value for key, value in read_settings(path).items() if value not in (None, [])}
+        return {"path": str(path), "kind": "picture", **said}
     if path.is_dir() and ((path / "model_index.json").is_file() or (path / "transformer").is_dir()):
         return _pipeline(path, variant)
+    if path.is_dir() and variant is None and len(adapters := _adapters(path)) > 1:
+        return {"path": str(path), "kind": "adapters", "components": adapters}
     source = open_source(path, variant)
-    if any("lora_" in name for name in source.infos):
-        return {"path": str(path), "kind": "adapter", **_tensors(source), "ranks": _ranks(source)}
+    if any(_ADAPTER.search(name) for name in source.infos):
+        return {"path": str(path), "kind": "adapter", **_adapter(source)}
     found = {}
     problem: CheckpointError | None = None
     for branch in BRANCHES:
         try:
-            found[branch] = open_checkpoint(path, branch, variant=variant)
+            found[branch] = open_checkpoint(path, branch, variant=variant, config=config)
         except CheckpointError as error:
             problem = problem or error
     both = len({checkpoint.prefix for checkpoint in found.values()}) == 2
@@ -54,9 +69,66 @@ def inspect(path: str | os.PathLike[str], *, variant: str | None = None) -> dict
         return {"path": str(path), "kind": "transformer", **_transformer(next(iter(found.values())))}
     assert problem is not None
     anchors = tuple(ANCHORS.values())
-    if not any(name.endswith(anchors) for name in source.infos):
-        return {"path": str(path), "kind": "tensors", **_tensors(source), "note": str(problem)}
-    raise problem
+    if any(name.endswith(anchors) for name in source.infos):
+        raise problem
+    if any(_TEXT_ENCODER.search(name) for name in source.infos):
+        more: dict[str, Any] = {"kind": "text encoder", "parts": _parts_of_text_encoder(source)}
+    elif any(_AUTOENCODER.search(name) for name in source.infos):
+        more = {"kind": "autoencoder"}
+    else:
+        more = {"kind": "tensors", "note": str(problem)}
+    return {"path": str(path), "kind": more.pop("kind"), **_tensors(source), **more}
+
+
+# Names that tell what a file is of, behind whatever prefix.
+_TEXT_ENCODER = re.compile(r"(^|\.)layers\.0\.self_attn\.q_proj\.weight$")
+_AUTOENCODER = re.compile(r"(^|\.)decoder\.conv_in\.weight$")
+_ADAPTER = re.compile(r"(^|\.)(?P<part>lora_|lora\.(up|down)|lokr_w|hada_w|dora_scale$)")
+_KINDS = {"lokr_w": "LoKr", "hada_w": "LoHa"}
+
+
+def _adapters(folder: Path) -> dict[str, Any]:
+    """The adapters of a folder, such as a training run leaves, by their files' names."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            source = open_source(file)
+        except CheckpointError as error:
+            found[file.name] = {"bytes": file.stat().st_size, "note": str(error)}
+            continue
+        if any(_ADAPTER.search(name) for name in source.infos):
+            found[file.name] = _adapter(source)
+    return found
+
+
+def _adapter(source: Source) -> dict[str, Any]:
+    """Kinds, layers, ranks and sizes of an adapter's file."""
+    layers: dict[str, set[str]] = {}
+    ranks: Counter[str] = Counter()
+    for name, info in source.infos.items():
+        if (match := _ADAPTER.search(name)) is None:
+            continue
+        part = name[match.start("part") :]
+        layers.setdefault(name[: match.start("part")], set()).add(part)
+        if re.match(r"lora_A|lora_down|lora\.down|lora_linear_layer\.down|lokr_w2_b|hada_w1_b", part) and info.shape:
+            ranks[str(info.shape[0])] += 1
+    kinds: Counter[str] = Counter()
+    for parts in layers.values():
+        own = {kind for start, kind in _KINDS.items() if any(part.startswith(start) for part in parts)}
+        dora = any("magnitude" in part or part == "dora_scale" for part in parts)
+        kinds[own.pop() if own else "DoRA" if dora else "LoRA"] += 1
+    stated = [where for where, found in _strengths(source).items() if found]
+    strength = f"alpha {' and '.join(stated)}" if stated else "1"
+    return {"adapter": dict(kinds), "ranks": dict(ranks), "strength": strength, **_tensors(source)}
+
+
+def _strengths(source: Source) -> dict[str, bool]:
+    """Where a file tells the strength of its adapters."""
+    header = re.compile(r"lora_adapter_metadata|((transformer|diffusion_model)\.)?(lora_alpha|network_alpha|alpha)")
+    return {
+        "beside the weights": any(name.endswith(".alpha") for name in source.infos),
+        "in the header": any(header.fullmatch(key) for key in source.metadata),
+    }
 
 
 def _pipeline(folder: Path, variant: str | None) -> dict[str, Any]:
@@ -147,13 +219,6 @@ def _parts_of_text_encoder(source: Source) -> dict[str, int]:
         part = "vision tower" if "visual." in name else "head" if name.startswith("lm_head") else "language model"
         parts[part] += _bytes(info)
     return dict(parts)
-
-
-def _ranks(source: Source) -> dict[str, int]:
-    """How many layers of which rank."""
-    down = [info for name, info in source.infos.items() if "lora_A" in name or "lora_down" in name]
-    ranks = Counter(str(info.shape[0]) for info in down if info.shape)
-    return dict(ranks)
 
 
 def _header(source: Source) -> dict[str, str]:

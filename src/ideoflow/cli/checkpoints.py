@@ -93,22 +93,29 @@ def convert(
 def inspect(
     path: Annotated[str, typer.Argument(metavar="PATH", help="File, index or folder; 'sketch' for the bundled model.")],
     variant: Annotated[str | None, typer.Option(help="Of a folder's files, such as fp16.", show_default="none")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="config.json of a file that has none.", show_default="beside PATH, or told from the shapes"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All that is known, for programs; bytes throughout.")] = False,
 ) -> None:
     """Say what a file or folder holds, reading headers alone.
 
-    Form, configuration, parameters, types, bytes, and the memory that the weights need in each mode.
+    Of a model: form, configuration, parameters, types, bytes, and the memory that the weights need in each mode. Of an
+    adapter: its kind, ranks and strength. Of a picture: the settings that it was drawn with.
 
     Examples:
 
       ideoflow inspect sketch
 
       ideoflow inspect model.safetensors --json
+
+      ideoflow inspect heart.png
     """
     with plain_errors():
         from ..checkpoints.inspect import inspect as look
 
-        found = look(_path(path), variant=variant)
+        found = look(_path(path), variant=variant, config=config)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -142,6 +149,8 @@ def _lines(found: Mapping[str, Any], indent: str = "") -> Iterator[str]:
                 yield from _lines(inner, indent + "  ")
         elif isinstance(value, Mapping):
             yield f"{indent}{name}: " + ", ".join(f"{one} {other}" for one, other in value.items())
+        elif key == "loras":
+            yield f"{indent}{name}: " + ", ".join(f"{one['path']} at {one['scale']:g}" for one in value)
         elif isinstance(value, list):
             yield f"{indent}{name}: {', '.join(Path(one).name for one in value)}"
         else:
