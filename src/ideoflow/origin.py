@@ -86,7 +86,8 @@ class PipelineOrigin:
     @_as(PipelineFiles.from_pretrained.__func__)  # type: ignore[attr-defined]
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
-        pipeline._remember(pretrained_model_name_or_path, None, kwargs)
+        others = {key: value for key, value in kwargs.items() if key != "config"}
+        pipeline._remember(pretrained_model_name_or_path, kwargs.get("config"), others)
         return pipeline
 
     @classmethod

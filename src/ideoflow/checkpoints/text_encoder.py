@@ -62,7 +62,6 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
     `dequantize`. Saving the model writes the tower too, as long as its file is there.
     """
 
-    config: Any
     _keys_to_ignore_on_load_unexpected = (r"(.*\.)?visual\..*", r"lm_head\..*")
 
     def __init__(self, config: Qwen3VLConfig) -> None:
@@ -120,11 +119,12 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
         if any(isinstance(part, Float8Linear) for part in self.modules()):
             config = copy.copy(config)
             config.quantization_config, config.ideogram_fp8_weight_only = FLOAT8, True
-        own, self.config = self.config, config
+        own = self.__dict__["config"]
         try:
+            self.__dict__["config"] = config
             super().save_pretrained(*args, **kwargs)
         finally:
-            self.config = own
+            self.__dict__["config"] = own
 
     @classmethod
     def _load(cls, source: Source, config: Qwen3VLConfig, fp8: bool, name: str, **kwargs: Any) -> Qwen3VLModel:
