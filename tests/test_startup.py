@@ -26,6 +26,66 @@ LIGHT = {
     "check": ["caption", "check", str(CAPTION)],
     "simulate": ["simulate", "-j", "512x512:turbo", "--cost", "1,1", "--count", "3"],
     "simulate measured steps": ["simulate", "-j", "512x512:4", "--steps", "steps.json", "--count", "3"],
+    **{
+        f"refused: {' '.join(wrong)}": ["generate", str(CAPTION), *wrong]
+        for wrong in (
+            ["--size", "100x100"],
+            ["--size", "0x0"],
+            ["--memory", "lots"],
+            ["--lora", str(CAPTION)],
+            ["--lora", "heart.safetensors"],
+            ["--lora", "heart"],
+            ["--lora", "some.safetensors:inf"],
+            ["--preset", "trubo"],
+            ["--device", "gpu"],
+            ["--device", "meta"],
+            ["--dtype", "float8"],
+            ["--quantize", "int2"],
+            ["--model", "sketchh"],
+            ["--model", "./nowhere"],
+            ["--model", "some.safetensors"],
+            ["--model", "~no-such-user/model"],
+            ["--guidance", "nan"],
+            ["--steps", "1000000000"],
+            ["--format", "gif"],
+            ["--out", "~no-such-user/a.png"],
+            ["--seed", "-1"],
+            ["missing.json"],
+            ["~no-such-user/x.json"],
+        )
+    },
+    **{
+        f"refused: {' '.join(wrong)}": wrong
+        for wrong in (
+            ["fit", "--memory", "0GB"],
+            ["fit", "--memory", "much"],
+            ["fit", "--memory", "9GB", "--device", "gpu"],
+            ["fit", "--memory", "9GB", "--model", "nowhere"],
+            ["fit", "--memory", "9GB", "--model", "~no-such-user/x"],
+            ["fit", "--memory", "9GB", "--size", "9x9"],
+            ["fit", "--memory", "9GB", "--allow", "int2"],
+            ["fit", "--memory", "9GB", "--quantize", "int2"],
+            ["fit", "--memory", "9GB", "--host-memory", "some"],
+            ["fit", "--memory", "9GB", "--dtype", "int2"],
+            ["train", "--data", ".", "--optimizer", "adam"],
+            ["train", "--data", ".", "--schedule", "up"],
+            ["train", "--data", ".", "--device", "gpu"],
+            ["train", "--data", ".", "--model", "nowhere"],
+            ["train", "--data", "./nowhere"],
+            ["train", "--data", ".", "--preview-size", "9x9"],
+            ["train", "nowhere.toml"],
+            ["train"],
+            ["convert", "nowhere", "new", "--to", "peer"],
+            ["convert", "sketch", ".", "--to", "peer"],
+            ["convert", "sketch", "new", "--to", "peer", "--dtype", "int2"],
+            ["convert", "sketch", "new", "--to", "pear"],
+            ["convert", "~no-such-user/x", "new", "--to", "peer"],
+            ["inspect", "~no-such-user/x"],
+            ["caption", "check", "nowhere.json"],
+            ["caption", "fix", "~no-such-user/x.json"],
+            ["simulate", "-j", "512x512:4", "--cost", "1,1", "--policy", "best"],
+        )
+    },
     "simulate nonsense": ["simulate", "-j", "512x512", "--cost", "1,1"],
 }
 
@@ -62,5 +122,41 @@ def done(tmp_path_factory) -> dict[str, list]:
 @pytest.mark.parametrize("name", LIGHT)
 def test_nothing_heavy_is_imported(done, name):
     code, output, heavy = done[name]
-    wrong = any(word in name for word in ("nothing", "nonsense"))
+    wrong = any(word in name for word in ("nothing", "nonsense", "refused"))
     assert (code, heavy) == (2 if wrong else 0, []), output
+    if wrong and "Usage" not in output:  # what Typer itself refuses
+        errors = [line for line in output.splitlines() if not line.startswith("warning: ")]
+        assert len(errors) == 1 and errors[0].startswith("error: "), output
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("refused: --size 100x100", "The nearest sizes are 96x96 and 112x112."),
+        ("refused: --memory lots", "give a number and a unit"),
+        ("refused: --preset trubo", "Did you mean 'V4_TURBO_12'?"),
+        ("refused: --device gpu", "Did you mean 'cuda'?"),
+        ("refused: --model sketchh", "Did you mean sketch?"),
+        ("refused: --lora heart.safetensors", "there is no such folder or file"),
+        ("refused: train --data . --optimizer adam", "'adamw'"),
+        ("refused: --out ~no-such-user/a.png", "home folder"),
+        ("refused: fit --memory 9GB --model nowhere", "or 'sketch'"),
+    ],
+)
+def test_a_refusal_says_what_to_give(done, name, advice):
+    assert advice in done[name][1]
+
+
+QUIET = {
+    "import ideoflow": "import ideoflow; [getattr(ideoflow, name) for name in ideoflow.__all__]",
+    "sketch.load": "from ideoflow import sketch; sketch.load()",
+    "from_pretrained": "from ideoflow import Ideogram4Pipeline as P, sketch; P.from_pretrained(sketch.path())",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", QUIET)
+def test_nothing_is_said_that_nobody_asked_for(what):
+    """By torchao, bitsandbytes and others that diffusers imports along; no bars where nobody watches."""
+    done = subprocess.run([sys.executable, "-c", QUIET[what]], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

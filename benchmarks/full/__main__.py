@@ -12,12 +12,14 @@ side computes (`benchmarks.roofline`), over what this GPU reaches in one large p
 bars, at 1024 pixels, one picture at once.
 
 Figures are written after each case: a run that is stopped keeps what it has, and `--resume` goes on from there. The
-cases of the bars come first. The exit status is 1 if a side failed, but for want of memory, and 3 if time was short.
+cases of the bars come first. The exit status is 1 if a side failed, but for want of memory, 3 if time was short, and 4
+if nothing was measured, because there is no GPU.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
@@ -43,6 +45,8 @@ from benchmarks.full.report import Report, broken
 from benchmarks.full.sides import PHASES, sides_of
 from benchmarks.roofline import Config
 from ideoflow import Ideogram4Transformer2DModel
+
+NOTHING = 4  # exit status where nothing was measured
 
 
 def parse() -> tuple[Namespace, ArgumentParser]:
@@ -120,8 +124,12 @@ def main() -> None:
     options, parser = parse()
     device = default_device()
     if device == "cpu" and not options.tiny:
-        print("There is no GPU here, and the full model needs one: try --tiny, or python -m benchmarks.step.")
-        return
+        print(
+            "benchmarks.full: nothing was measured: there is no GPU here, and the full model needs one. Try --tiny, or"
+            " python -m benchmarks.step.",
+            file=sys.stderr,
+        )
+        raise SystemExit(NOTHING)
     config = TINY if options.tiny else {}
     with torch.device("meta"):
         sizes = Config.of(Ideogram4Transformer2DModel(**config).config)

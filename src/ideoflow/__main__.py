@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .cli import app
+from ._program import run
 
 if __name__ == "__main__":
-    app()
+    run()

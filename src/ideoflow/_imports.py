@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ _TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quant
 @contextmanager
 def quietly() -> Iterator[None]:
     """Let nothing below an error through from those libraries' loggers."""
+    import logging
+
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -25,6 +26,22 @@ def quietly() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def bars(shown: bool) -> Iterator[None]:
+    """Let diffusers and transformers show the bars of what they load, or none, as on what is no terminal."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    active = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
+    for library in active if not shown else ():
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in active:
+            library.enable_progress_bar()
 
 
 def lazily(package: str, names_of: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:

@@ -19,6 +19,7 @@ TINY = {
     "forms": ["--pictures", "1", "--steps", "1"],
     "loading": ["--layers", "1", "--repeats", "1"],
     "many": ["--count", "4", "--steps", "1", "--rounds", "1"],
+    "startup": ["--rounds", "1", "--only", "import ideoflow", "caption check"],
     "traffic": ["--seconds", "1", "--repeats", "1", "--measured", "2", "--load", "9"],
     "training": ["--samples", "3", "--sizes", "2", "--repeats", "1", "--tokens", "1500"],
     "lora": ["--steps", "2", "--prior", "1", "--old", "2", "--asked", "2"],

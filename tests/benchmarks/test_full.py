@@ -1,5 +1,7 @@
 """The benchmark of the full model: its sides compute the same picture on the same tensors, and its bars are right."""
 
+import runpy
+import sys
 from argparse import ArgumentParser
 from dataclasses import replace
 
@@ -166,3 +168,11 @@ def test_a_report_goes_on_where_it_was_stopped(tmp_path, capsys):
     with pytest.raises(SystemExit):
         Report(head | {"machine": {"gpu": "another"}}, out, True, ArgumentParser())
     assert "another machine" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_nothing_is_measured_and_the_exit_code_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks.full"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("benchmarks.full", run_name="__main__")
+    assert end.value.code == 4 and "nothing was measured: there is no GPU here" in capsys.readouterr().err

@@ -73,9 +73,9 @@ def test_no_loss_at_all_can_be_asked_for():
         (["--memory", "much"], "12GB"),
         (["--memory", "12GB", "--size", "big"], "--size"),
         (["--memory", "12GB", "--dtype", "int8"], "--dtype"),
-        (["--memory", "12GB", "--model", "nowhere"], "config.json is missing"),
-        (["--memory", "12GB", "--quantize", "int2"], "`quantize`"),
-        (["--memory", "12GB", "--allow", "all"], "`allow`"),
+        (["--memory", "12GB", "--model", "nowhere"], "there is no such folder"),
+        (["--memory", "12GB", "--quantize", "int2"], "--quantize 'int2' is unknown"),
+        (["--memory", "12GB", "--allow", "all"], "--allow 'all' is unknown"),
     ],
 )
 def test_mistakes_are_named(arguments, message):
@@ -134,3 +134,7 @@ def test_what_was_rounded_to_fit_is_warned_about_and_kept_in_the_file(generate):
 
 def test_too_little_memory_ends_in_one_line(generate):
     assert "The nearest plan needs" in generate("--memory", "100MB", fails=2).stderr
+
+
+def test_the_bundled_model_is_planned_by_its_name():
+    assert "Plan for" in invoke("fit", "--memory", "2GB", "--model", "sketch", "--size", "128x96").stdout

@@ -90,7 +90,7 @@ def test_a_dry_run_plans_and_leaves_only_the_cache(data, tmp_path):
     ("arguments", "message"),
     [
         ([], "`data` is empty"),
-        (["--data", "./no-such-folder"], "no such folder"),
+        (["--data", "./no-such-folder"], "there is no such folder"),
         (["--data", "DATA", "--steps", "0"], "steps"),
         (["--data", "DATA", "--branch", "other"], "'conditional'"),
         (["--data", "DATA", "--tokens", "50"], "largest sample has"),

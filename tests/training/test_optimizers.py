@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import suppress
+from typing import get_args
 
 import pytest
 import torch
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from ideoflow import Ideogram4Transformer2DModel, sketch
 from ideoflow.training.checkpoints import optimizer_tensors, restore_optimizer, restore_schedule
 from ideoflow.training.ema import Ema
 from ideoflow.training.optimizers import OPTIMIZERS, make_optimizer, make_schedule
+from ideoflow.training.settings import Optimizer, Schedule
 
 
 def transformer() -> Ideogram4Transformer2DModel:
@@ -127,3 +131,14 @@ def test_the_average_follows_its_formula_and_the_weights_come_back():
     assert all(torch.equal(weights[name], before[name]) for name in weights)
     with pytest.raises(ValueError, match="`decay` is 1"):
         Ema(weights, 1.0)
+
+
+def test_the_settings_name_all_optimizers_and_all_schedules_that_can_be_had():
+    assert set(get_args(Optimizer)) == set(OPTIMIZERS)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    found = set()
+    for kind in TYPE_TO_SCHEDULER_FUNCTION:
+        with suppress(ValueError):
+            make_schedule(optimizer, kind.value, 2, 10)
+            found.add(kind.value)
+    assert set(get_args(Schedule)) == found

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: diffusers reads the types of a pipeline's arguments.
 import os
+import sys
 from collections.abc import Collection
 from contextvars import ContextVar
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
+from .._imports import bars
 from ..model import Ideogram4Transformer2DModel
 from .autoencoder import Autoencoder
 from .errors import CheckpointError
@@ -157,7 +159,7 @@ class PipelineFiles(DiffusionPipeline):
             kwargs["tokenizer"] = load_tokenizer(folder, index)
         token = _given.set(given)
         try:
-            with handing_on(dequantize=dequantize):
+            with handing_on(dequantize=dequantize), bars(sys.stderr is not None and sys.stderr.isatty()):
                 pipe = super().from_pretrained(folder, **{**kwargs, "use_safetensors": True})
         finally:
             _given.reset(token)

@@ -10,6 +10,7 @@ from .. import __version__
 from . import caption
 from .checkpoints import convert, inspect
 from .commands import SETTINGS, Command, Commands
+from .console import out
 from .fit import fit
 from .generate import generate
 from .simulate import simulate
@@ -38,7 +39,7 @@ app.command(cls=Command)(inspect)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"ideoflow {__version__}")
+        out.print(f"ideoflow {__version__}")
         raise typer.Exit
 
 

@@ -13,7 +13,7 @@ import typer
 
 from ..files import check_writable, write_text
 from .commands import Command
-from .console import FAILED, WRONG_INPUT, err, out, plain_errors, shown
+from .console import FAILED, WRONG_INPUT, err, out, plain_errors, shown, write
 
 if TYPE_CHECKING:
     from ..captions import Caption
@@ -172,9 +172,7 @@ def _fix_file(
     except CaptionError as error:
         return _unreadable(str(error))
     if target is None:
-        sys.stdout.flush()
-        sys.stdout.buffer.write("".join(lines).encode())  # UTF-8 like every caption file, whatever the terminal's
-        sys.stdout.flush()
+        write("".join(lines))
     else:
         write_text(target, "".join(lines))
     for breach in mended:

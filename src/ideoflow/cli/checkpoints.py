@@ -13,7 +13,8 @@ import typer
 from ..checks import printable
 from ..files import check_place
 from ..provenance import DTYPES
-from .console import err, out, plain_errors, plain_warnings
+from .console import err, out, plain_errors, plain_warnings, starting
+from .values import expanded, parse_dtype
 
 SKETCH = "sketch"
 
@@ -67,15 +68,19 @@ def convert(
       ideoflow convert fp8.safetensors my-transformer --to peer --dtype bfloat16
     """
     with plain_errors():
-        import torch
-
-        from ..checkpoints.convert import convert as convert_model
-        from ..checkpoints.convert import lossy, open_checkpoint
-
         path = _path(source)
-        if dtype is not None and dtype not in DTYPES:
-            raise ValueError(f"--dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
+        if not path.exists():
+            raise ValueError(f"{path}: there is no such file or folder.")
+        if dtype is not None:
+            parse_dtype(dtype)
         check_place(destination.expanduser(), "DST")
+        if destination.exists() and not overwrite:
+            raise ValueError(f"{destination} exists: name another, or give --overwrite to replace it.")
+        with starting("importing torch and diffusers"):
+            import torch
+
+            from ..checkpoints.convert import convert as convert_model
+            from ..checkpoints.convert import lossy, open_checkpoint
         if to in (Form.comfy_lora, Form.peer_lora):
             from ..checkpoints.lora_convert import convert_lora
 
@@ -117,7 +122,7 @@ def inspect(
 
         found = look(_path(path), variant=variant, config=config)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        out.print(json.dumps(found, indent=2), markup=False)
         return
     for line in _lines(found):
         out.print(printable(line), markup=False)
@@ -126,7 +131,7 @@ def inspect(
 def _path(value: str) -> Path:
     from .. import sketch
 
-    return sketch.path() if value == SKETCH and not Path(value).exists() else Path(value)
+    return sketch.path() if value == SKETCH and not Path(value).exists() else expanded("PATH", value)
 
 
 def _lines(found: Mapping[str, Any], indent: str = "") -> Iterator[str]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
+from .._program import interrupts_raise
+from .console import plain_errors
+
 SETTINGS = {"help_option_names": ["-h", "--help"]}
-
-
 LONGEST_NO = 12  # characters of the name that turns a switch off; with longer ones others are cut in 80 columns
 
 
@@ -25,6 +25,11 @@ class Command(TyperCommand):
             parameter.help = _plain(getattr(parameter, "help", None))  # type: ignore[attr-defined]
             if parameter.metavar is None and getattr(parameter, "min", None) is not None:
                 parameter.metavar = "N"  # beside which Typer writes the range
+
+    def invoke(self, context: Any) -> Any:
+        """Run it; what a user can cause ends in one line, also where the command says nothing of errors."""
+        with interrupts_raise(), plain_errors():
+            return super().invoke(context)
 
     def format_help(self, context: Any, formatter: Any) -> None:
         """Leave out the longest names of turning a switch off, which `--no-` begins like all of them."""
@@ -49,7 +54,7 @@ def _plain(text: str | None) -> str | None:
 class Commands(TyperGroup):
     """Has `train` built when it is called: its options come from models that take as long to import as all else."""
 
-    def resolve_command(self, context: Any, arguments: list[str]) -> tuple[Any, Any, Sequence[str]]:
+    def resolve_command(self, context: Any, arguments: list[str]) -> tuple[Any, Any, list[str]]:
         """The command that the arguments name, whole."""
         name, command, rest = super().resolve_command(context, arguments)
         if name == "train":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .._imports import quietly
+from .._program import LOST_OUTPUT, interrupts_end_it, silence
 from ..checks import printable
 
 # Exit codes: 0 done; 1 the work itself failed; 2 something given was wrong; 130 interrupted from the keyboard.
@@ -31,20 +35,53 @@ _FAILURES = {
 }
 
 
+# What torch and its libraries say in a plain RuntimeError where memory ran out.
+_NO_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "could not create a primitive", "out of memory")
+# What no better input would help against: a full disk, a failing one.
+_NOT_THE_INPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
 class Printer(Console):
-    """A console on which text from outside shows its control characters and terminal escapes instead of acting."""
+    """A console on which text from outside shows its control characters and terminal escapes instead of acting.
+
+    Standard output that cannot be written ends the command with one line; errors that cannot are not heard.
+    """
 
     def print(self, *objects: Any, **options: Any) -> None:
         """As that of rich."""
-        super().print(*map(_inert, objects), **options)
+        try:
+            super().print(*map(_inert, objects), **options)
+        except OSError as error:
+            if error.errno not in LOST_OUTPUT:
+                raise
+            if not self.stderr:
+                _lost(error)
 
 
 def _inert(value: Any) -> Any:
     return "\n".join(map(printable, value.split("\n"))) if isinstance(value, str) else value
 
 
-out = Printer(highlight=False, soft_wrap=True)
-err = Printer(stderr=True, highlight=False, soft_wrap=True)
+out = Printer(highlight=False, soft_wrap=True, emoji=False)
+err = Printer(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+
+def write(text: str) -> None:
+    """Write text to standard output as it is, in UTF-8 like the files that it may go to, whatever the terminal's."""
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.flush()
+    except OSError as error:
+        _lost(error)
+
+
+def _lost(error: OSError) -> NoReturn:
+    """End the command: standard output cannot be written. A reader that went away, such as `head`, is not told."""
+    silence()
+    if error.errno == errno.EPIPE:
+        raise typer.Exit(FAILED)
+    fail(f"standard output cannot be written: {error.strerror}.", FAILED)
 
 
 def shown(text: object) -> str:
@@ -66,6 +103,21 @@ def warn(message: str) -> None:
 def _as_one(message: str) -> str:
     """A message for print; what follows a line end in it is indented, so that it cannot pass for another message."""
     return escape(message).replace("\n", "\n  ")
+
+
+@contextmanager
+def starting(what: str) -> Iterator[None]:
+    """Import packages that take seconds: a line on a terminal says so, and an interrupt ends the program at once."""
+    program = gc.get_freeze_count() > 0  # and not a function that a test calls
+    with err.status(escape(printable(what))), interrupts_end_it(), quietly():
+        if program:
+            gc.disable()
+        try:
+            yield
+        finally:
+            if program:
+                gc.freeze()
+                gc.enable()
 
 
 @contextmanager
@@ -100,15 +152,18 @@ def plain_errors() -> Iterator[None]:
         if unreachable := _no_hub(error):
             fail(_NO_HUB.format(unreachable), FAILED)
         named = error.filename and error.strerror
-        fail(f"{printable(error.filename)}: {error.strerror}" if named else str(error))
+        told = f"{printable(error.filename)}: {error.strerror}" if named else error.strerror or str(error)
+        fail(told, FAILED if error.errno in _NOT_THE_INPUT else WRONG_INPUT)
     except ValueError as error:
         fail(str(error))
     except FloatingPointError as error:
         fail(str(error), FAILED)
     except KeyboardInterrupt:
-        fail("interrupted; pictures already written are whole.", INTERRUPTED)
+        fail("interrupted; what is written already is whole.", INTERRUPTED)
     except Exception as error:
         message = _FAILURES.get(type(error).__name__)
+        if message is None and isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_MEMORY):
+            message = _OUT_OF_MEMORY
         if message is None:
             raise
         fail(message.format(error), FAILED)

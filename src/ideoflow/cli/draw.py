@@ -70,7 +70,7 @@ def draw(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("steps"),
+            TextColumn("steps, taken"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..provenance import DTYPES
-from .console import WRONG_INPUT, err, fail, out, plain_errors
-from .values import parse_size
+from .. import sketch
+from ..provenance import SKETCH
+from .console import WRONG_INPUT, err, fail, out, plain_errors, starting
+from .values import check_device, expanded, parse_amount, parse_device, parse_dtype, parse_size
 
 if TYPE_CHECKING:
     from ..fitting import Plan
 
-AUTO = "auto"
+KINDS = ("int8", "fp8", "nf4")  # of --quantize
+LOSSES = ("bfloat16", "int8", "fp8", "nf4", "tiled", "none")  # of --allow
 
 
 def fit(
@@ -78,12 +80,27 @@ def fit(
       ideoflow fit --memory 16GB --device cpu --model my-model --dtype float32
     """
     with plain_errors():
-        from ..fitting import DoesNotFit, Model, table
-
         width, height = parse_size(size)
-        if dtype not in DTYPES:
-            raise ValueError(f"--dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
-        subject = Model.full(dtype) if model is None else Model.of_folder(model, dtype)
+        parse_dtype(dtype)
+        check_device(device)
+        for option, values, known in (
+            ("--allow", allow or (), LOSSES),
+            ("--quantize", filter(None, [quantize]), KINDS),
+        ):
+            if wrong := [value for value in values if value not in known]:
+                raise ValueError(f"{option} {wrong[0]!r} is unknown: choose one of {', '.join(known)}.")
+        amounts = [parse_amount(amount) for amount in memory]
+        if None in amounts:
+            parse_device(device)  # whose free memory is asked for
+        if host_memory is not None:
+            parse_amount(host_memory)
+        folder = None if model is None else sketch.path() if model == SKETCH else expanded("--model", model)
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"--model {model!r}: there is no such folder. Give a model's folder, or {SKETCH!r}.")
+        with starting("importing torch and diffusers"):
+            from ..fitting import DoesNotFit, Model, free_memory, plan, table
+
+        subject = Model.full(dtype) if folder is None else Model.of_folder(folder, dtype)
         options: dict[str, Any] = dict(
             size=(width, height),
             caption_tokens=caption_tokens,
@@ -95,8 +112,12 @@ def fit(
             host_memory=host_memory,
         )
         rows: list[tuple[int, Plan | DoesNotFit]] = []
-        for amount in memory:
-            rows.append(_plan(subject, amount, options))
+        for amount in amounts:
+            value = free_memory(device) if amount is None else amount
+            try:
+                rows.append((value, plan(subject, value, **options)))
+            except DoesNotFit as refusal:
+                rows.append((value, refusal))
         if len(rows) > 1:
             out.print(table(rows), markup=False)
             return
@@ -105,14 +126,3 @@ def fit(
             err.print(str(found.nearest), markup=False)
             fail(str(found), WRONG_INPUT)
         out.print(str(found), markup=False)
-
-
-def _plan(subject: Any, amount: str, options: dict[str, Any]) -> tuple[int, Any]:
-    """Bytes, and the plan for them or the refusal."""
-    from ..fitting import DoesNotFit, free_memory, parse_memory, plan
-
-    value = free_memory(options["device"]) if amount == AUTO else parse_memory(amount)
-    try:
-        return value, plan(subject, value, **options)
-    except DoesNotFit as refusal:
-        return value, refusal

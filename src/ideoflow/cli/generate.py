@@ -20,7 +20,7 @@ from ..files import check_writable
 from ..pictures import save_image
 from ..provenance import SKETCH
 from ..schedule import MAX_STEPS, SHORT_NAMES
-from .console import FAILED, err, fail, out, plain_errors, warn
+from .console import FAILED, err, fail, out, plain_errors, starting, warn
 from .draw import draw
 from .jobs import Job, Lora, Picture, Settings, target
 from .prompts import Prompt, Reader
@@ -28,10 +28,12 @@ from .trust import describe, settle
 from .values import (
     available,
     best_device,
+    parse_amount,
     parse_device,
     parse_dtype,
     parse_format,
     parse_loras,
+    parse_model,
     parse_preset,
     parse_quantize,
     parse_sizes,
@@ -263,13 +265,17 @@ def generate(
             preset=parse_preset(preset) if preset else None,
             steps=steps,
             guidance=guidance,
-            model=model,
+            model=parse_model("--model", model) if model else None,
             loras=parse_loras(lora) if lora else None,
             dtype=parse_dtype(dtype) if dtype else None,
             device=parse_device(device) if device else None,
             quantize=parse_quantize(quantize) if quantize else None,
-            base=base,
+            base=parse_model("--base", base) if base and model and Path(model).is_file() else base,
         )
+        if memory:
+            parse_amount(memory)
+        if guidance is not None and not math.isfinite(guidance):
+            raise ValueError(f"--guidance {guidance}: give a finite number.")
         if drop_unknown and not fix:
             raise ValueError("--drop-unknown mends captions, which --no-fix forbids: give one of them.")
         reader = Reader(wrap, fix, drop_unknown)
@@ -285,6 +291,11 @@ def generate(
         targets = [target(output, job.picture, index, len(jobs), kind) for index, job in enumerate(jobs)]
         for path in dict.fromkeys(targets):
             check_writable(path, "--out")
+        if cuda_graphs and (wrong := [job for job in jobs if not job.settings.device.startswith("cuda")]):
+            device = wrong[0].settings.device
+            raise ValueError(f"--cuda-graphs needs --device cuda, and these pictures are drawn on {device!r}.")
+        with starting("importing torch, transformers and diffusers"):
+            from .. import pipeline  # noqa: F401 (so that it is said)
         written: set[Path] = set()
         elsewhere = False
         groups: dict[Settings, list[int]] = {}

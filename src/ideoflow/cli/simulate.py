@@ -21,7 +21,7 @@ from rich.table import Table
 from ..files import check_writable, write_text
 from ..schedule import MAX_STEPS
 from ..sizes import LARGEST_SIDE, UNIT
-from .console import err, out, plain_errors, plain_warnings
+from .console import err, out, plain_errors, plain_warnings, starting
 
 if TYPE_CHECKING:
     from ..simulate import Cost, Job, Report
@@ -237,8 +237,9 @@ def _measured(
 ) -> Cost:
     # Read when torch loads. Threads that spin while they wait starve the one they wait for where cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from .. import sketch
-    from ..simulate import measure
+    with starting("importing torch, transformers and diffusers"):
+        from .. import sketch
+        from ..simulate import measure
 
     with plain_warnings():
         pipe = sketch.load()
@@ -258,7 +259,8 @@ def _play(
 @contextmanager
 def _bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """A function that begins a bar of a name, and returns what moves it on."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+    columns = (*bar, TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
 
         def begin(name: str) -> Callable[[int, int], None]:

@@ -19,6 +19,7 @@ from ..files import write_text
 from ..training.settings import SECTIONS, Settings, template
 from ..training.watch import Step, Watcher
 from . import console
+from .values import expanded, parse_device, parse_model, parse_size
 
 if TYPE_CHECKING:
     from ..training.dataset import Survey
@@ -119,9 +120,30 @@ def _init(path: Path, force: bool, flags: dict[str, Any]) -> None:
 
 
 def _train(config: str | None, flags: dict[str, Any], resume: bool, dry_run: bool) -> None:
-    with console.plain_errors(), console.plain_warnings():
+    with console.plain_errors():
         settings = Settings.resumed(**flags) if resume and config is None else Settings.read(config, **flags)
+        _check(settings)
+        with console.starting("importing torch, transformers and diffusers"):
+            from ..training import run  # noqa: F401 (so that it is said)
+        _run(settings, resume, dry_run)
 
+
+def _check(settings: Settings) -> None:
+    """Refuse what can be seen to be wrong before seconds of imports."""
+    model, options = settings.model, settings.output
+    if model.device:
+        parse_device(model.device)
+    if model.model:
+        parse_model("--model", model.model)
+    if options.preview_size:
+        parse_size(options.preview_size, "--preview-size")
+    data = settings.data.data
+    if data.startswith((".", "~", "/")) and not expanded("--data", data).exists():
+        raise ValueError(f"--data {data!r}: there is no such folder or file.")
+
+
+def _run(settings: Settings, resume: bool, dry_run: bool) -> None:
+    with console.plain_warnings():
         from ..training import checkpoints
         from ..training.interrupts import Interrupted, terminated
         from ..training.parallel import processes
@@ -185,7 +207,8 @@ def _print_plan(trainer: Trainer, bars: Progress) -> None:
 
 @contextmanager
 def _bars() -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+    columns = (*bar, TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[more]}"), console=console.err, transient=False) as bars:
         yield bars
 

@@ -6,7 +6,6 @@ or trusts the file as a whole; and what was drawn with other weights than are th
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +17,10 @@ from ..digests import digest_as
 from ..provenance import SKETCH
 from .console import warn
 from .jobs import Lora
+from .values import DEVICE
 
 MOST_STEPS = 100  # that a picture's file may ask for: twice those of the longest preset
 MOST_SIDE = 2048  # pixels, what the published weights were trained on
-DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,2})?")
 
 
 def settle(name: str, recipe: Mapping[str, Any], chosen: Mapping[str, Any], trusted: bool) -> dict[str, Any]:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+import platform
+import re
+import runpy
 from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
-from ..provenance import DTYPES, QUANTIZED
+from ..fitting.memory import parse_memory
+from ..provenance import DTYPES, QUANTIZED, SKETCH
 from ..schedule import find_preset
 from ..sizes import misfit
 from .jobs import SUFFIXES, Lora
+
+AUTO = "auto"
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,2})?")
+FILES = (".safetensors", ".gguf", ".json", ".bin", ".pt", ".pth", ".ckpt")  # what files of weights are called
 
 
 def parse_preset(value: str) -> str:
@@ -56,9 +67,61 @@ def parse_lora(value: str) -> Lora:
         lora = Lora(value)
     if not math.isfinite(lora.scale):
         raise ValueError(f"--lora {value!r}: give a finite number as the strength.")
-    if lora.path.endswith(".safetensors") and not Path(lora.path).exists():
-        raise ValueError(f"--lora {value!r}: there is no file {lora.path}.")
+    from ..checkpoints import CheckpointError
+    from ..checkpoints.source import open_source
+
+    _check_file("--lora", lora.path)
+    place = expanded("--lora", lora.path)
+    if place.is_file():
+        try:
+            open_source(place)
+        except CheckpointError as error:
+            raise ValueError(f"--lora {value!r}: {error}") from None
     return lora
+
+
+def parse_model(option: str, value: str) -> str:
+    """A model's folder, file or hub id; what is here is looked at, as far as headers tell."""
+    if value == SKETCH:
+        return value
+    _check_file(option, value, also=(SKETCH,))
+    place = expanded(option, value)
+    if place.is_file() and option == "--model":
+        from ..checkpoints import open_checkpoint
+
+        open_checkpoint(place)
+    return value
+
+
+def _check_file(option: str, value: str, also: Sequence[str] = ()) -> None:
+    """Raise unless this is there, or may be on the hub, whose ids are `owner/name`."""
+    place = expanded(option, value)
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+|https?://.+", value) and not value.startswith((".", "~"))
+    if place.exists() or (on_hub and place.suffix not in FILES):
+        return
+    folder = place.parent if place.parent.is_dir() else Path()
+    beside = [str(folder / name) if folder != Path() else name for name in sorted(one.name for one in folder.iterdir())]
+    near = get_close_matches(value, [*also, *beside], 1, 0.75)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{option} {value!r}: there is no such folder or file, and a hub id is OWNER/NAME.{meant}")
+
+
+def expanded(option: str, value: str) -> Path:
+    """A path with `~` filled in."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{option} {value!r}: there is no such user's home folder.") from None
+
+
+def parse_amount(value: str) -> int | None:
+    """Bytes of an amount of memory; None for "auto"."""
+    try:
+        return None if value == AUTO else parse_memory(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{str(error).replace('`memory` is', '--memory')} Or give {AUTO!r} for what is free."
+        ) from None
 
 
 def parse_sizes(values: Sequence[str], prompts: int) -> list[tuple[int, int] | None]:
@@ -72,20 +135,34 @@ def parse_sizes(values: Sequence[str], prompts: int) -> list[tuple[int, int] | N
     return [*sizes] if len(sizes) > 1 else [sizes[0]] * prompts
 
 
-def parse_size(value: str) -> tuple[int, int]:
+def parse_size(value: str, option: str = "--size") -> tuple[int, int]:
     """Width and height in pixels."""
     width, cross, height = value.lower().replace("×", "x").partition("x")  # noqa: RUF001
     sides = [side.strip() for side in (width, height)]
     if not (cross and all(side.isdecimal() and len(side) < 10 for side in sides)):
-        raise ValueError(f"--size {value!r} is not WIDTHxHEIGHT in pixels, for example 1024x768.")
+        raise ValueError(f"{option} {value!r} is not WIDTHxHEIGHT in pixels, for example 1024x768.")
     size = int(width), int(height)
     if wrong := misfit(*size):
-        raise ValueError(f"--size {value!r}: {wrong}")
+        raise ValueError(f"{option} {value!r}: {wrong}")
     return size
+
+
+@cache
+def built_for() -> frozenset[str]:
+    """Types of devices that the installed torch is built for, which its version file says before seconds of import."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return frozenset(("cpu", "cuda", "mps", "xpu"))
+    said = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    found = {"cpu": True, "cuda": said.get("cuda") or said.get("hip"), "xpu": said.get("xpu")}
+    found["mps"] = platform.system() == "Darwin"
+    return frozenset(kind for kind, there in found.items() if there)
 
 
 def best_device() -> str:
     """The first accelerator, else the CPU."""
+    if built_for() == {"cpu"}:
+        return "cpu"
     import torch
 
     if torch.cuda.is_available():
@@ -93,8 +170,21 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def check_device(value: str) -> None:
+    """Raise unless this is the name of a device, here or elsewhere."""
+    if not DEVICE.fullmatch(value):
+        near = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps"}.get(value.partition(":")[0].lower())
+        meant = f" Did you mean {near!r}?" if near else ""
+        raise ValueError(f"--device {value!r} is no device: give cpu, cuda, cuda:1, mps or xpu.{meant}")
+
+
 def parse_device(value: str) -> str:
     """A device that is here."""
+    check_device(value)
+    kind = value.partition(":")[0]
+    if kind not in built_for():
+        have = " or ".join(sorted(built_for()))
+        raise ValueError(f"--device {value!r}: the installed torch is not built for it, give --device {have}.")
     if not available(value):
         raise ValueError(f"--device {value!r} is not on this machine: leave the option out, or try cpu, cuda or mps.")
     return value
@@ -102,6 +192,9 @@ def parse_device(value: str) -> str:
 
 def available(device: str) -> bool:
     """Whether tensors can be made on a device."""
+    kind = device.partition(":")[0]
+    if kind == "cpu" or kind not in built_for():
+        return kind == "cpu"
     import torch
 
     try:

@@ -1,11 +1,16 @@
 """Fitting the model into the memory there is: what it takes, a plan, and carrying it out."""
 
-from .apply import carry_out, fit
-from .components import Component, Model
+from typing import TYPE_CHECKING
+
+from .._imports import lazily
 from .memory import free_memory, parse_memory
-from .plans import DoesNotFit, Plan, plan
-from .speed import Rates
-from .text import table
+
+if TYPE_CHECKING:
+    from .apply import carry_out, fit
+    from .components import Component, Model
+    from .plans import DoesNotFit, Plan, plan
+    from .speed import Rates
+    from .text import table
 
 __all__ = [
     "Component",
@@ -20,3 +25,14 @@ __all__ = [
     "plan",
     "table",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        ".apply": ("carry_out", "fit"),
+        ".components": ("Component", "Model"),
+        ".plans": ("DoesNotFit", "Plan", "plan"),
+        ".speed": ("Rates",),
+        ".text": ("table",),
+    },
+)

@@ -6,6 +6,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._imports import bars, quietly
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,9 +27,11 @@ def load(dtype: torch.dtype | None = None) -> Ideogram4Pipeline:
     Args:
         dtype: What to compute in; float32 by default.
     """
-    import torch
+    with quietly():
+        import torch
 
-    from ..pipeline import Ideogram4Pipeline
+        from ..pipeline import Ideogram4Pipeline
 
-    pipeline: Ideogram4Pipeline = Ideogram4Pipeline.from_pretrained(path(), dtype=dtype or torch.float32)
+    with bars(False):  # it takes a second
+        pipeline: Ideogram4Pipeline = Ideogram4Pipeline.from_pretrained(path(), dtype=dtype or torch.float32)
     return pipeline

@@ -12,6 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..captions.schema import encodes
 
+# Of `training.optimizers`, and of transformers what depends on warm-up and steps alone; named here without torch.
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adamw_8bit_torchao", "muon"]
+Schedule = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]
+
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -101,9 +107,9 @@ class Training(_Section):
     accumulate: Positive = Field(1, description="Batches of one step, in all processes together.")
     window: Positive = Field(1024, description="Samples that are packed into batches together.")
     lr: float = Field(1e-4, gt=0, description="Learning rate at its peak.")
-    schedule: str = Field("constant_with_warmup", description="Of the learning rate: constant, cosine, linear ...")
+    schedule: Schedule = Field("constant_with_warmup", description="Of the learning rate.")
     warmup: Annotated[int, Field(ge=0)] = Field(20, description="Steps until the learning rate is at its peak.")
-    optimizer: str = Field("adamw", description="adamw, adamw_8bit, paged_adamw_8bit, adamw_8bit_torchao or muon.")
+    optimizer: Optimizer = Field("adamw", description="Those in 8 bits need bitsandbytes or torchao.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Of matrices.")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest norm of the gradient; 0 for no limit.")
     caption_dropout: Share = Field(0.05, description="Share of samples shown without their caption.")
