@@ -74,6 +74,7 @@ def test_the_contact_sheet_shows_every_picture(demo):
         assert areas[colour] == demo.ZOOM**2 * image.width * image.height
 
 
+@pytest.mark.slow
 def test_the_demo_writes_captions_a_contact_sheet_and_pictures_that_are_made_again_from_their_files(
     demo, tmp_path: Path
 ):
@@ -93,9 +94,8 @@ def test_the_demo_writes_captions_a_contact_sheet_and_pictures_that_are_made_aga
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     files = [f"../{name}.png" for name in demo.SIZES]
-    again = [sys.executable, "-m", "ideoflow", "generate", *files, "--out", "{name}.png"]
+    again = [sys.executable, "-m", "ideoflow", "generate", *files, "--out", "{index}.png"]
     done = subprocess.run(again, cwd=elsewhere, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
-    for name in demo.SIZES:
-        with Image.open(tmp_path / f"{name}.png") as one, Image.open(elsewhere / f"{name}.png") as other:
-            assert one.tobytes() == other.tobytes(), name
+    for number, name in enumerate(demo.SIZES):
+        assert (tmp_path / f"{name}.png").read_bytes() == (elsewhere / f"{number}.png").read_bytes(), name

@@ -116,7 +116,7 @@ class PipelineOrigin:
         super().load_lora_weights(  # type: ignore[misc]
             pretrained_model_name_or_path_or_dict, adapter_name, hotswap, **kwargs
         )
-        configs = self.transformer.peft_config
+        configs = getattr(self.transformer, "peft_config", {})
         names = {adapter_name} if adapter_name is not None else set(configs) - before
         if isinstance(pretrained_model_name_or_path_or_dict, (str, os.PathLike)):
             where = {key: kwargs[key] for key in ("weight_name", "subfolder") if kwargs.get(key)}
@@ -222,8 +222,9 @@ class PipelineOrigin:
 def _strength(layer: Any, name: str) -> float:
     """How strongly an adapter acts in a layer, over what its file says."""
     alpha = layer.lora_alpha if hasattr(layer, "lora_alpha") else layer.alpha  # of LoKr and LoHa
-    layer_scale: float = layer.scaling[name] * layer.r[name] / alpha[name]
-    return layer_scale
+    rank = layer.r[name] ** 0.5 if getattr(layer, "use_rslora", {}).get(name) else layer.r[name]
+    strength: float = layer.scaling[name] * rank / alpha[name] if alpha[name] else 1.0  # of 0, any is the same
+    return strength
 
 
 def _seeds(generator: Any, pictures: int) -> list[int | None]:

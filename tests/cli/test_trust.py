@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from ideoflow import Ideogram4Pipeline, save_image, sketch
 from ideoflow.cli import app, draw
 from ideoflow.digests import digest_file, digest_model
+from ideoflow.pictures import read_settings
 
 CAPTION = '{"compositional_deconstruction":{"background":"plain red","elements":[]}}'
 SMALL = ("--size", "96x96", "--steps", "1", "--seed", "5", "--device", "cpu")
@@ -287,6 +288,17 @@ def test_a_picture_with_a_lora_saved_from_python_is_made_again(pipe: Ideogram4Pi
     run("a.webp", "--trust-settings", "--out", "again.png")
     np.testing.assert_array_equal(pixels("again.png"), np.asarray(image))
     assert kept(pipe, generator=fresh(1))[0]["loras"] == []
+
+
+def test_a_picture_with_lokr_is_made_again(pipe: Ideogram4Pipeline, tmp_path: Path):
+    width = pipe.transformer.config.attention_head_dim * pipe.transformer.config.num_attention_heads
+    name = "diffusion_model.layers.0.attention.qkv"
+    factors = {f"{name}.lokr_w1": torch.randn(3, 1), f"{name}.lokr_w2": torch.randn(width, width) / 4}
+    save_file(factors, tmp_path / "k.safetensors")
+    run(CAPTION, *SMALL, "--lora", "k.safetensors:0.7", "--out", "a.png")
+    assert read_settings("a.png")["loras"][0]["scale"] == 0.7 and read_settings("a.png")["unrepeatable"] is None
+    run("a.png", "--trust-settings", "--out", "b.png")
+    np.testing.assert_array_equal(pixels("a.png"), pixels("b.png"))
 
 
 def test_each_of_several_generators_is_a_seed_and_one_for_all_is_none(pipe: Ideogram4Pipeline):
