@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import CheckpointError
 from ideoflow.checkpoints.autoencoder import Autoencoder
+from ideoflow.checkpoints.hub import check_id
 from ideoflow.checkpoints.text_encoder import Qwen3VLModel
 
 from .forms import original_weights, write
@@ -160,6 +161,13 @@ def test_what_is_no_hub_id_is_never_looked_for_there(tmp_path, monkeypatch, no_n
             ) as error:
                 load(name)
             assert near in str(error.value) and ("Did you mean" in str(error.value)) == bool(near)
+
+
+def test_a_hub_id_beside_a_folder_of_another_model_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ideogram-ai" / "ideogram-4-nf4").mkdir(parents=True)
+    check_id("ideogram-ai/ideogram-4-fp8")
+    check_id("ideogram-ai/ideogram-4-nf4-diffusers")
 
 
 def weights_file() -> Path:

@@ -72,7 +72,8 @@ def _near(text: str) -> list[str]:
         folders = {}
     if place.name == text:
         folders[BUNDLED] = f"{BUNDLED} (the bundled model; in Python `ideoflow.sketch.path()`)"
-    return [folders[name] for name in difflib.get_close_matches(place.name, folders, 3, 0.75)]
+    likeness = 0.75 if place.name == text else 0.9  # a hub's names may be near those of folders: 4-nf4 and 4-fp8
+    return [folders[name] for name in difflib.get_close_matches(place.name, folders, 3, likeness)]
 
 
 def not_fetched(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
