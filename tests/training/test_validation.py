@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ideoflow import sketch
 from ideoflow.sketch.world import sample
 from ideoflow.training.batches import Draw
 from ideoflow.training.dataset import scan
@@ -17,9 +18,9 @@ from ideoflow.training.objective import make_batch
 from ideoflow.training.parallel import Group
 from ideoflow.training.previews import Previews
 from ideoflow.training.progress import Log, TensorBoard
-from ideoflow.training.run import prepare, train
+from ideoflow.training.run import prepare, survey, train
 from ideoflow.training.settings import Settings
-from ideoflow.training.validation import SEED, VISITS
+from ideoflow.training.validation import SEED, VISITS, HeldOut
 from ideoflow.training.watch import Watcher
 
 ALONE = Group(0, 1, torch.device("cpu"))
@@ -86,10 +87,13 @@ def test_losses_of_runs_with_other_seeds_begin_the_same(pictures, others, tmp_pa
     assert values[0] == values[1]
 
 
-def test_validation_that_is_trained_on_as_well_is_said(pictures, others, tmp_path):
-    chosen = settings(pictures, tmp_path, validation=str(others))
-    log = Log(tmp_path)
-    prepare(chosen, ALONE, [log])
+@pytest.fixture(scope="module")
+def tokenizer():
+    return sketch.load().tokenizer
+
+
+def test_validation_that_is_trained_on_as_well_is_said(pictures, others, tmp_path, tokenizer):
+    survey(settings(pictures, tmp_path, validation=str(others)), tokenizer, [Log(tmp_path)])
     report = (tmp_path / "report.txt").read_text()
     assert "8 examples, 4 held out" in report
     assert f"note on {others}/0.png: it is held out, but the same picture is trained on" in report
@@ -102,8 +106,8 @@ def test_a_share_holds_out_whole_pictures_and_the_same_ones_every_time(tmp_path)
         (tmp_path / f"{index}.txt").write_text(f"picture {index}")
     for share, expected in ((0.01, 1), (0.3, 2), (0.99, 6)):
         surveys = [scan(tmp_path), scan(tmp_path)]
-        for survey in surveys:
-            survey.hold_out(share)
+        for found in surveys:
+            found.hold_out(share)
         first, again = surveys
         assert [e.name for e in first.held_out] == [e.name for e in again.held_out]
         held, trained = ({e.digest for e in part} for part in (first.held_out, first.examples))
@@ -131,17 +135,22 @@ def test_a_share_that_is_none_is_refused(given):
     assert Settings.read(data="x", validation="folder").data.share is None
 
 
-def test_what_cannot_be_held_out_is_said(pictures, tmp_path):
+def test_what_cannot_be_held_out_is_said(pictures, tmp_path, tokenizer):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"`validation` .*empty: nothing to hold out"):
-        prepare(settings(pictures, tmp_path / "run", validation=str(tmp_path / "empty")), ALONE)
-    with pytest.raises(ValueError, match="no such folder"):
-        prepare(settings(pictures, tmp_path / "run", validation="./nowhere"), ALONE)
-    large = sample(0).image.resize((400, 400))
-    large.save(tmp_path / "empty" / "large.png")
-    (tmp_path / "empty" / "large.txt").write_text("large")
-    with pytest.raises(ValueError, match=r"`tokens` is 500, but large.png, which is held out"):
-        prepare(settings(pictures, tmp_path / "run", validation=str(tmp_path / "empty")), ALONE)
+        survey(settings(pictures, tmp_path / "run", validation=str(tmp_path / "empty")), tokenizer)
+    with pytest.raises(ValueError, match=r"`validation` \./nowhere: there is no such folder"):
+        survey(settings(pictures, tmp_path / "run", validation="./nowhere"), tokenizer)
+    sample(0).image.save(tmp_path / "empty" / "alone.png")
+    (tmp_path / "empty" / "alone.txt").write_text("alone")
+    with pytest.raises(ValueError, match=r"`validation` 0\.5: nothing to hold out"):
+        survey(settings(tmp_path / "empty", tmp_path / "run", validation="0.5"), tokenizer)
+
+
+def test_a_held_out_picture_that_no_batch_can_hold_is_named(pictures, others, tmp_path):
+    trainer = prepare(settings(pictures, tmp_path, validation=str(others)), ALONE)
+    with pytest.raises(ValueError, match=r"`tokens` is 20, but \d+.png, which is held out for validation, has \d+"):
+        HeldOut(trainer.held_out.samples, 20, 0.0, 1.5)
 
 
 def test_curves_and_pictures_can_be_read_in_tensorboard_and_in_the_log_after_going_on(pictures, others, tmp_path):

@@ -28,6 +28,7 @@ def scan(
     image_column: str = "image",
     caption_column: str | None = None,
     on_progress: Progress | None = None,
+    option: str = "data",
 ) -> Survey:
     """Look at every picture and caption of a source; nothing in it stops the scan.
 
@@ -43,6 +44,7 @@ def scan(
         image_column: Of a dataset.
         caption_column: Of a dataset or of `metadata.jsonl`; the first of `CAPTION_COLUMNS` that there is when absent.
         on_progress: Called with how many pictures were looked at, and how many there are.
+        option: What the source was given by, for errors.
 
     Raises:
         ValueError: a source that is neither a folder nor a dataset, or columns that it does not have.
@@ -51,7 +53,7 @@ def scan(
     if isinstance(source, str | os.PathLike) and Path(source).is_dir() and not (Path(source) / "state.json").exists():
         found = Folder(Path(source), follow_links, survey).pictures(caption_column)
     else:
-        found = found_in_table(source, image_column, caption_column)
+        found = found_in_table(source, image_column, caption_column, option)
     options = {"pixels": pixels, "crop": crop, "convert": convert}
     for number, candidate in enumerate(found, 1):
         try:

@@ -133,11 +133,11 @@ def survey(settings: Settings, tokenizer: Any, watchers: Sequence[Watcher] = ())
         ValueError: if nothing of it can be trained on, or nothing is left to be held out.
     """
     data = settings.data
-    found = _scan(data, data.data, tokenizer, watchers)
+    found = _scan(data, "data", tokenizer, watchers)
     if data.share is not None:
         found.hold_out(data.share)
     elif data.validation:
-        found.hold_out_all(_scan(data, data.validation, tokenizer, watchers))
+        found.hold_out_all(_scan(data, "validation", tokenizer, watchers))
     for watcher in watchers:
         watcher.on_survey(found)
     if not found.examples:
@@ -147,13 +147,14 @@ def survey(settings: Settings, tokenizer: Any, watchers: Sequence[Watcher] = ())
     return found
 
 
-def _scan(data: Data, source: str, tokenizer: Any, watchers: Sequence[Watcher]) -> Survey:
+def _scan(data: Data, option: str, tokenizer: Any, watchers: Sequence[Watcher]) -> Survey:
     def on_scan(done: int, total: int) -> None:
         for watcher in watchers:
             watcher.on_scan(done, total)
 
     found = scan(
-        source,
+        getattr(data, option),
+        option=option,
         pixels=data.pixels,
         crop=data.crop,
         convert=data.convert,

@@ -11,7 +11,7 @@ from .images import MOST_BYTES
 from .survey import CAPTION_COLUMNS, Found, UnusableError
 
 
-def found_in_table(source: Any, image_column: str, caption_column: str | None) -> list[Found]:
+def found_in_table(source: Any, image_column: str, caption_column: str | None, option: str = "data") -> list[Found]:
     """The rows of a dataset, a folder that one was saved to, or one on the hub (its split `train`).
 
     Raises:
@@ -20,12 +20,12 @@ def found_in_table(source: Any, image_column: str, caption_column: str | None) -
     if isinstance(source, str | os.PathLike) and not Path(source).is_dir():
         name = str(source)
         if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
-            raise ValueError(f"`data` {name}: there is no such folder.")
+            raise ValueError(f"`{option}` {name}: there is no such folder.")
     try:
         import datasets
     except ImportError:
         raise ValueError(
-            f"`data` {source}: there is no such folder, and for a dataset `pip install datasets` is needed."
+            f"`{option}` {source}: there is no such folder, and for a dataset `pip install datasets` is needed."
         ) from None
     if isinstance(source, str | os.PathLike):
         try:
@@ -34,7 +34,7 @@ def found_in_table(source: Any, image_column: str, caption_column: str | None) -
                 datasets.load_from_disk(str(source)) if saved else datasets.load_dataset(str(source), split="train")
             )
         except Exception as error:
-            raise ValueError(f"`data` {source}: no such folder, and no dataset can be loaded ({error}).") from None
+            raise ValueError(f"`{option}` {source}: no such folder, and no dataset can be loaded ({error}).") from None
     if isinstance(source, dict):
         source = source["train"] if "train" in source else next(iter(source.values()))
     columns = source.column_names
