@@ -98,7 +98,7 @@ def run_all(pipe, jobs):
         if job.outcome not in alone:
             alone[job.outcome] = job.run(pipe, quiet=True)
         expected.append(alone[job.outcome])
-    before = strengths(pipe)
+    before = strengths(pipe), pipe.interrupt  # of the last call in this thread
 
     def attempt(job):
         try:
@@ -115,7 +115,7 @@ def run_all(pipe, jobs):
         else:
             assert not (job.fail and job.stop is None)
             assert (own - picture).abs().max() <= 1e-5 * picture.abs().max(), job.outcome
-    assert strengths(pipe) == before and not pipe.interrupt
+    assert (strengths(pipe), pipe.interrupt) == before
     return drawn
 
 

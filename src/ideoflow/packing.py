@@ -33,21 +33,27 @@ class Run:
     queries: int
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Bounds:
     """Where segments begin and end, and which tokens are wanted: all that attention needs to know of a layout.
+
+    Not frozen, though nothing changes it: of a frozen argument torch's compiler may compile every field in, and a graph
+    would hold for these lengths alone.
 
     Attributes:
         runs: the segments as runs of equal lengths, in stream order.
         cu_seqlens: (segments + 1,) int32 stream index where each segment begins, and the end of the last.
         wanted: (queries,) stream index of each token whose attention is wanted, ascending; None if all are.
         cu_queries: (segments + 1,) int32, where the queries of each segment begin among all; `cu_seqlens` if all are.
+        mask: (segments, 1, length, length) whom each query attends, of segments of one length that are rows of several
+            samples; None if a segment is one sample, as everywhere but in exported programs.
     """
 
     runs: tuple[Run, ...]
     cu_seqlens: Tensor
     wanted: Tensor | None
     cu_queries: Tensor
+    mask: Tensor | None = None
 
     @classmethod
     def of(cls, lengths: tuple[int, ...], cu_seqlens: Tensor) -> Bounds:
@@ -139,7 +145,8 @@ class Layout:
     def _of_sample(cls, text_tokens: int, rows: int, cols: int, device: torch.device | str | None) -> Layout:
         tokens = text_tokens + rows * cols
         stream = torch.arange(tokens, device=device)
-        text, image = stream[:text_tokens], stream[text_tokens:]
+        # No views: compiled graphs would hold for views of the same base alone.
+        text, image = stream[:text_tokens].clone(), stream[text_tokens:].clone()
         cell = torch.arange(rows * cols, device=device)
         grid = torch.stack((torch.zeros_like(cell), cell // max(cols, 1), cell % max(cols, 1)), dim=-1)
         position_ids = torch.cat((text[:, None].expand(-1, 3), grid + IMAGE_POSITION_OFFSET))

@@ -213,7 +213,7 @@ def test_projected_text_makes_the_same_context(denoiser):
 
 
 def times_run(transformers):
-    """Of each branch, that times were embedded: a list that grows. No hook counts them, which would be called always."""
+    """Of each branch, that times were embedded: a list that grows. A hook would have them embedded at each step."""
     calls = []
     for number, transformer in enumerate(transformers):
 

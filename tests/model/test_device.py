@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor
 
 from ideoflow.engine import Denoiser, Request
-from ideoflow.packing import LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR
+from ideoflow.model import kernels
+from ideoflow.model.attention import attend_by
+from ideoflow.model.blocks import norm_scale
+from ideoflow.packing import LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR, Layout
 from ideoflow.precision import quantize_
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,7 +51,10 @@ def rows() -> list[list[tuple[int, int]]]:
     ("dtype", "limit"), [(torch.float32, 2e-5), (torch.bfloat16, 0.08), (torch.float16, 0.01)], ids=str
 )
 def test_velocities_are_the_peers(make_pair, make_rows, dtype, limit):
-    """As near to float64 as the peer, but for a fifth, and no further than its type may be."""
+    """As near to float64 as the peer, but for a fifth, and no further than its type may be or than the peer is.
+
+    A GPU's own products and attention may be less exact in float32 than a CPU's, for both.
+    """
     peer, ours = make_pair(**WIDE)
     inputs = make_rows(rows(), in_channels=32, llm_features_dim=128)
     inputs["timestep"] = torch.tensor([0.375, 0.25, 0.5])  # the same in every type: its embedding magnifies roundings
@@ -59,7 +66,37 @@ def test_velocities_are_the_peers(make_pair, make_rows, dtype, limit):
 
     exact = run(peer, "cpu", torch.float64)
     theirs, mine = (distance(run(model, DEVICE, dtype), exact) for model in (peer, ours))
-    assert mine <= limit and mine <= 1.2 * theirs + 1e-6
+    where = {} if mine <= limit else parts_off(ours, DEVICE, dtype)
+    assert mine <= max(limit, theirs) and mine <= 1.2 * theirs + 1e-6, f"{mine:.1e}, the peer {theirs:.1e}, {where}"
+
+
+@torch.no_grad()
+def parts_off(model, device: str, dtype: torch.dtype) -> dict[str, float]:
+    """How far single parts are from float64 on this device: what a failure is looked for in."""
+    block, tokens = model.layers[0], 64
+    x = torch.randn(tokens, 512, generator=torch.Generator().manual_seed(0))
+    bounds = Layout.of_samples([(0, 8, 8)]).bounds
+    heads = x.view(tokens, 2, 256)
+    gate = torch.ones(1, 512)
+    computed = {
+        "product": lambda x, heads, gate, bounds: block.feed_forward.w1(x),
+        "norm": lambda x, heads, gate, bounds: norm_scale(block.attention_norm1, x, gate, None),
+        "attention": lambda x, heads, gate, bounds: attend_by(AttentionBackendName.NATIVE, heads, heads, heads, bounds),
+        "silu": lambda x, heads, gate, bounds: kernels.swiglu(x, x),
+    }
+
+    def run(device, dtype):
+        model.to(device, dtype)
+        given = [t.to(device, dtype) for t in (x.to(dtype), heads.to(dtype), gate)]
+        return {name: part(*given, bounds.to(device)) for name, part in computed.items()}
+
+    here, exact = run(device, dtype), run("cpu", torch.float64)
+    return {name: distance(here[name], exact[name]) for name in computed}
+
+
+def test_the_parts_of_a_failure_can_be_told_apart(make_pair):
+    off = parts_off(make_pair(**WIDE)[1], "cpu", torch.float32)
+    assert all(0 < value < 1e-5 for value in off.values()), off
 
 
 @pytest.fixture

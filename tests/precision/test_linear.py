@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ideoflow.model.linear import Linear
 from ideoflow.precision import KINDS, Float8Linear, Int8Linear
-from ideoflow.precision.linear import expand, float8_product, int8_product, quantize_rows
+from ideoflow.precision.linear import _try_product, expand, float8_product, has_product, int8_product, quantize_rows
 
 FLOAT8_STEP = 2.0**-4  # half the distance of neighbours in float8_e4m3fn, relative; 3 bits of mantissa
 FLOAT8_SMALLEST_STEP = 2.0**-10  # the same below its smallest normal number, absolute
@@ -143,6 +143,11 @@ def test_the_int8_product_is_within_its_steps(tokens, widths, seed):
     check_int8(tokens_of(tokens, widths[0], seed), ordinary(*widths, seed, bias=False))
 
 
+FLOAT8, CPU = torch.float8_e4m3fn, torch.device("cpu")
+needs_float8 = pytest.mark.skipif(not has_product(FLOAT8, CPU), reason="torch multiplies no float8 by rows on this CPU")
+products = pytest.mark.parametrize("product", [pytest.param(float8_product, marks=needs_float8), int8_product])
+
+
 def check_float8(x: Tensor, layer: Float8Linear) -> None:
     out = float8_product(x, layer.weight, layer.weight_scale).double()
     x, stored = x.double(), exact(layer)
@@ -152,6 +157,7 @@ def check_float8(x: Tensor, layer: Float8Linear) -> None:
     assert ((out - x @ stored.T).abs() <= bound + rounding).all()
 
 
+@needs_float8
 @some
 @given(tokens=st.integers(1, 40), widths=st.tuples(st.integers(1, 5), st.integers(1, 5)), seed=seeds)
 def test_the_float8_product_is_within_its_steps(tokens, widths, seed):
@@ -159,6 +165,7 @@ def test_the_float8_product_is_within_its_steps(tokens, widths, seed):
     check_float8(tokens_of(tokens, wide, seed), Float8Linear.from_linear(ordinary(wide, high, seed, bias=False)))
 
 
+@needs_float8
 def test_outliers_of_a_token_stay_within_its_steps():
     x = tokens_of(6, 64)
     x[2, 5], x[4] = 3e4, x[4] * 1e-6
@@ -175,7 +182,7 @@ def test_the_largest_sums_fit():
     assert torch.allclose(out, -127 * width * layer.weight_scale.expand(3, 2))
 
 
-@pytest.mark.parametrize("product", [float8_product, int8_product])
+@products
 def test_a_row_of_zeros_gives_zeros(product):
     kind = Float8Linear if product is float8_product else Int8Linear
     linear = ordinary(32, 16, bias=False)
@@ -190,7 +197,7 @@ def test_a_row_of_zeros_gives_zeros(product):
     assert not layer(x.requires_grad_())[:, 3].any()
 
 
-@pytest.mark.parametrize("product", [float8_product, int8_product])
+@products
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_token_that_is_not_finite_stays_so_and_spoils_no_other(product, value):
     layer = (Float8Linear if product is float8_product else Int8Linear).from_linear(ordinary(32, 16, bias=False))
@@ -239,8 +246,9 @@ def test_sizes_of_one_whose_strides_mislead_the_processors_kernel_are_expanded(s
 def test_on_cuda_it_gives_what_it_gives_on_the_cpu(kind, tokens):
     layer = kind.from_linear(ordinary(256, 384)).cuda()
     x = tokens_of(tokens, 256).bfloat16()
-    product = int8_product if kind is Int8Linear else float8_product
-    at_home = product(x, layer.weight.cpu(), layer.weight_scale.cpu()).float() + layer.bias.cpu()
+    rounded, scale = quantize_rows(x.float(), kind.storage)  # as the product rounds it, whatever the CPU multiplies
+    at_home = (rounded.float() * scale[:, None]) @ exact(layer.cpu()).float().T + layer.bias
+    layer.cuda()
     if not layer.multiplies(x.cuda()):
         at_home = oracle(layer.cpu(), x).float()
         layer.cuda()
@@ -250,6 +258,8 @@ def test_on_cuda_it_gives_what_it_gives_on_the_cpu(kind, tokens):
 def test_on_cuda_each_kind_multiplies_where_the_kernels_take_it(monkeypatch):
     capability = {"value": (9, 0)}
     monkeypatch.setattr("ideoflow.precision.linear._capability", lambda x: capability["value"])
+    monkeypatch.setattr("ideoflow.precision.linear.has_product", lambda storage, device: had["value"])
+    had = {"value": True}
     x = torch.empty(17, 64, device="meta")
     assert Float8Linear(64, 32, device="meta").multiplies(x)
     assert not Float8Linear(64, 40, device="meta").multiplies(x)
@@ -261,6 +271,9 @@ def test_on_cuda_each_kind_multiplies_where_the_kernels_take_it(monkeypatch):
     assert not Float8Linear(64, 32, device="meta").multiplies(x)
     assert Int8Linear(64, 40, device="meta").multiplies(x)
     capability["value"] = (0, 0)  # another accelerator
+    assert not Int8Linear(64, 40, device="meta").multiplies(x)
+    capability["value"], had["value"] = (9, 0), False  # a torch without the product
+    assert not Float8Linear(64, 32, device="meta").multiplies(x)
     assert not Int8Linear(64, 40, device="meta").multiplies(x)
 
 
@@ -374,3 +387,21 @@ def test_weights_of_another_type_are_refused_and_change_nothing(kind):
     with pytest.raises(RuntimeError, match=r"`weight_scale` must be torch\.float32, got torch\.float16"):
         layer.load_state_dict(half)
     assert torch.equal(layer.weight.float(), before)
+
+
+def test_products_are_asked_for_by_trying(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("Only tensorwise scaling is supported")
+
+    ask = _try_product.__wrapped__  # past the cache
+    assert ask(torch.int8, CPU)
+    monkeypatch.setattr(torch, "_scaled_mm", refuse)
+    monkeypatch.setattr(torch, "_int_mm", refuse)
+    assert not ask(torch.int8, CPU) and not ask(FLOAT8, CPU)
+
+
+def test_the_question_is_compiled_as_its_answer():
+    ask = torch.compile(
+        lambda x: x + 1 if has_product(torch.int8, x.device) else x - 1, backend="eager", fullgraph=True
+    )
+    assert torch.equal(ask(torch.zeros(2)), torch.ones(2) if has_product(torch.int8, CPU) else -torch.ones(2))

@@ -94,6 +94,11 @@ def attend_by(
     Returns:
         (queries, heads, head_dim).
     """
+    if bounds.mask is not None:
+        rows = (x.unflatten(0, (bounds.runs[0].segments, -1)) for x in (query, key, value))
+        return dispatch_attention_fn(*rows, attn_mask=bounds.mask, backend=backend, parallel_config=parallel).flatten(
+            0, 1
+        )
     ragged = RAGGED_KERNELS.get(backend)
     if ragged is not None and bounds.segments > 1 and _varlen_takes(query):
         lengths = (bounds.cu_queries, bounds.cu_seqlens, bounds.most_queries, bounds.longest)
@@ -121,7 +126,9 @@ def _attend_outside_graphs(
     processor: Ideogram4AttnProcessor, query: Tensor, key: Tensor, value: Tensor, bounds: Bounds
 ) -> Tensor:
     """Attention between compiled graphs: one with the lengths of segments inside would hold for one layout alone."""
-    return processor._attend(query, key, value, bounds)
+    attended = processor._attend(query, key, value, bounds)
+    # Of one run a view, of several none: the graph that follows would be another one.
+    return attended if attended.requires_grad else attended.data
 
 
 def _varlen_takes(query: Tensor) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def check_float(name: str, value: Any, shape: Mapping[str, int | None]) -> None:
@@ -21,6 +21,19 @@ def check_integer(name: str, value: Any, shape: Mapping[str, int | None]) -> Non
     _check_shape(name, value, shape)
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"`{name}` must be a tensor of integers, got {value.dtype}.")
+
+
+def check_autocast(weights: nn.Module, device: torch.device) -> None:
+    """Raise if autocast would mix the weights' half precision with another, for which torch has no rule."""
+    if not torch.is_autocast_enabled(device.type):
+        return
+    halves = {torch.float16, torch.bfloat16}
+    dtype, found = torch.get_autocast_dtype(device.type), next(weights.parameters()).dtype
+    if dtype in halves and found in halves and dtype != found:
+        raise ValueError(
+            f"The weights are {found} and autocast computes in {dtype}: use torch.autocast(..., dtype={found}), or give"
+            " the model weights in float32."
+        )
 
 
 def check_times(name: str, times: Tensor) -> None:

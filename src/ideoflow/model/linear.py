@@ -65,6 +65,7 @@ ONEDNN_IS_FASTER = _onednn_is_faster()
 def _prefers_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         ONEDNN_IS_FASTER
+        and not torch.compiler.is_exporting()  # a program for other machines
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and (bias is None or bias.dtype == torch.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -24,12 +24,15 @@ from .adapters import TransformerAdapters
 from .attention import attend_by
 from .backends import time_backends
 from .blocks import FinalLayer, Ideogram4TransformerBlock, TimeEmbedding
-from .checks import check_float, check_integer, check_times
+from .checks import check_autocast, check_float, check_integer, check_times
 from .configuration import check_config
+from .export import velocity_of_rows
 from .fused import FusedProjections
 from .hooks import fires_hooks, is_hooked, is_plain, with_hooks
 from .linear import Linear
 from .rope import rotary_tables
+
+RECOMPILE_LIMIT = 64  # of compiled blocks, in place of torch's 8: two graphs of each piece for each set of adapters
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,8 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
         """
         for processor in self.attn_processors.values():
             processor.breaks_graphs = True
+        # Each adapter is a model of another structure; at the limit torch would go on without compiling.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         self.compile_repeated_blocks(dynamic=True, **options)
 
     def tune_attention(self, lengths: Sequence[int], rounds: int = 5) -> dict[str, float]:
@@ -339,6 +344,7 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
             ValueError: features that do not match the layout or the model's width.
             TypeError: features that are not a floating-point tensor.
         """
+        check_autocast(self, layout.device)
         if encoder_hidden_states is not None or len(layout.text):
             shape = {"text_tokens": len(layout.text), "llm_features_dim": self.config.llm_features_dim}
             check_float("encoder_hidden_states", encoder_hidden_states, shape)
@@ -363,6 +369,7 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
         """
         shape = {"text_tokens": None, "llm_features_dim": self.config.llm_features_dim}
         check_float("encoder_hidden_states", encoder_hidden_states, shape)
+        check_autocast(self, encoder_hidden_states.device)
         return self.llm_cond_proj(self.llm_cond_norm(encoder_hidden_states))
 
     @fires_hooks
@@ -427,6 +434,7 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
         """
         if not all(hasattr(part, "modulation") for part in (*self.layers, self.final_layer)):
             raise RuntimeError("Layers were put in the place of the model's own: call `velocity` without a modulation.")
+        check_autocast(self, times.device)
         conditioning = self._conditioning(times, self.dtype)
         rows = [with_hooks(block, block.modulation, conditioning) for block in self.layers]  # type: ignore[arg-type]
         return Modulation(
@@ -485,7 +493,7 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
         layout = context.layout
         check_float("latents", latents, {"image_tokens": len(layout.image), "in_channels": self.in_channels})
         check_float("times", times, {"segments": len(layout.lengths)})
-        if times.device.type == "cpu":
+        if times.device.type == "cpu" and not torch.compiler.is_compiling():
             check_times("times", times)
         output = self(
             hidden_states=latents,
@@ -503,6 +511,8 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
         self, latents: Tensor, times: Tensor, prepared: Prepared, attention_kwargs: dict[str, Any] | None
     ) -> Tensor:
         context, modulation = prepared.context, prepared.modulation
+        if torch.compiler.is_exporting():  # what is traced must not be kept in the caller's layout
+            context = replace(context, layout=replace(context.layout))
         layout = context.layout
         times = times.to(latents.device)
         time_of_token = None if len(layout.lengths) == 1 else layout.segment
@@ -546,17 +556,31 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
         time_of_token = None if time_of_token is None else time_of_token.to(device)
         last_bounds = last_bounds.to(device)
         rotary = (context.cos.to(device), context.sin.to(device))
+        compiled = any(block._compiled_call_impl is not None for block in self.layers)
+        if compiled and time_of_token is None:
+            time_of_token = torch.zeros_like(layout.segment)
         for number, block in enumerate(self.layers):
-            if block._compiled_call_impl is not None:
-                block.unfuse_stale()  # type: ignore[operator]
             bounds = last_bounds if block is self.layers[-1] else layout.bounds
             rows = None if modulation is None else modulation.blocks[number]
+            if compiled:
+                block.unfuse_stale()  # type: ignore[operator]
+                rows = self._as_compiled(block, conditioning, rows)
             inputs = (hidden_states, conditioning, time_of_token, rotary, bounds, attention_kwargs, rows)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(block, *inputs)
             else:
                 hidden_states = block(*inputs)
         return hidden_states, conditioning
+
+    @staticmethod
+    def _as_compiled(block: nn.Module, conditioning: Tensor | None, rows: Tensor | None) -> Tensor | None:
+        """The modulation in the one form that graphs are compiled for: known, and of two times or more."""
+        if rows is None and is_plain(block, Ideogram4TransformerBlock):
+            assert conditioning is not None
+            rows = block.modulation(conditioning)
+        if rows is None:
+            return None
+        return torch.cat((rows, rows)) if len(rows) == 1 else rows.clone()  # no view, of which graphs hold the base
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -591,6 +615,7 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
                 is outside [0, 1] or NaN.
             TypeError: latents, times or features that are not floating-point tensors, ids that are not integers.
         """
+        check_autocast(self, hidden_states.device)
         if isinstance(encoder_hidden_states, Prepared):
             velocity = self._velocity(hidden_states, timestep, encoder_hidden_states, attention_kwargs)
             return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
@@ -607,6 +632,10 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
         check_integer("segment_ids", segment_ids, rows)
         check_integer("indicator", indicator, rows)
 
+        if torch.compiler.is_exporting():
+            ids = (position_ids, segment_ids, indicator)
+            velocity = velocity_of_rows(self, hidden_states, timestep, encoder_hidden_states, *ids, attention_kwargs)
+            return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
         device = hidden_states.device
         encoder_hidden_states, timestep = encoder_hidden_states.to(device), timestep.to(device)
         layout, index = rows_to_layout(*(ids.to(device) for ids in (position_ids, segment_ids, indicator)))

@@ -7,6 +7,7 @@ token, and expands its weight to the input's type elsewhere, or where a gradient
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -65,6 +66,24 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     for some, own, result in zip(*(x.tensor_split(parts) for x in (tokens, token_scale, out)), strict=True):
         result.copy_(torch._int_mm(some, weight.t()).to(torch.float32).mul_(own[:, None]).mul_(scale))
     return out
+
+
+@torch.compiler.assume_constant_result
+def has_product(storage: torch.dtype, device: torch.device) -> bool:
+    """Whether torch multiplies this type, with a scale for each row, on this device: found out by trying, once."""
+    return _try_product(storage, device)
+
+
+@cache
+def _try_product(storage: torch.dtype, device: torch.device) -> bool:
+    product = float8_product if storage == torch.float8_e4m3fn else int8_product
+    try:
+        with torch.no_grad():
+            weight = torch.zeros(32, 32, dtype=storage, device=device)
+            product(torch.ones(32, 32, dtype=torch.bfloat16, device=device), weight, torch.ones(32, device=device))
+    except (RuntimeError, ValueError, TypeError):  # each torch says it in another way
+        return False
+    return True
 
 
 def int8_parts(tokens: int, rows: int) -> int:
@@ -226,6 +245,7 @@ class Float8Linear(QuantizedLinear):
             and len(tokens) > 0
             and self.in_features % 16 == 0
             and self.out_features % 16 == 0
+            and has_product(self.storage, tokens.device)
         )
 
     def product(self, tokens: Tensor) -> Tensor:
@@ -248,6 +268,7 @@ class Int8Linear(QuantizedLinear):
             and len(tokens) > 16
             and self.in_features % 8 == 0
             and self.out_features % 8 == 0
+            and has_product(self.storage, tokens.device)
         )
 
     def product(self, tokens: Tensor) -> Tensor:

@@ -46,6 +46,10 @@ class Pretending(Tensor):
         return self.place
 
     @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self.own.dtype
+
+    @property
     def is_meta(self) -> bool:  # type: ignore[override]
         return self.place.type == "meta"
 

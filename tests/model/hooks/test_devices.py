@@ -154,3 +154,21 @@ def test_a_tensor_says_where_it_is_and_refuses_to_meet_another(ours):
             here + there
         with pytest.raises(RuntimeError, match="same device"):
             ours.input_proj(put(torch.ones(1, 8), NEAR))
+
+
+@pytest.mark.parametrize("offload", [None, BLOCKS, LEAVES], ids=["casting alone", "blocks", "leaves"])
+def test_layerwise_casting_holds_for_every_way_in(ours, inputs, stream_inputs, offload):
+    """Weights that float16 holds exactly, so that keeping them in it changes nothing."""
+    stream = stream_inputs(inputs)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.copy_(parameter.half().float())
+        expected = [way(ours, inputs, stream) for way in WAYS]
+    with pretending(ours) as put:
+        if offload is not None:
+            in_groups(ours, **offload)
+        ours.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
+        assert ours.layers[0].attention.to_q.weight.dtype == torch.float16
+        place = "cpu" if offload is None else NEAR
+        for way, wanted in zip(WAYS, expected, strict=True):
+            assert torch.allclose(found(way, ours, put, inputs, stream, place), wanted, atol=1e-5), way.__name__
