@@ -238,7 +238,7 @@ def test_one_file_that_cannot_be_read_keeps_none_of_the_others_from_being_mended
 def test_what_was_renamed_or_taken_off_is_said():
     text = SWAPPED.replace('"desc"', '"description"').replace("[900, 800, 0, 100]", "[1, 2, 3, 4]")
     result = run("fix", write("a.json", f"Here you are:\n```json\n{text}\n```"), ends_with=0)
-    assert "mended a.json: the caption: took it out of other words\n" in result.stderr
+    assert "mended a.json: the caption: took it out of other text\n" in result.stderr
     assert "elements[0].description: renamed `description` to `desc`\n" in result.stderr
     assert result.stdout.startswith('{"compositional_deconstruction"')
 

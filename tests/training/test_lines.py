@@ -67,7 +67,7 @@ def test_a_box_that_may_be_in_another_form_is_not_guessed_but_reported(box: list
 
 
 def test_what_was_done_to_a_caption_is_noted():
-    assert line_of(f"Here: {LINE}") == (LINE, ["the caption stands in other words; this was mended."])
+    assert line_of(f"Here: {LINE}") == (LINE, ["the caption stands in other text; this was mended."])
     line, notes = line_of(LINE.replace('"desc"', '"description"'))
     assert line == LINE and notes == ["the caption was repaired (`ideoflow caption check` tells how)."]
     line, (note,) = line_of("a cup")

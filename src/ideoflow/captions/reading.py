@@ -258,7 +258,7 @@ def _around(text: str, one: _Object) -> str:
     before, after = text[: one.start].strip(MARKS), text[one.end :].strip(MARKS)
     if not (before or after):
         return ""
-    return "a Markdown fence" if _FENCE.fullmatch(before) and after in ("", "```", "~~~") else "other words"
+    return "a Markdown fence" if _FENCE.fullmatch(before) and after in ("", "```", "~~~") else "other text"
 
 
 def _tries_to_be_json(text: str) -> bool:
