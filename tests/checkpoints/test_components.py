@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ideoflow import Ideogram4Pipeline, sketch
 from ideoflow.checkpoints import CheckpointError
 from ideoflow.checkpoints.autoencoder import Autoencoder
+from ideoflow.checkpoints.save import FLOAT8 as MARK
 from ideoflow.checkpoints.text_encoder import Qwen3VLModel
 from ideoflow.precision import Float8Linear
 from ideoflow.sketch.score import held_out
@@ -138,7 +139,7 @@ def test_a_saved_float8_text_encoder_opens_again(weights, tokenizer, folder, tmp
     again = Qwen3VLModel.from_pretrained(tmp_path / "again")
     assert torch.equal(features(again, tokenizer), features(kept, tokenizer))
     config = json.loads((tmp_path / "again" / "config.json").read_text())
-    assert config["ideogram_fp8_weight_only"] and config["quantization_config"] == {"quant_method": "ideoflow_fp8"}
+    assert config["ideogram_fp8_weight_only"] and config["quantization_config"] == MARK
     kept.config.to_json_file(tmp_path / "config.json")
     assert "fp8" not in (tmp_path / "config.json").read_text()
 

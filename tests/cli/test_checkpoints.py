@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
@@ -155,6 +155,18 @@ def test_adapters_are_described(kind, rank):
     where = {"LoRA": "1", "LoHa": "alpha in the header"}.get(kind, "alpha beside the weights")
     assert found["strength"] == where
     assert f"adapter: {kind} 1" in run("inspect", "a.safetensors").stdout
+
+
+def test_pictures_are_drawn_with_lokr_and_loha():
+    call = ["generate", str(HEART), "--size", "96x96", "--steps", "1", "--seed", "7", "--out"]
+    run(*call, "bare.png")
+    for kind in ("LoKr", "LoHa"):
+        save_file({name: 4 * tensor for name, tensor in adapters()[kind].items()}, f"{kind}.safetensors")
+        run(*call, f"{kind}.png", "--lora", f"{kind}.safetensors:0.8")
+        assert Path(f"{kind}.png").read_bytes() != Path("bare.png").read_bytes()
+        with Image.open(f"{kind}.png") as drawn, Image.open("bare.png") as bare:
+            assert ImageChops.difference(drawn, bare).getbbox() is not None
+        assert inspected(f"{kind}.png")["loras"][0]["scale"] == 0.8
 
 
 def test_a_run_with_several_adapters_is_described():

@@ -95,7 +95,12 @@ def convert(
     with (
         in_place(destination, overwrite) as temporary,
         logging.tqdm(
-            total=2 * tensors, desc=f"Converting to {to}", unit="tensor", delay=QUIET_SECONDS, leave=False
+            total=2 * tensors,
+            desc=f"Converting to {to}",
+            unit="tensor",
+            delay=QUIET_SECONDS,
+            leave=False,
+            disable=None,  # where nobody watches
         ) as progress,
     ):
         step = partial(progress.update, 1)

@@ -25,8 +25,9 @@ from .errors import CheckpointError, some
 from .resting import Resting
 from .storage.gguf_layer import GgufLinear
 
-# What says of a folder in fp8 that its scales count: diffusers' loader, which would leave them out, refuses the name.
-FLOAT8 = {"quant_method": "ideoflow_fp8"}
+# What says of a folder in fp8 that its scales count. The loaders of diffusers and transformers, which would leave them
+# out, refuse a configuration without a `quant_method`; one that they do not know, transformers passes over.
+FLOAT8 = {"form": "fp8 of ideoflow, a scale for each row"}
 LAST = ("config.json", "model_index.json")  # by which readers find the rest
 # Weights of one model and variant, in one file or several: those of a save before this one would be read with it.
 _WEIGHTS = re.compile(
