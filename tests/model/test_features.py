@@ -84,8 +84,9 @@ def test_layerwise_casting_computes_what_the_peer_computes(pair, inputs, real, s
     assert (outputs[1] - outputs[0]).abs().max() <= 2e-5 * outputs[0].abs().max()
 
 
-def test_layerwise_casting_can_be_trained_under_autocast(ours, inputs):
-    ours.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+@pytest.mark.parametrize("storage", [torch.float8_e4m3fn, torch.float16])
+def test_layerwise_casting_can_be_trained_under_autocast(ours, inputs, storage):
+    ours.enable_layerwise_casting(storage_dtype=storage, compute_dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         loss = ours.train()(**inputs).sample.square().mean()
     loss.backward()

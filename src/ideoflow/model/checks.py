@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor
 
 
 def check_float(name: str, value: Any, shape: Mapping[str, int | None]) -> None:
@@ -23,12 +24,15 @@ def check_integer(name: str, value: Any, shape: Mapping[str, int | None]) -> Non
         raise TypeError(f"`{name}` must be a tensor of integers, got {value.dtype}.")
 
 
-def check_autocast(weights: nn.Module, device: torch.device) -> None:
-    """Raise if autocast would mix the weights' half precision with another, for which torch has no rule."""
+def check_autocast(model: ModelMixin, device: torch.device) -> None:
+    """Raise if autocast would mix the model's half precision with another, for which torch has no rule.
+
+    Under layerwise casting that is the type computed in, not the one that weights are kept in.
+    """
     if not torch.is_autocast_enabled(device.type):
         return
     halves = {torch.float16, torch.bfloat16}
-    dtype, found = torch.get_autocast_dtype(device.type), next(weights.parameters()).dtype
+    dtype, found = torch.get_autocast_dtype(device.type), model.dtype
     if dtype in halves and found in halves and dtype != found:
         raise ValueError(
             f"The weights are {found} and autocast computes in {dtype}: use torch.autocast(..., dtype={found}), or give"
