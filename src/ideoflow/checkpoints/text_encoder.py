@@ -110,9 +110,9 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
         return cls._load(open_source(path), settings, False, str(path), **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As transformers' method; float8 in the form that is published, of which transformers' loader warns.
+        """As transformers' method; float8 in the form that is published, with a note that its own loader refuses.
 
-        It knows no scales, so that what it makes of such a folder draws noise. Expand the model (`dequantize=True` when
+        It knows no scales, and what it made of such a folder would draw noise. Expand the model (`dequantize=True` when
         it is loaded) to save it for other readers.
         """
         config = self.config
