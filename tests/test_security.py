@@ -3,7 +3,6 @@
 import ast
 import re
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,7 +83,6 @@ def test_drawing_with_a_local_model_asks_no_network(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(socket, "getaddrinfo", asked)
     monkeypatch.setattr(socket.socket, "connect", asked)
-    monkeypatch.setattr(subprocess, "Popen", asked)
     pipe = sketch.load()
     pipe.set_progress_bar_config(disable=True)
     caption = '{"compositional_deconstruction":{"background":"plain red","elements":[]}}'
