@@ -84,11 +84,12 @@ or digit rendered in its place.
 
 ## What it gets wrong
 
-* Edges wobble by a pixel or two, circles and hearts most: that is the transformers'. The autoencoder gives the same shapes
-  back with clean edges.
-* Tips thinner than about four pixels, such as those of stars, go soft or are lost on stripes: that is the autoencoder's.
-* A band of two columns, three pixels from the right edge, is a few grey levels too dark on pink: the decoder makes part of
-  it on a flat pink picture too, the latents that the transformers draw make the rest.
+* Edges wobble by a pixel or two, circles and hearts most: that is the transformers'. The autoencoder gives the same
+  shapes back with clean edges.
+* Tips thinner than about four pixels, such as those of stars, go soft or are lost on stripes: that is the
+  autoencoder's.
+* A band of two columns, three pixels from the right edge, is a few grey levels too dark on pink: the decoder makes part
+  of it on a flat pink picture too, the latents that the transformers draw make the rest.
 * Words of four and five letters are often misspelt.
 * Plain text is not understood: it draws something, at random.
 
