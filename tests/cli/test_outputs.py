@@ -59,6 +59,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     command: str, place: str, monkeypatch: pytest.MonkeyPatch
 ):
     Path("sketch.safetensors").touch()
+    Path("a.safetensors").touch()
     Path("data").mkdir()
     arguments, works = COMMANDS[command]
     for work in works:
@@ -72,7 +73,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     assert result.exit_code == 2, (result.output, result.exception)
     told = " ".join(result.output.split())
     assert place in told and ".partial" not in told and "Traceback" not in told
-    assert sorted(path.name for path in Path().iterdir()) == ["data", "file", "sketch.safetensors"]
+    assert sorted(path.name for path in Path().iterdir()) == ["a.safetensors", "data", "file", "sketch.safetensors"]
 
 
 def of_sketch_recipe() -> type:
