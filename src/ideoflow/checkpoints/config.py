@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..model.configuration import DEFAULTS
-from .errors import CheckpointError, some
+from .errors import CheckpointError, ConfigNeededError, some
 
 # The original's keys, and the model's; the head's width follows from two of them.
 ORIGINAL_KEYS = {
@@ -102,7 +102,7 @@ def config_of_shapes(shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[
     head = size("layers.0.attention.norm_q.weight", 0)
     hidden = size("layers.0.attention.to_q.weight", 0)
     if head != DEFAULTS["attention_head_dim"]:
-        raise CheckpointError(
+        raise ConfigNeededError(
             f"{where}: heads of {head} channels are not the published model's {DEFAULTS['attention_head_dim']}, and the"
             " rotary sections cannot be told from shapes: put the config.json beside the file, or give `config`."
         )

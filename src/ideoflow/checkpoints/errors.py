@@ -16,6 +16,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read: the message names the file, the tensor where there is one, and what to do."""
 
 
+class ConfigNeededError(CheckpointError):
+    """Weights whose shapes alone do not tell the model's configuration."""
+
+
 class MissingFileError(CheckpointError, OSError):
     """A folder without the file that was looked for: an OSError as well, which programs written for diffusers await."""
 

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from .._imports import bars
 from ..model import Ideogram4Transformer2DModel
 from .autoencoder import Autoencoder
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigNeededError
 from .files import read_json
 from .folders import (
     INDEX,
@@ -293,8 +293,8 @@ def _config_for(source: Path, branch: Any, rest: str | os.PathLike) -> Path | No
     """The configuration of the folder that the rest comes from, where the file alone does not tell its own."""
     try:
         open_checkpoint(source, branch)
-    except CheckpointError as error:
+    except ConfigNeededError:
         beside = Path(rest).expanduser() / branch / "config.json"
-        if "give `config`" in str(error) and beside.is_file():
+        if beside.is_file():
             return beside
     return None

@@ -7,6 +7,7 @@ import platform
 import re
 import runpy
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
@@ -88,8 +89,10 @@ def parse_model(option: str, value: str) -> str:
     place = expanded(option, value)
     if place.is_file() and option == "--model":
         from ..checkpoints import open_checkpoint
+        from ..checkpoints.errors import ConfigNeededError
 
-        open_checkpoint(place)
+        with suppress(ConfigNeededError):  # --base may have the configuration
+            open_checkpoint(place)
     return value
 
 
