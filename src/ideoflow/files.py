@@ -18,6 +18,8 @@ from pathlib import Path
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links answer
 OF_TEMPORARIES = 32  # bytes by which the names of temporary files are longer than those of what they become
 
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
 _numbers = count()
 _under_way: set[Path] = set()  # temporaries of this process, of any thread
 
@@ -85,8 +87,6 @@ def write_bytes(path: Path, data: bytes) -> None:
     target = path.resolve()
     with in_place(target, shown=path) as temporary:
         temporary.write_bytes(data)
-        if target.is_file():
-            shutil.copymode(target, temporary)
 
 
 def read_regular(path: Path, most: int) -> bytes:
@@ -170,7 +170,10 @@ def temporary_beside(destination: Path) -> Iterator[Path]:
 
 
 def _settle(temporary: Path, destination: Path, overwrite: bool) -> None:
-    """Bring what was written to the disk and give it its name."""
+    """Bring what was written to the disk and give it its name, and a file the permissions of the one before it."""
+    if not temporary.is_dir() and not temporary.is_symlink():
+        before = destination.stat().st_mode if destination.is_file() else 0o666 & ~_UMASK
+        temporary.chmod(stat.S_IMODE(before))  # some writers make files for their owner alone
     sync_all(temporary)
     if temporary.is_dir():
         old = temporary.with_suffix(".replaced")
