@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import platform
 import re
-import runpy
 from collections.abc import Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -156,7 +156,12 @@ def built_for() -> frozenset[str]:
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return frozenset(("cpu", "cuda", "mps", "xpu"))
-    said = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    source = ast.parse(Path(spec.origin).with_name("version.py").read_text(encoding="utf-8"))
+    said = {
+        ast.unparse(line.target): isinstance(line.value, ast.Constant) and line.value.value
+        for line in source.body
+        if isinstance(line, ast.AnnAssign)  # cuda: Optional[str] = "13.0"
+    }
     found = {"cpu": True, "cuda": said.get("cuda") or said.get("hip"), "xpu": said.get("xpu")}
     found["mps"] = platform.system() == "Darwin"
     return frozenset(kind for kind, there in found.items() if there)
