@@ -56,11 +56,11 @@ def contents_key(module: nn.Module) -> Hashable | None:
             return None
         parts += [type(part), hooks, _attributes_key(part)]
         for name, tensor in chain(part._parameters.items(), part._buffers.items()):
+            if tensor is not None and tensor.is_meta:
+                return None
             own = list(_plain_tensors(tensor))
             parts.append((name, tuple((each.dtype, each.shape) for each in own)))
             tensors += own
-    if any(tensor.is_meta for tensor in tensors):
-        return None
     return tuple(parts), _autocast_key(tensors), _checksums(tensors)
 
 
@@ -96,9 +96,9 @@ def snapshot(modules: Sequence[nn.Module]) -> Snapshot | None:
             return None
         facts += [type(part), hooks]
         for tensor in chain(part._parameters.values(), part._buffers.values()):
+            if tensor is not None and tensor.is_meta:
+                return None
             for own in _plain_tensors(tensor):
-                if own.is_meta:
-                    return None
                 tensors.append(own)
                 facts.append((own.data_ptr(), 0 if own.is_inference() else own._version, own.dtype, own.shape))
     facts.append(_autocast_key(tensors))
