@@ -24,12 +24,17 @@ def check_integer(name: str, value: Any, shape: Mapping[str, int | None]) -> Non
         raise TypeError(f"`{name}` must be a tensor of integers, got {value.dtype}.")
 
 
-def check_autocast(model: ModelMixin, device: torch.device) -> None:
+def check_autocast(model: ModelMixin, given: Any) -> None:
     """Raise if autocast would mix the model's half precision with another, for which torch has no rule.
 
     Under layerwise casting that is the type computed in, not the one that weights are kept in.
+
+    Args:
+        model: Whose weights count.
+        given: What lies where it will compute: a tensor or a layout. Anything else is for other checks.
     """
-    if not torch.is_autocast_enabled(device.type):
+    device = getattr(given, "device", None)
+    if device is None or device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return
     halves = {torch.float16, torch.bfloat16}
     dtype, found = torch.get_autocast_dtype(device.type), model.dtype

@@ -344,7 +344,7 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
             ValueError: features that do not match the layout or the model's width.
             TypeError: features that are not a floating-point tensor.
         """
-        check_autocast(self, layout.device)
+        check_autocast(self, layout)
         if encoder_hidden_states is not None or len(layout.text):
             shape = {"text_tokens": len(layout.text), "llm_features_dim": self.config.llm_features_dim}
             check_float("encoder_hidden_states", encoder_hidden_states, shape)
@@ -369,7 +369,7 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
         """
         shape = {"text_tokens": None, "llm_features_dim": self.config.llm_features_dim}
         check_float("encoder_hidden_states", encoder_hidden_states, shape)
-        check_autocast(self, encoder_hidden_states.device)
+        check_autocast(self, encoder_hidden_states)
         return self.llm_cond_proj(self.llm_cond_norm(encoder_hidden_states))
 
     @fires_hooks
@@ -434,7 +434,7 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
         """
         if not all(hasattr(part, "modulation") for part in (*self.layers, self.final_layer)):
             raise RuntimeError("Layers were put in the place of the model's own: call `velocity` without a modulation.")
-        check_autocast(self, times.device)
+        check_autocast(self, times)
         conditioning = self._conditioning(times, self.dtype)
         rows = [with_hooks(block, block.modulation, conditioning) for block in self.layers]  # type: ignore[arg-type]
         return Modulation(
@@ -615,7 +615,7 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
                 is outside [0, 1] or NaN.
             TypeError: latents, times or features that are not floating-point tensors, ids that are not integers.
         """
-        check_autocast(self, hidden_states.device)
+        check_autocast(self, hidden_states)
         if isinstance(encoder_hidden_states, Prepared):
             velocity = self._velocity(hidden_states, timestep, encoder_hidden_states, attention_kwargs)
             return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
