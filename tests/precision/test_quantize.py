@@ -294,7 +294,7 @@ def test_fusing_an_adapter_raises_and_changes_nothing(model, kind, predict):
     config = LoraConfig(r=4, target_modules=["to_q", "w2"], init_lora_weights=False)
     model.add_adapter(config)
     before = predict(model)
-    with pytest.raises(ValueError, match=f"`fuse_lora` changes weights.*{kind}"):
+    with pytest.raises(ValueError, match=r"`fuse_lora` changes weights.*stored in few bits"):
         model.fuse_lora()
     assert torch.equal(predict(model), before)
 
