@@ -87,8 +87,10 @@ def test_the_benchmarks_take_its_arguments(script, monkeypatch, capsys):
     _, _, calls = script(RESUME="1", MINUTES="5")
     (call,) = (call for call in calls if "benchmarks.full " in call)
     monkeypatch.setattr(sys, "argv", call.split()[1:])
-    runpy.run_module("benchmarks.full", run_name="__main__")
-    assert "GPU" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("benchmarks.full", run_name="__main__")
+    assert stopped.value.code == 4  # nothing was measured
+    assert "GPU" in capsys.readouterr().err
 
 
 @pytest.mark.long
