@@ -10,7 +10,7 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ideoflow.model import cpu_attention
+from ideoflow.ops import cpu_attention
 
 ATTENTION = "attention as products"
 PRODUCTS = ("mm", "addmm", "bmm", "_linear_pointwise", "mkldnn_linear", "onednn_linear")

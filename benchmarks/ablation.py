@@ -27,8 +27,9 @@ from benchmarks.kernels import measure as kernels_alone
 from benchmarks.products import measure as products_alone
 from benchmarks.step import CONFIG, OurStep, inputs
 from ideoflow import Ideogram4Transformer2DModel
-from ideoflow.model import cpu_attention, linear
-from ideoflow.model.kernels import lean, plain
+from ideoflow.ops import cpu_attention, linear
+from ideoflow.ops.kernels import cpu_kernels as lean
+from ideoflow.ops.kernels import torch_kernels as plain
 from ideoflow.packing import Layout
 
 STAGES = (

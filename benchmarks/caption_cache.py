@@ -12,8 +12,8 @@ import torch
 
 from benchmarks._measure import alternate, machine, make_parser, publish
 from ideoflow import Caption, sketch
+from ideoflow.ops.weights import _checksums, snapshot
 from ideoflow.text_encoder import encode_tokens, tokenise
-from ideoflow.weights import _checksums, snapshot
 
 TEXT_ENCODER = 7.57e9 * 2  # bytes of the published language model in bfloat16
 CAPTION = Caption.from_text("a red circle above a blue square on a white background")

@@ -19,8 +19,9 @@ from torch import Tensor
 from benchmarks._gpu import CALLS, alternate_kernels, default_device
 from benchmarks._measure import machine, make_parser, publish
 from benchmarks.step import CONFIG
-from ideoflow.model import kernels
-from ideoflow.model.kernels import lean, plain
+from ideoflow.ops import kernels
+from ideoflow.ops.kernels import cpu_kernels as lean
+from ideoflow.ops.kernels import torch_kernels as plain
 
 EPS = 1e-5
 NAMES = ("norm_scale", "gate_norm_add", "norm_rotate", "swiglu")

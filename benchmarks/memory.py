@@ -41,8 +41,8 @@ from transformers import AutoTokenizer, Qwen3VLConfig
 from benchmarks._gpu import wait
 from benchmarks._measure import machine, target, write
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
-from ideoflow.checkpoints.text_encoder import Qwen3VLModel
 from ideoflow.fitting import Plan, carry_out, plan
+from ideoflow.pipeline.qwen3_vl import Qwen3VLModel
 from ideoflow.schedule import PRESETS
 
 PICTURES, STEPS, CAPTION = 2, 2, "red heart " * 100

@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks._measure import machine, make_parser, write
 from ideoflow import Ideogram4Pipeline, sketch
-from ideoflow.precision import quantize_
+from ideoflow.ops import quantize_
 from ideoflow.sketch.score import held_out, score
 from ideoflow.sketch.text import line
 from ideoflow.sketch.world import Sample

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks._measure import alternate, machine, make_parser, publish
-from ideoflow.model.linear import ONEDNN_IS_FASTER, _OneDnnProduct
+from ideoflow.ops.linear import ONEDNN_IS_FASTER, _OneDnnProduct
 
 SHAPES = {"query": (1224, 1024, 1024), "feed-forward in": (1224, 1024, 2736), "feed-forward out": (1224, 2736, 1024)}
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ideoflow import Ideogram4Pipeline
+from ideoflow.pipeline.unknown_arguments import INSTEAD, explain
 from ideoflow.schedule import Preset
-from ideoflow.unknown_arguments import INSTEAD, explain
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*outside what the weights were trained on"),

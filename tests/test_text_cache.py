@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from ideoflow.text_cache import TextCache
+from ideoflow.pipeline.text_cache import TextCache
 
 
 def test_the_least_recently_used_is_dropped_first():

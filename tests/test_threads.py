@@ -200,7 +200,7 @@ def test_an_interrupt_from_outside_of_all_callbacks_stops_all_calls_under_way(pi
 
 
 def test_a_call_that_fails_leaves_nothing_behind(pipeline):
-    from ideoflow import calls
+    from ideoflow.pipeline import calls
 
     def fail(pipe, i, t, tensors):
         pipe._interrupt = True

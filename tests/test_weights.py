@@ -13,8 +13,8 @@ from torch import nn
 
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel
 from ideoflow.engine import Denoiser, denoiser
-from ideoflow.text_cache import TextCache
-from ideoflow.weights import _checksums, contents_key, snapshot
+from ideoflow.ops.weights import _checksums, contents_key, snapshot
+from ideoflow.pipeline.text_cache import TextCache
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*outside what the weights were trained on"),

@@ -1,7 +1,7 @@
 """Attention alone: on a GPU every backend at the full model's shapes, on a CPU torch's kernel against plain products.
 
 Run as `python -m benchmarks.attention`. All results are compared with float64 first. On a CPU, where the plain products
-win decides the limits in `ideoflow.model.cpu_attention`. On a GPU, and on a CPU with `--backends`, the backends are
+win decides the limits in `ideoflow.ops.cpu_attention`. On a GPU, and on a CPU with `--backends`, the backends are
 those that `diffusers` has by name, called once for segments of equal length, and kernels for ragged streams; one that
 cannot run, or is wrong, is told with its reason. "ideoflow" is what our processor takes when nothing is set.
 """

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks._gpu import alternate_kernels, free, why
 from ideoflow.model.attention import Ideogram4AttnProcessor
-from ideoflow.model.backends import CANDIDATES, FARTHEST, distance, exact
+from ideoflow.ops.backends import CANDIDATES, FARTHEST, distance, exact
 from ideoflow.packing import Bounds
 
 HEADS, HEAD_DIM = 18, 256

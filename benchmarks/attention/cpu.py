@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks._measure import alternate
-from ideoflow.model import cpu_attention
+from ideoflow.ops import cpu_attention
 
 HEADS = ((4, 256), (4, 128), (4, 64))
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ideoflow import Ideogram4Transformer2DModel
-from ideoflow.precision import quantize_
+from ideoflow.ops import quantize_
 
 TINY: dict[str, Any] = dict(
     in_channels=128,

@@ -15,8 +15,8 @@ import torch
 from diffusers import AutoencoderKLFlux2
 from torch import Tensor
 
-from .model.hooks import fires_hooks
-from .offload import execution_device
+from .ops.hooks import fires_hooks
+from .ops.offload import execution_device
 
 PATCH = 2
 

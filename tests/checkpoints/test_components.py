@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ideoflow import Ideogram4Pipeline, sketch
 from ideoflow.checkpoints import CheckpointError
-from ideoflow.checkpoints.autoencoder import Autoencoder
 from ideoflow.checkpoints.save import FLOAT8 as MARK
-from ideoflow.checkpoints.text_encoder import Qwen3VLModel
-from ideoflow.precision import Float8Linear
+from ideoflow.ops import Float8Linear
+from ideoflow.pipeline.autoencoder import Autoencoder
+from ideoflow.pipeline.qwen3_vl import Qwen3VLModel
 from ideoflow.sketch.score import held_out
 from ideoflow.sketch.text import line
 from ideoflow.text_encoder import encode_captions

@@ -17,9 +17,9 @@ import torch
 
 from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.checkpoints import CheckpointError
-from ideoflow.checkpoints.autoencoder import Autoencoder
 from ideoflow.checkpoints.folders import NEEDED, OPTIONAL, index_of, load_scheduler, load_tokenizer
-from ideoflow.checkpoints.text_encoder import Qwen3VLModel
+from ideoflow.pipeline.autoencoder import Autoencoder
+from ideoflow.pipeline.qwen3_vl import Qwen3VLModel
 from ideoflow.text_encoder import tokenise
 
 from .forms import small_folder

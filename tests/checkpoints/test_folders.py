@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import CheckpointError
-from ideoflow.checkpoints.autoencoder import Autoencoder
 from ideoflow.checkpoints.hub import check_id
-from ideoflow.checkpoints.text_encoder import Qwen3VLModel
+from ideoflow.pipeline.autoencoder import Autoencoder
+from ideoflow.pipeline.qwen3_vl import Qwen3VLModel
 
 from .forms import original_weights, write
 from .test_components import draw

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.checkpoints import CheckpointError, load_transformer, open_checkpoint
-from ideoflow.precision import Float8Linear
+from ideoflow.ops import Float8Linear
 
 from .forms import (
     SMALL,

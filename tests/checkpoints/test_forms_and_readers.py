@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
-from ideoflow.checkpoints.autoencoder import Autoencoder
-from ideoflow.checkpoints.storage.gguf_layer import GgufLinear
-from ideoflow.checkpoints.text_encoder import Qwen3VLModel
-from ideoflow.precision.linear import QuantizedLinear
+from ideoflow.ops.gguf_linear import GgufLinear
+from ideoflow.ops.quantized_linear import QuantizedLinear
+from ideoflow.pipeline.autoencoder import Autoencoder
+from ideoflow.pipeline.qwen3_vl import Qwen3VLModel
 
 from .forms import Weights, expanded, float8_rows, original_config, original_weights, small_folder, write, write_config
 from .forms_low_bit import dequantized, expanded_gguf, four_bits, write_gguf

@@ -21,7 +21,7 @@ from ideoflow import Ideogram4Pipeline, sketch
 from ideoflow.checkpoints import CheckpointError, load_transformer, open_checkpoint
 from ideoflow.checkpoints.gguf import PLAIN, QUANTIZED, GgufSource
 from ideoflow.checkpoints.storage.gguf import PART, Gguf
-from ideoflow.checkpoints.storage.gguf_layer import GgufLinear, expand
+from ideoflow.ops.gguf_linear import GgufLinear, expand
 
 from .forms import original_weights, random_model, write, write_config
 from .forms_low_bit import expanded_gguf, random_blocks, write_gguf

@@ -18,7 +18,7 @@ from ideoflow.checkpoints import CheckpointError
 from ideoflow.checkpoints.lora import HEADER, read_lora
 from ideoflow.checkpoints.lora_convert import convert_lora
 from ideoflow.checkpoints.lycoris import Factored
-from ideoflow.model.factored import FactoredLinear, Kronecker
+from ideoflow.ops.factored import FactoredLinear, Kronecker
 
 from .lora_files import CONFIG, HIDDEN, WIDE, Tensors, apart, original, spelled
 from .test_lora import latents, relative

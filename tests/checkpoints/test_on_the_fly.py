@@ -16,7 +16,7 @@ from torchao.quantization import (
 )
 
 from ideoflow.checkpoints import load_transformer, open_checkpoint
-from ideoflow.model.linear import Linear
+from ideoflow.ops.linear import Linear
 
 from .forms import float8_rows, float8_scaled, original_config, original_weights, random_model, write, write_config
 from .forms_low_bit import four_bits, write_gguf

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import CheckpointError
-from ideoflow.precision import Float8Linear
+from ideoflow.ops import Float8Linear
 from ideoflow.sketch.score import held_out
 from ideoflow.sketch.text import line
 

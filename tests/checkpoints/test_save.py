@@ -24,7 +24,7 @@ from transformers import BitsAndBytesConfig
 
 from ideoflow import Caption, Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import CheckpointError
-from ideoflow.checkpoints.text_encoder import Qwen3VLModel
+from ideoflow.pipeline.qwen3_vl import Qwen3VLModel
 
 from .forms import float8_rows, original_config, original_weights, write, write_config
 from .forms_low_bit import four_bits, write_gguf

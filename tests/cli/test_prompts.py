@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ideoflow.arguments import lines_of
 from ideoflow.captions import Caption, CaptionError, CaptionWarning, prompt_line
 from ideoflow.captions.paths import looks_like_path
 from ideoflow.cli.prompts import Reader
+from ideoflow.pipeline.arguments import lines_of
 
 HEART, STAR = (
     {"compositional_deconstruction": {"background": "plain", "elements": [{"type": "obj", "bbox": box, "desc": desc}]}}

@@ -286,7 +286,7 @@ def test_nothing_is_recorded_where_it_may_not_be(own, make_request, graph, chang
 
 
 def test_layers_that_wait_for_the_device_say_so():
-    from ideoflow.checkpoints.storage.gguf_layer import GgufLinear
+    from ideoflow.ops.gguf_linear import GgufLinear
 
     assert GgufLinear.waits_for_device
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ideoflow.engine import Denoiser, Engine, Request, graphs
-from ideoflow.precision import quantize_
+from ideoflow.ops import quantize_
 from ideoflow.schedule import logit_normal_sigmas
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

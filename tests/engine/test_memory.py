@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from ideoflow.engine.memory import NotEnoughMemory, out_of_memory
+from ideoflow.engine.out_of_memory import NotEnoughMemory, out_of_memory
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*outside what the weights were trained on"),

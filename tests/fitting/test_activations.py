@@ -10,8 +10,8 @@ from ideoflow.engine import Denoiser, Request
 from ideoflow.fitting import Model
 from ideoflow.fitting.activations import Call, decoder_blocks
 from ideoflow.latents import decode
-from ideoflow.precision import quantize_
-from ideoflow.precision.linear import HAS_VNNI
+from ideoflow.ops import quantize_
+from ideoflow.ops.quantized_linear import HAS_VNNI
 
 from .configs import AUTOENCODER, TRANSFORMER
 

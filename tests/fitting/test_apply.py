@@ -13,7 +13,7 @@ from diffusers.hooks.group_offloading import _GROUP_OFFLOADING
 from ideoflow.fitting import DoesNotFit, Plan, carry_out, plan
 from ideoflow.fitting.apply import LetGo, Turn, to_nf4
 from ideoflow.fitting.plans import STAYS, STREAMED, SWAPPED, TURNS
-from ideoflow.precision import Int8Linear
+from ideoflow.ops import Int8Linear
 
 CALL = dict(height=48, width=64, num_inference_steps=2, guidance_scale=5.0, guidance_schedule=None, output_type="np")
 BRANCHES = ("transformer", "unconditional_transformer")

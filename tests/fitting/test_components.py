@@ -11,7 +11,7 @@ from ideoflow import Ideogram4Transformer2DModel, sketch
 from ideoflow.fitting import Model
 from ideoflow.fitting.components import FULL_TEXT
 from ideoflow.fitting.precisions import quantized_bytes
-from ideoflow.precision import quantize_
+from ideoflow.ops import quantize_
 
 from .configs import AUTOENCODER, TEXT, TRANSFORMER
 

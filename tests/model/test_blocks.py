@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ideoflow.model import kernels
+from ideoflow.ops import kernels
 from ideoflow.packing import Layout
 
 LAYOUT = Layout.of_samples([(5, 2, 3), (2, 3, 3)])

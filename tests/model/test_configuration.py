@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ideoflow import Ideogram4Transformer2DModel
-from ideoflow.model.configuration import DEFAULTS, check_config, parameter_shapes
+from ideoflow.configuration import DEFAULTS, check_config, parameter_shapes
 
 
 def test_the_defaults_are_those_of_the_constructor():

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ideoflow.model import cpu_attention
+from ideoflow.ops import cpu_attention
 
 
 def exact(query, key, value):

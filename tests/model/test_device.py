@@ -12,11 +12,10 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor
 
 from ideoflow.engine import Denoiser, Request
-from ideoflow.model import kernels
 from ideoflow.model.attention import attend_by
 from ideoflow.model.blocks import norm_scale
+from ideoflow.ops import kernels, quantize_
 from ideoflow.packing import LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR, Layout
-from ideoflow.precision import quantize_
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TEXT, IMAGE, PADDING = LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR, (-1, 0)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from ideoflow.model import linear
+from ideoflow.ops import linear
 from ideoflow.packing import LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR, Layout, rows_to_layout
 
 TOLERANCE = 2e-5

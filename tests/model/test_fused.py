@@ -11,9 +11,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ideoflow import Ideogram4Transformer2DModel
-from ideoflow.model import fused
 from ideoflow.model.blocks import FeedForward
-from ideoflow.model.linear import Linear
+from ideoflow.ops import fused_projections as fused
+from ideoflow.ops.linear import Linear
 
 
 @pytest.fixture

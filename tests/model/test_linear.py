@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ideoflow.model import linear as module
-from ideoflow.model.linear import Linear, linear
+from ideoflow.ops import linear as module
+from ideoflow.ops.linear import Linear, linear
 
 needs_onednn = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise") or not torch.backends.mkldnn.is_available(),

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ideoflow import Ideogram4Transformer2DModel
+from ideoflow.ops import Float8Linear, Int8Linear
 from ideoflow.packing import IMAGE_POSITION_OFFSET, LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR
-from ideoflow.precision import Float8Linear, Int8Linear
 
 CONFIG = dict(
     in_channels=8,

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ideoflow.model.linear import Linear
-from ideoflow.precision import KINDS, Float8Linear, Int8Linear
-from ideoflow.precision.linear import _try_product, expand, float8_product, has_product, int8_product, quantize_rows
+from ideoflow.ops import KINDS, Float8Linear, Int8Linear
+from ideoflow.ops.linear import Linear
+from ideoflow.ops.quantized_linear import _try_product, expand, float8_product, has_product, int8_product, quantize_rows
 
 FLOAT8_STEP = 2.0**-4  # half the distance of neighbours in float8_e4m3fn, relative; 3 bits of mantissa
 FLOAT8_SMALLEST_STEP = 2.0**-10  # the same below its smallest normal number, absolute
@@ -257,8 +257,8 @@ def test_on_cuda_it_gives_what_it_gives_on_the_cpu(kind, tokens):
 
 def test_on_cuda_each_kind_multiplies_where_the_kernels_take_it(monkeypatch):
     capability = {"value": (9, 0)}
-    monkeypatch.setattr("ideoflow.precision.linear._capability", lambda x: capability["value"])
-    monkeypatch.setattr("ideoflow.precision.linear.has_product", lambda storage, device: had["value"])
+    monkeypatch.setattr("ideoflow.ops.quantized_linear._capability", lambda x: capability["value"])
+    monkeypatch.setattr("ideoflow.ops.quantized_linear.has_product", lambda storage, device: had["value"])
     had = {"value": True}
     x = torch.empty(17, 64, device="meta")
     assert Float8Linear(64, 32, device="meta").multiplies(x)

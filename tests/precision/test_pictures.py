@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ideoflow import sketch
-from ideoflow.precision import KINDS, Float8Linear, quantize_
-from ideoflow.precision.linear import has_product
+from ideoflow.ops import KINDS, Float8Linear, quantize_
+from ideoflow.ops.quantized_linear import has_product
 from ideoflow.sketch.score import held_out
 from ideoflow.sketch.text import line
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ideoflow import Ideogram4Transformer2DModel
-from ideoflow.model.linear import Linear
-from ideoflow.precision import KINDS, QuantizedLinear, dequantize_, quantize_
+from ideoflow.ops import KINDS, QuantizedLinear, dequantize_, quantize_
+from ideoflow.ops.linear import Linear
 
 BLOCKS = 2  # of the fixture's model
 PARTS = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")

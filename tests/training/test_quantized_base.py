@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ideoflow import Ideogram4Pipeline, sketch
-from ideoflow.precision import Float8Linear
+from ideoflow.ops import Float8Linear
 from ideoflow.training.run import train
 from ideoflow.training.settings import Settings
 from ideoflow.training.watch import Watcher

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..model.configuration import DEFAULTS
+from ..configuration import DEFAULTS
 from .errors import CheckpointError, ConfigNeededError, some
 
 # The original's keys, and the model's; the head's width follows from two of them.

@@ -17,8 +17,8 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from ..files import sync
-from ..precision.layers import is_quantized_layer
-from ..precision.linear import quantize_rows
+from ..ops.quantized_layers import is_quantized_layer
+from ..ops.quantized_linear import quantize_rows
 from .config import DEFAULTS, HEADER, original_config
 from .errors import CheckpointError, some
 from .finite import Finite

@@ -13,7 +13,7 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor, nn
 
-from ..precision import Float8Linear
+from ..ops import Float8Linear
 from .errors import CheckpointError, some
 from .finite import Finite
 from .forms import check_scales, is_note, part_of, recognise

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .component_configs import making, not_misspelt
 from .errors import CheckpointError, some
-from .files import read_json
+from .json_files import read_json
 
 INDEX = "model_index.json"
 LARGEST = 256 * 2**20  # bytes of a tokenizer's file; Qwen's has 11 MB

@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..model.configuration import parameter_shapes
+from ..configuration import parameter_shapes
 from .config import DEFAULTS, HEADER, config_of_shapes, parse_config
 from .errors import CheckpointError, some
-from .files import read_json
+from .json_files import read_json
 from .names import Branch, Naming, Target, find_prefix, targets
 from .source import Source, TensorInfo, open_source
 from .storage import KINDS, Infos, Storage

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..ops.quantized_layers import is_quantized_layer
 from ..pictures import FORMATS, read_settings
-from ..precision.layers import is_quantized_layer
 from .errors import CheckpointError
 from .forms import Checkpoint, open_checkpoint
 from .names import ANCHORS, Branch

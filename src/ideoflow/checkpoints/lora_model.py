@@ -13,11 +13,11 @@ from diffusers.utils.peft_utils import get_adapter_name
 from peft import LoHaConfig, LoKrConfig, LoraConfig
 
 from ..model import Ideogram4Transformer2DModel
-from ..model.factored import add_factored
+from ..ops.factored import add_factored
 from .errors import CheckpointError
 from .lora import Lora
 from .lora_convert import peft_settings, to_peer
-from .lora_pipeline import LoraSource, loadable, read_any
+from .lora_files import LoraSource, loadable, read_any
 
 OWN = ("transformer", None)  # prefixes of the model itself, under which all forms are known
 _CONFIGS = {"LoKr": LoKrConfig, "LoHa": LoHaConfig}

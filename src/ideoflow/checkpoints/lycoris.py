@@ -16,7 +16,7 @@ from .errors import CheckpointError
 from .source import TensorInfo
 
 if TYPE_CHECKING:
-    from ..model.factored import Factors
+    from ..ops.factored import Factors
 
 Kind = Literal["LoKr", "LoHa"]
 # The names of factors in files: of each side, whole or as a product of two.
@@ -86,7 +86,7 @@ class Factored:
 
     def factors(self) -> Factors:
         """The module that computes it, without the scale."""
-        from ..model.factored import Hadamard, Kronecker  # reading files alone needs no layers
+        from ..ops.factored import Hadamard, Kronecker  # reading files alone needs no layers
 
         if self.kind == "LoHa":
             return Hadamard(self.left, self.right)

@@ -14,9 +14,9 @@ from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 (diffusers 
 
 from ..model import Ideogram4Transformer2DModel
 from .errors import CheckpointError
-from .files import read_json
 from .forms import Checkpoint, open_checkpoint
 from .hub import HUB_ARGUMENTS, local_file, local_folder
+from .json_files import read_json
 from .load import load_transformer
 from .names import Branch
 

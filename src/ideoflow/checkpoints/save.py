@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..files import in_place, sync, sync_all, temporary_beside
-from ..precision.linear import Float8Linear
+from ..ops.gguf_linear import GgufLinear
+from ..ops.quantized_linear import Float8Linear
 from .errors import CheckpointError, some
 from .resting import Resting
-from .storage.gguf_layer import GgufLinear
 
 # What says of a folder in fp8 that its scales count. The loaders of diffusers and transformers, which would leave them
 # out, refuse a configuration without a `quant_method`; one that they do not know, transformers passes over.
@@ -130,7 +130,7 @@ def check_savable(name: str, model: nn.Module) -> None:
     if quantizer is None and any(parameter.dtype == torch.int8 for parameter in model.parameters()):
         raise CheckpointError(
             f"`{name}` holds int8 weights, which no file form keeps: save it before `quantize`, or expand it with"
-            " ideoflow.precision.dequantize_ first."
+            " ideoflow.ops.dequantize_ first."
         )
     away = [key for key, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if away:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from safetensors import SafetensorError, safe_open
 
 from .errors import CheckpointError, MissingFileError, refuse_pickle, some
-from .files import read_json
+from .json_files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -153,8 +153,8 @@ def _load(settings: Settings, ignore_unknown: bool, place: bool = True) -> Ideog
 
     from ..checkpoints.folders import is_alone
     from ..checkpoints.lora import UnknownTensorsError
-    from ..checkpoints.pipeline import HUB_ID
     from ..pipeline import Ideogram4Pipeline
+    from ..pipeline.loading import HUB_ID
 
     dtype = getattr(torch, settings.dtype)
     if settings.model == SKETCH and settings.base:

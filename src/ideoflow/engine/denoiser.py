@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ..model import Context, Ideogram4Transformer2DModel, Modulation
-from ..offload import execution_device, is_offloaded
+from ..ops.exclusive import adapters_scaled, exclusive
+from ..ops.offload import execution_device, is_offloaded
+from ..ops.weights import Snapshot, snapshot
 from ..packing import Layout
-from ..weights import Snapshot, snapshot
-from .exclusive import adapters_scaled, exclusive
 from .graphs import Graphs, Inputs, Pool
 from .interrupts import Held
-from .memory import out_of_memory
+from .out_of_memory import out_of_memory
 from .request import Request
 
 SCHEDULES = 4  # kept for each branch: at full size one of 48 steps takes 60 MB

@@ -18,7 +18,7 @@ from ..checks import whole
 from .denoiser import Denoiser
 from .events import Event, Kind
 from .interrupts import Held
-from .memory import out_of_memory
+from .out_of_memory import out_of_memory
 from .overlap import Pending, SideStream
 from .request import Request
 from .scheduler import Policy, Scheduler

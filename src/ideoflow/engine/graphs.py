@@ -16,7 +16,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import Tensor, nn
 
 from ..model import Context, Modulation
-from ..model.hooks import is_hooked
+from ..ops.hooks import is_hooked
 
 KEPT = 8  # sets of contexts of each branch; their graphs share one memory for what is computed in between
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..model.cpu_attention import NARROWEST, QUERIES, SMALLEST
-from ..model.kernels.lean import BLOCK
-from ..precision.linear import int8_parts
+from ..ops.cpu_attention import NARROWEST, QUERIES, SMALLEST
+from ..ops.kernels.cpu_kernels import BLOCK
+from ..ops.quantized_linear import int8_parts
 from .components import Model
 from .precisions import ITEMSIZE, ONE_BYTE
 

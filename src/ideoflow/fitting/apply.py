@@ -10,8 +10,8 @@ from accelerate.utils import send_to_device
 from diffusers.hooks import apply_group_offloading
 from torch import nn
 
-from ..offload import is_offloaded
-from ..weights import keep_contents_key
+from ..ops.offload import is_offloaded
+from ..ops.weights import keep_contents_key
 from .components import AUTOENCODER, CONDITIONAL, NAMES, TEXT_ENCODER, UNCONDITIONAL
 from .memory import free_memory
 from .plans import FREED, STAYS, STREAMED, SWAPPED, TURNS, Plan
@@ -204,7 +204,7 @@ def to_nf4(transformer: nn.Module) -> list[str]:
         raise ValueError("nf4 needs bitsandbytes: install it (pip install bitsandbytes), or use int8.")
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    from ..precision.layers import is_quantized_layer
+    from ..ops.quantized_layers import is_quantized_layer
 
     names = [name for name, _ in transformer.named_modules() if is_quantized_layer(name)]
     for name in names:

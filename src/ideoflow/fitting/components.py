@@ -16,8 +16,8 @@ from torch import nn
 from transformers import AutoModel, Qwen3VLTextConfig
 
 from ..model import Ideogram4Transformer2DModel
-from ..precision import KINDS
-from ..precision.layers import is_quantized_layer
+from ..ops import KINDS
+from ..ops.quantized_layers import is_quantized_layer
 from ..text_encoder import TAPS
 from .precisions import Layer
 

@@ -430,7 +430,7 @@ def _candidates(
 def _expands(device: str, kind: str | None) -> bool:
     """Whether a kind's weights are expanded before each product; where that is not known, whether they may be."""
     if device == "cpu":
-        from ..precision.linear import HAS_VNNI
+        from ..ops.quantized_linear import HAS_VNNI
 
         return kind is not None and not (kind == "int8" and HAS_VNNI)
     return kind in (NF4, "fp8", "other")

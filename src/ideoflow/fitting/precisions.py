@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-ONE_BYTE = ("int8", "fp8")  # a byte a weight and a float32 scale a row, see `ideoflow.precision`
+ONE_BYTE = ("int8", "fp8")  # a byte a weight and a float32 scale a row, see `ideoflow.ops`
 NF4 = "nf4"
 NF4_BLOCK = 64  # weights that share a scale
 NF4_NESTED = 256  # scales that share a scale of their own under double quantization

@@ -10,7 +10,7 @@ from diffusers.loaders import PeftAdapterMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .factored import FactoredLinear
+from ..ops.factored import FactoredLinear
 
 
 class TransformerAdapters(PeftAdapterMixin):

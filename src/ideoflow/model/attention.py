@@ -11,11 +11,11 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
 from torch import Tensor, nn
 
+from ..ops import cpu_attention, kernels
+from ..ops.fused_projections import FusedProjections
+from ..ops.hooks import is_plain
+from ..ops.linear import Linear
 from ..packing import Bounds
-from . import cpu_attention, kernels
-from .fused import FusedProjections
-from .hooks import is_plain
-from .linear import Linear
 from .rope import rotate
 
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import kernels
+from ..ops.fused_projections import FusedProjections
+from ..ops.hooks import is_plain
+from ..ops.linear import Linear
 from ..packing import Bounds
-from . import kernels
 from .attention import Ideogram4Attention, RMSNorm
-from .fused import FusedProjections
-from .hooks import is_plain
-from .linear import Linear
 
 TIME_SCALE = 1e4  # model times in [0, 1] are stretched to [0, 1e4] before the sinusoid
 LONGEST_PERIOD = 1e4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .configuration import AXES
+from ..configuration import AXES
 
 
 def rotary_tables(

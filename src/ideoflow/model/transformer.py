@@ -19,18 +19,18 @@ from diffusers.models.normalization import RMSNorm
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
+from ..configuration import check_config
+from ..ops.backends import time_backends
+from ..ops.fused_projections import FusedProjections
+from ..ops.hooks import fires_hooks, is_hooked, is_plain, with_hooks
+from ..ops.linear import Linear
 from ..packing import Bounds, Layout, rows_to_layout
 from .adapters import TransformerAdapters
 from .attention import attend_by
-from .backends import time_backends
 from .blocks import FinalLayer, Ideogram4TransformerBlock, TimeEmbedding
-from .checks import check_autocast, check_float, check_integer, check_times
-from .configuration import check_config
 from .export import velocity_of_rows
-from .fused import FusedProjections
-from .hooks import fires_hooks, is_hooked, is_plain, with_hooks
-from .linear import Linear
 from .rope import rotary_tables
+from .tensor_checks import check_autocast, check_float, check_integer, check_times
 
 RECOMPILE_LIMIT = 64  # of compiled blocks, in place of torch's 8: two graphs of each piece for each set of adapters
 

@@ -12,9 +12,9 @@ import torch
 from .. import sketch
 from ..checkpoints.folders import is_alone
 from ..checkpoints.hub import check_id
-from ..checkpoints.pipeline import HUB_ID
 from ..files import check_writable, lock
 from ..pipeline import Ideogram4Pipeline
+from ..pipeline.loading import HUB_ID
 from . import checkpoints
 from .cache import Store
 from .dataset import Survey, scan

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from ideoflow.model import kernels
-from ideoflow.model.kernels import lean, plain
+from ideoflow.ops import kernels
+from ideoflow.ops.kernels import cpu_kernels as lean
+from ideoflow.ops.kernels import torch_kernels as plain
 
 EPS = 1e-5
 NAMES = ("norm_scale", "gate_norm_add", "norm_rotate", "swiglu")
@@ -253,7 +254,7 @@ def test_a_cpu_takes_lean_torch_but_for_gradients_and_other_types(name, dtype, m
 WITHOUT_TRITON = """
 import sys, types, warnings
 import torch
-from ideoflow.model import kernels
+from ideoflow.ops import kernels
 sys.modules["triton"] = {triton}
 sys.modules["triton.language"] = None
 warnings.simplefilter("error", RuntimeWarning)

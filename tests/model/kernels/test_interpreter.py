@@ -56,7 +56,7 @@ def test_the_kernels_compile_for_the_full_model_and_move_16_bytes_at_a_time(capa
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    from ideoflow.model.kernels import triton_kernels
+    from ideoflow.ops.kernels import triton_kernels
 
     made = []
     launch = JITFunction.run

@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ideoflow.model import kernels
-from ideoflow.model.kernels import lean, plain
 from ideoflow.model.rope import rotate
+from ideoflow.ops import kernels
+from ideoflow.ops.kernels import cpu_kernels as lean
+from ideoflow.ops.kernels import torch_kernels as plain
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 EPS = 1e-5
@@ -86,7 +87,7 @@ def implementation(request: pytest.FixtureRequest) -> Implementation:
         pytest.skip("triton is not installed")
     if not (INTERPRETED or torch.cuda.is_available()):
         pytest.skip("no CUDA device; test_interpreter.py runs this under Triton's interpreter")
-    from ideoflow.model.kernels import triton_kernels
+    from ideoflow.ops.kernels import triton_kernels
 
     return Implementation(triton_kernels, "cpu" if INTERPRETED else "cuda")
 

@@ -55,14 +55,14 @@ class Float8(Storage):
         weight = parts["weight"]
         if weight.ndim < 2:  # norms and biases of files that were cast as a whole
             return weight.to(dtype)
-        from ...precision.linear import expand
+        from ...ops.quantized_linear import expand
 
         return expand(weight.flatten(1), self.scale(parts), dtype).view(weight.shape)
 
     def layer(self, parts: Parts, dtype: torch.dtype) -> nn.Linear | None:
         from torch import nn
 
-        from ...precision import Float8Linear
+        from ...ops import Float8Linear
 
         weight = parts["weight"]
         out, width = weight.shape

@@ -55,14 +55,14 @@ class Gguf(Storage):
     def expand(self, parts: Parts, dtype: torch.dtype) -> Tensor:
         if PART not in parts:
             return parts["weight"].to(dtype)
-        from .gguf_layer import expand
+        from ...ops.gguf_linear import expand
 
         return expand(parts["weight"], _kind(parts), _shape(parts), dtype)
 
     def layer(self, parts: Parts, dtype: torch.dtype) -> nn.Linear | None:
         if PART not in parts:
             return None
-        from .gguf_layer import GgufLinear, check_installed
+        from ...ops.gguf_linear import GgufLinear, check_installed
 
         check_installed()
         out, width = _shape(parts)
@@ -72,7 +72,7 @@ class Gguf(Storage):
         """Have diffusers refuse to save the model, and expand it when asked to."""
         from diffusers.quantizers.quantization_config import GGUFQuantizationConfig
 
-        from .gguf_layer import Quantizer
+        from ...ops.gguf_linear import Quantizer
 
         model.hf_quantizer = Quantizer(GGUFQuantizationConfig(compute_dtype=dtype))
 

@@ -11,20 +11,20 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from ..captions import Caption
+from ..checks import whole
+from ..engine import Denoiser, Request
+from ..model import Context
+from ..ops.exclusive import exclusive
+from ..ops.offload import execution_device
+from ..ops.weights import contents_key
+from ..schedule import Preset
+from ..sizes import check_size, sizes_of
+from ..text_encoder import TAPS, encode_captions, encode_tokens, tokenise
 from .arguments import DEFAULT, lines_of, noise_of, plan_of, prompts_of, scheduler_of, warn_of_guidance
-from .captions import Caption
-from .checks import whole
-from .engine import Denoiser, Request
-from .engine.exclusive import exclusive
-from .model import Context
-from .offload import execution_device
 from .padded import padded_rows
-from .schedule import Preset
-from .sizes import check_size, sizes_of
 from .text_cache import TextCache
-from .text_encoder import TAPS, encode_captions, encode_tokens, tokenise
 from .unknown_arguments import explains_unknown
-from .weights import contents_key
 
 
 class PipelineRequests:

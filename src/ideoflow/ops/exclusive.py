@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from ..offload import is_offloaded
+from .offload import is_offloaded
 
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _lock = Lock()

@@ -16,13 +16,13 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from . import sketch
-from .checkpoints.lora_pipeline import PipelineAdapters, find_lora
-from .checkpoints.pipeline import HUB_ID, PipelineFiles
-from .digests import digest_file, digest_hub, digest_model
-from .provenance import DTYPES, QUANTIZED, SKETCH
-from .schedule import PRESETS, Preset
-from .speed import PipelineSpeed
+from .. import sketch
+from ..checkpoints.lora_files import PipelineAdapters, find_lora
+from ..digests import digest_file, digest_hub, digest_model
+from ..provenance import DTYPES, QUANTIZED, SKETCH
+from ..schedule import PRESETS, Preset
+from .acceleration import PipelineSpeed
+from .loading import HUB_ID, PipelineFiles
 
 # Arguments of `from_pretrained` that change where or how weights are loaded, but no picture.
 HARMLESS = {"dtype", "torch_dtype", "local_files_only", "token", "cache_dir", "force_download", "use_safetensors",

@@ -16,18 +16,18 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel, Qwen3VLConfig  # noqa: F401 (diffusers looks for the second here)
 from transformers.initialization import no_init_weights
 
-from ..precision import Float8Linear
-from .component_configs import making, read_text_encoder_config
-from .errors import CheckpointError, some
-from .files import read_json
-from .filling import fill, match_tensors
-from .forms import part_of, recognise
-from .hub import HUB_ARGUMENTS, local_folder
-from .pretrained import one_device, option
-from .resting import Reader, Resting
-from .save import FLOAT8
-from .source import Source, TensorInfo, open_source
-from .storage import Infos, Storage
+from ..checkpoints.component_configs import making, read_text_encoder_config
+from ..checkpoints.errors import CheckpointError, some
+from ..checkpoints.filling import fill, match_tensors
+from ..checkpoints.forms import part_of, recognise
+from ..checkpoints.hub import HUB_ARGUMENTS, local_folder
+from ..checkpoints.json_files import read_json
+from ..checkpoints.pretrained import one_device, option
+from ..checkpoints.resting import Reader, Resting
+from ..checkpoints.save import FLOAT8
+from ..checkpoints.source import Source, TensorInfo, open_source
+from ..checkpoints.storage import Infos, Storage
+from ..ops import Float8Linear
 
 TOWER = "visual."
 WHY = "captions need the language model alone. `transformers.Qwen3VLModel.from_pretrained` loads the vision tower too."

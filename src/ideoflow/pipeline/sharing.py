@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .model import Ideogram4Transformer2DModel
+from ..model import Ideogram4Transformer2DModel
 
 
 def as_own(name: str, model: Any) -> Any:

@@ -1,6 +1,6 @@
 """The same in Triton: one pass over memory each, float32 inside, one rounding at the end, modulation rows unexpanded.
 
-Nothing here checks its arguments: `ideoflow.model.kernels` does, and hands over what these take. Every tensor is
+Nothing here checks its arguments: `ideoflow.ops.kernels` does, and hands over what these take. Every tensor is
 contiguous in its last dimension and may be strided in the others; results are contiguous.
 """
 
@@ -23,7 +23,7 @@ HEADS_BLOCK = 1024  # channel pairs that a program rotates at a time
 
 
 def norm_scale(x: Tensor, weight: Tensor, eps: float, scale: Tensor, row: Tensor | None = None) -> Tensor:
-    """See `ideoflow.model.kernels.norm_scale`."""
+    """See `ideoflow.ops.kernels.norm_scale`."""
     tokens, channels = x.shape
     out = torch.empty((tokens, channels), dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(channels)
@@ -34,7 +34,7 @@ def norm_scale(x: Tensor, weight: Tensor, eps: float, scale: Tensor, row: Tensor
 
 
 def gate_norm_add(h: Tensor, y: Tensor, weight: Tensor, eps: float, gate: Tensor, row: Tensor | None = None) -> Tensor:
-    """See `ideoflow.model.kernels.gate_norm_add`."""
+    """See `ideoflow.ops.kernels.gate_norm_add`."""
     tokens, channels = y.shape
     out = torch.empty((tokens, channels), dtype=y.dtype, device=y.device)
     block = triton.next_power_of_2(channels)
@@ -46,7 +46,7 @@ def gate_norm_add(h: Tensor, y: Tensor, weight: Tensor, eps: float, gate: Tensor
 
 
 def norm_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
-    """See `ideoflow.model.kernels.norm_rotate`."""
+    """See `ideoflow.ops.kernels.norm_rotate`."""
     tokens, heads, head_dim = x.shape
     out = torch.empty((tokens, heads, head_dim), dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(head_dim // 2)
@@ -59,7 +59,7 @@ def norm_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor)
 
 
 def swiglu(x1: Tensor, x3: Tensor) -> Tensor:
-    """See `ideoflow.model.kernels.swiglu`."""
+    """See `ideoflow.ops.kernels.swiglu`."""
     tokens, channels = x1.shape
     out = torch.empty((tokens, channels), dtype=x1.dtype, device=x1.device)
     block = min(triton.next_power_of_2(channels), SWIGLU_BLOCK)

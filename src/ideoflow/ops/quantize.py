@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from ..model import Ideogram4Transformer2DModel
-from ..model.fused import FusedProjections
-from ..model.linear import Linear
-from .layers import is_quantized_layer
-from .linear import Float8Linear, Int8Linear, QuantizedLinear
+from .fused_projections import FusedProjections
+from .linear import Linear
+from .quantized_layers import is_quantized_layer
+from .quantized_linear import Float8Linear, Int8Linear, QuantizedLinear
 
 KINDS: dict[str, type[QuantizedLinear]] = {"fp8": Float8Linear, "int8": Int8Linear}
 

@@ -8,7 +8,7 @@ from threading import Lock
 
 from torch import Tensor
 
-from .checks import whole
+from ..checks import whole
 
 
 class TextCache:

@@ -19,23 +19,23 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import latents as latent_tokens
+from .. import latents as latent_tokens
+from ..checkpoints.lora_files import PipelineAdapters
+from ..engine import Denoiser, Engine, Policy, Request
+from ..engine.out_of_memory import NotEnoughMemory, out_of_memory
+from ..fitting import Plan, fit
+from ..model import Ideogram4Transformer2DModel
+from ..ops.exclusive import exclusive
+from ..ops.offload import is_offloaded
+from ..provenance import KEY, doubt, to_text
+from ..schedule import Preset
+from .acceleration import PipelineSpeed
 from .arguments import DEFAULT, plan_of
 from .calls import call_of, interrupt, is_drawing_elsewhere, latest_call
-from .checkpoints.lora_pipeline import PipelineAdapters
-from .checkpoints.pipeline import PipelineFiles
-from .engine import Denoiser, Engine, Policy, Request
-from .engine.exclusive import exclusive
-from .engine.memory import NotEnoughMemory, out_of_memory
-from .fitting import Plan, fit
-from .model import Ideogram4Transformer2DModel
-from .offload import is_offloaded
+from .loading import PipelineFiles
 from .origin import PipelineOrigin
-from .provenance import KEY, doubt, to_text
 from .requests import PipelineRequests
-from .schedule import Preset
 from .sharing import as_own
-from .speed import PipelineSpeed
 from .text_cache import TextCache
 from .unknown_arguments import explain, explains_unknown
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from . import lean, plain
+from . import cpu_kernels as lean
+from . import torch_kernels as plain
 
 __all__ = ["available", "gate_norm_add", "norm_rotate", "norm_scale", "swiglu"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from .checks import whole
-from .model import Ideogram4Transformer2DModel
-from .precision import quantize_
+from ..checks import whole
+from ..model import Ideogram4Transformer2DModel
+from ..ops import quantize_
 
 
 class PipelineSpeed:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLFlux2, ModelMixin  # noqa: F401 (diffusers looks for the second here)
 
-from .component_configs import making, read_autoencoder_config
-from .errors import CheckpointError
-from .filling import fill, match_tensors
-from .hub import HUB_ARGUMENTS, local_folder
-from .pretrained import IGNORED, one_device
-from .source import Source, open_source
+from ..checkpoints.component_configs import making, read_autoencoder_config
+from ..checkpoints.errors import CheckpointError
+from ..checkpoints.filling import fill, match_tensors
+from ..checkpoints.hub import HUB_ARGUMENTS, local_folder
+from ..checkpoints.pretrained import IGNORED, one_device
+from ..checkpoints.source import Source, open_source
 
 KNOWN = {"dtype", "torch_dtype", "device_map", "variant", "subfolder", *HUB_ARGUMENTS}
 

@@ -1,7 +1,7 @@
 """The same on a CPU while no gradient is needed: few passes over memory, in place, some tokens at a time.
 
 Float32 inside and one rounding at the end, as the Triton kernels have it. Nothing here checks its arguments:
-`ideoflow.model.kernels` does, and hands over what these take.
+`ideoflow.ops.kernels` does, and hands over what these take.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BLOCK = 2**20
 
 
 def norm_scale(x: Tensor, weight: Tensor, eps: float, scale: Tensor, row: Tensor | None = None) -> Tensor:
-    """See `ideoflow.model.kernels.norm_scale`."""
+    """See `ideoflow.ops.kernels.norm_scale`."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     for part in _parts(x):
         wide = x[part].float()
@@ -29,7 +29,7 @@ def norm_scale(x: Tensor, weight: Tensor, eps: float, scale: Tensor, row: Tensor
 
 
 def gate_norm_add(h: Tensor, y: Tensor, weight: Tensor, eps: float, gate: Tensor, row: Tensor | None = None) -> Tensor:
-    """See `ideoflow.model.kernels.gate_norm_add`."""
+    """See `ideoflow.ops.kernels.gate_norm_add`."""
     out = torch.empty_like(y, memory_format=torch.contiguous_format)
     for part in _parts(y):
         wide = y[part].float()
@@ -40,7 +40,7 @@ def gate_norm_add(h: Tensor, y: Tensor, weight: Tensor, eps: float, gate: Tensor
 
 
 def norm_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
-    """See `ideoflow.model.kernels.norm_rotate`."""
+    """See `ideoflow.ops.kernels.norm_rotate`."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     half = x.shape[-1] // 2
     weight = weight.float()
@@ -58,7 +58,7 @@ def norm_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor)
 
 
 def swiglu(x1: Tensor, x3: Tensor) -> Tensor:
-    """See `ideoflow.model.kernels.swiglu`; in half precision rounded twice, as in plain torch."""
+    """See `ideoflow.ops.kernels.swiglu`; in half precision rounded twice, as in plain torch."""
     return F.silu(x1).mul_(x3)
 
 

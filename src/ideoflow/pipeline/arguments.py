@@ -14,9 +14,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .captions import CaptionError, prompt_line
-from .checks import all_finite, finite, whole
-from .schedule import MAX_STEPS, PRESETS, Preset, find_preset, guidance_per_step, limit_guidance, logit_normal_sigmas
+from ..captions import CaptionError, prompt_line
+from ..checks import all_finite, finite, whole
+from ..schedule import MAX_STEPS, PRESETS, Preset, find_preset, guidance_per_step, limit_guidance, logit_normal_sigmas
 
 DEFAULT = PRESETS["V4_QUALITY_48"]
 

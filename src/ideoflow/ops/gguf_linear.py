@@ -10,10 +10,10 @@ from diffusers.quantizers.gguf import GGUFQuantizer
 from diffusers.utils import is_gguf_available
 from torch import Tensor, nn
 
-from ...model.linear import Linear, linear
-from ..errors import CheckpointError
-from ..gguf import QUANTIZED
-from .base import AT_ONCE
+from ..checkpoints.errors import CheckpointError
+from ..checkpoints.gguf import QUANTIZED
+from ..checkpoints.storage.base import AT_ONCE
+from .linear import Linear, linear
 
 
 class GgufLinear(nn.Linear):

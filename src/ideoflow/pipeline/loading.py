@@ -11,11 +11,8 @@ from typing import Any
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from .._imports import bars
-from ..model import Ideogram4Transformer2DModel
-from .autoencoder import Autoencoder
-from .errors import CheckpointError, ConfigNeededError
-from .files import read_json
-from .folders import (
+from ..checkpoints.errors import CheckpointError, ConfigNeededError
+from ..checkpoints.folders import (
     INDEX,
     NEEDED,
     OPTIONAL,
@@ -26,13 +23,16 @@ from .folders import (
     load_tokenizer,
     transformer_folder,
 )
-from .forms import open_checkpoint
-from .hub import HUB_ARGUMENTS, HUB_ERRORS, check_id, local_file, not_fetched
-from .names import PREFIXES
-from .pretrained import UnconditionalTransformer, handing_on
-from .save import save_pipeline
-from .source import open_source
-from .text_encoder import Qwen3VLModel
+from ..checkpoints.forms import open_checkpoint
+from ..checkpoints.hub import HUB_ARGUMENTS, HUB_ERRORS, check_id, local_file, not_fetched
+from ..checkpoints.json_files import read_json
+from ..checkpoints.names import PREFIXES
+from ..checkpoints.pretrained import UnconditionalTransformer, handing_on
+from ..checkpoints.save import save_pipeline
+from ..checkpoints.source import open_source
+from ..model import Ideogram4Transformer2DModel
+from .autoencoder import Autoencoder
+from .qwen3_vl import Qwen3VLModel
 
 HUB_ID = "ideogram-ai/ideogram-4-nf4-diffusers"  # gated; has all components in diffusers' layout
 

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 from .._imports import lazily
 
 if TYPE_CHECKING:
-    from .linear import Float8Linear, Int8Linear, QuantizedLinear
     from .quantize import KINDS, dequantize_, quantize_
+    from .quantized_linear import Float8Linear, Int8Linear, QuantizedLinear
 
 __all__ = ["KINDS", "Float8Linear", "Int8Linear", "QuantizedLinear", "dequantize_", "quantize_"]
 
 __getattr__ = lazily(
     __name__,
     {
-        ".linear": ("Float8Linear", "Int8Linear", "QuantizedLinear"),
+        ".quantized_linear": ("Float8Linear", "Int8Linear", "QuantizedLinear"),
         ".quantize": ("KINDS", "dequantize_", "quantize_"),
     },
 )

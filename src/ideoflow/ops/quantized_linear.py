@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..model.linear import Linear
-from ..model.linear import linear as linear_product
+from .linear import Linear
+from .linear import linear as linear_product
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}  # magnitudes that a row's largest is scaled to
 SUMS = 2**23  # of products in int8 at a time, each in int32 and then in float32

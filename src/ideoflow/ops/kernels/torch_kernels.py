@@ -5,26 +5,26 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..rope import rotate
+from ...model.rope import rotate
 
 
 def norm_scale(x: Tensor, weight: Tensor, eps: float, scale: Tensor, row: Tensor | None = None) -> Tensor:
-    """See `ideoflow.model.kernels.norm_scale`."""
+    """See `ideoflow.ops.kernels.norm_scale`."""
     return _norm(x, weight, eps) * _at_tokens(scale, row)
 
 
 def gate_norm_add(h: Tensor, y: Tensor, weight: Tensor, eps: float, gate: Tensor, row: Tensor | None = None) -> Tensor:
-    """See `ideoflow.model.kernels.gate_norm_add`."""
+    """See `ideoflow.ops.kernels.gate_norm_add`."""
     return h + _at_tokens(gate, row) * _norm(y, weight, eps)
 
 
 def norm_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
-    """See `ideoflow.model.kernels.norm_rotate`."""
+    """See `ideoflow.ops.kernels.norm_rotate`."""
     return rotate(_norm(x, weight, eps), cos, sin)
 
 
 def swiglu(x1: Tensor, x3: Tensor) -> Tensor:
-    """See `ideoflow.model.kernels.swiglu`."""
+    """See `ideoflow.ops.kernels.swiglu`."""
     return F.silu(x1) * x3
 
 

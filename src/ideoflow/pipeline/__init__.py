@@ -1,0 +1,12 @@
+"""Captions in, pictures out: diffusers' pipeline of Ideogram 4, by the engine, with its files, adapters and speed."""
+
+from typing import TYPE_CHECKING
+
+from .._imports import lazily
+
+if TYPE_CHECKING:
+    from .pipeline import Ideogram4Pipeline, Ideogram4PipelineOutput
+
+__all__ = ["Ideogram4Pipeline", "Ideogram4PipelineOutput"]
+
+__getattr__ = lazily(__name__, {".pipeline": ("Ideogram4Pipeline", "Ideogram4PipelineOutput")})
