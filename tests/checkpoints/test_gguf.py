@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 
 from ideoflow import Ideogram4Pipeline, sketch
 from ideoflow.checkpoints import CheckpointError, load_transformer, open_checkpoint
-from ideoflow.checkpoints.gguf import PLAIN, QUANTIZED, GgufSource
+from ideoflow.checkpoints.gguf import PLAIN, GgufSource
 from ideoflow.checkpoints.storage.gguf import PART, Gguf
+from ideoflow.ops.gguf_blocks import QUANTIZED
 from ideoflow.ops.gguf_linear import GgufLinear, expand
 
 from .forms import original_weights, random_model, write, write_config

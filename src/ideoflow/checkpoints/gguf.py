@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from ..ops.gguf_blocks import QUANTIZED, GgufType
 from .errors import CheckpointError
 from .source import TensorInfo
 
@@ -31,49 +32,6 @@ TYPE = ".gguf"  # ends the name of the tensor that tells what a quantized one is
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # before the name of a tensor that was stored in another shape
 
 
-@dataclass(frozen=True)
-class GgufType:
-    """How a type lies in a file.
-
-    Attributes:
-        number: Of the type.
-        values: In a block.
-        size: Of a block in bytes.
-        scales: Where in a block its numbers in float16 stand.
-    """
-
-    number: int
-    values: int
-    size: int
-    scales: tuple[int, ...] = ()
-
-
-# GGML_QUANT_SIZES of the gguf package, of the types that it can expand.
-QUANTIZED = {
-    "Q4_0": GgufType(2, 32, 18, (0,)),
-    "Q4_1": GgufType(3, 32, 20, (0, 2)),
-    "Q5_0": GgufType(6, 32, 22, (0,)),
-    "Q5_1": GgufType(7, 32, 24, (0, 2)),
-    "Q8_0": GgufType(8, 32, 34, (0,)),
-    "Q2_K": GgufType(10, 256, 84, (80, 82)),
-    "Q3_K": GgufType(11, 256, 110, (108,)),
-    "Q4_K": GgufType(12, 256, 144, (0, 2)),
-    "Q5_K": GgufType(13, 256, 176, (0, 2)),
-    "Q6_K": GgufType(14, 256, 210, (208,)),
-    "IQ2_XXS": GgufType(16, 256, 66, (0,)),
-    "IQ2_XS": GgufType(17, 256, 74, (0,)),
-    "IQ3_XXS": GgufType(18, 256, 98, (0,)),
-    "IQ1_S": GgufType(19, 256, 50, (0,)),
-    "IQ4_NL": GgufType(20, 32, 18, (0,)),
-    "IQ3_S": GgufType(21, 256, 110, (0,)),
-    "IQ2_S": GgufType(22, 256, 82, (0,)),
-    "IQ4_XS": GgufType(23, 256, 136, (0,)),
-    "IQ1_M": GgufType(29, 256, 56),
-    "TQ1_0": GgufType(34, 256, 54, (52,)),
-    "TQ2_0": GgufType(35, 256, 66, (64,)),
-    "MXFP4": GgufType(39, 32, 17),
-    "NVFP4": GgufType(40, 64, 36),
-}
 PLAIN = {
     "F32": (GgufType(0, 1, 4), "float32"),
     "F16": (GgufType(1, 1, 2), "float16"),

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from diffusers.quantizers.gguf import GGUFQuantizer
-from diffusers.utils import is_gguf_available
 from torch import Tensor, nn
 
-from ..checkpoints.errors import CheckpointError
-from ..checkpoints.gguf import QUANTIZED
-from ..checkpoints.storage.base import AT_ONCE
+from .gguf_blocks import QUANTIZED
 from .linear import Linear, linear
+
+AT_ONCE = 2**22  # values that are expanded at once, so that what this takes stays small
 
 
 class GgufLinear(nn.Linear):
@@ -95,7 +94,7 @@ class Quantizer(GGUFQuantizer):
 
     @property
     def is_serializable(self) -> bool:
-        raise CheckpointError(
+        raise ValueError(
             "A model that keeps GGUF's blocks cannot be saved: load it with `dequantize=True`, or call its"
             " `dequantize()` first."
         )
@@ -115,7 +114,6 @@ def expand(blocks: Tensor, kind: str, shape: tuple[int, ...], dtype: torch.dtype
         shape: Of the values.
         dtype: Of the result.
     """
-    check_installed()
     sizes = QUANTIZED[kind]
     lines = blocks.reshape(-1, sizes.size)
     expanded = torch.empty(len(lines), sizes.values, dtype=dtype, device=blocks.device)
@@ -136,10 +134,3 @@ def _values(blocks: Tensor, kind: str) -> Tensor:
         return dequantize_functions[number](blocks, sizes.values, sizes.size, torch.float32)
     values = quants.dequantize(blocks.cpu().numpy(), number)
     return torch.from_numpy(values).to(blocks.device)
-
-
-def check_installed() -> None:
-    if not is_gguf_available():
-        raise CheckpointError(
-            "Quantized GGUF files need the package gguf, which is not installed: pip install 'ideoflow[quant]'"
-        )

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ...ops.gguf_blocks import QUANTIZED
 from ..errors import CheckpointError
-from ..gguf import NAMES, QUANTIZED, TYPE
+from ..gguf import NAMES, TYPE
 from .base import AT_ONCE, Infos, Parts, Storage
 
 if TYPE_CHECKING:
@@ -57,14 +58,15 @@ class Gguf(Storage):
             return parts["weight"].to(dtype)
         from ...ops.gguf_linear import expand
 
+        _check_installed()
         return expand(parts["weight"], _kind(parts), _shape(parts), dtype)
 
     def layer(self, parts: Parts, dtype: torch.dtype) -> nn.Linear | None:
         if PART not in parts:
             return None
-        from ...ops.gguf_linear import GgufLinear, check_installed
+        from ...ops.gguf_linear import GgufLinear
 
-        check_installed()
+        _check_installed()
         out, width = _shape(parts)
         return GgufLinear(parts["weight"], _kind(parts), width, out, dtype)
 
@@ -75,6 +77,15 @@ class Gguf(Storage):
         from ...ops.gguf_linear import Quantizer
 
         model.hf_quantizer = Quantizer(GGUFQuantizationConfig(compute_dtype=dtype))
+
+
+def _check_installed() -> None:
+    from diffusers.utils import is_gguf_available
+
+    if not is_gguf_available():
+        raise CheckpointError(
+            "Quantized GGUF files need the package gguf, which is not installed: pip install 'ideoflow[quant]'"
+        )
 
 
 def _kind(parts: Parts) -> str:
