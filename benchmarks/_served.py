@@ -11,7 +11,7 @@ import torch
 
 from ideoflow import Ideogram4Pipeline, sketch
 from ideoflow.engine import Request
-from ideoflow.simulate import Cost, Job, Report, fit
+from ideoflow.simulate import Cost, Job, Report, fit_cost
 from ideoflow.sketch.score import held_out
 from ideoflow.sketch.text import line
 
@@ -68,7 +68,7 @@ class Run:
     @property
     def cost(self) -> Cost:
         """The cost model of these steps and pictures."""
-        fitted = fit([(step.segments, step.seconds) for step in self.steps])
+        fitted = fit_cost([(step.segments, step.seconds) for step in self.steps])
         return replace(fitted, finish=statistics.fmean(value for step in self.steps for value in step.decoding))
 
     @property

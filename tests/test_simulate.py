@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ideoflow.engine import Denoiser
-from ideoflow.simulate import Cost, Job, fit, measure, poisson, rate_of_load, simulate, simulate_batches
+from ideoflow.simulate import Cost, Job, fit_cost, measure, poisson, rate_of_load, simulate, simulate_batches
 from ideoflow.simulate.pace import KEPT, Pace, variation
 
 SMALL = Job(20, 30, (7.0,) * 4, kind="small")
@@ -95,7 +95,7 @@ def test_fit_finds_the_cost_that_made_the_steps():
     for _ in range(40):
         segments = [draw.randint(20, 2000) for _ in range(draw.randint(1, 8))]
         steps.append((segments, true.step(segments) * draw.uniform(0.99, 1.01)))
-    found = fit(steps)
+    found = fit_cost(steps)
 
     assert found.a == pytest.approx(true.a, rel=0.05)
     assert found.b == pytest.approx(true.b, rel=0.05)
@@ -107,17 +107,17 @@ def test_fit_keeps_the_total_of_noisy_steps():
     draw = random.Random(0)
     true = Cost(a=0.004, b=3e-5)
     steps = [([n], true.step([n]) * draw.choice((1.0, 1.0, 2.0))) for n in range(100, 2000, 3)]
-    found = fit(steps)
+    found = fit_cost(steps)
 
     assert sum(found.step(n) for n, _ in steps) == pytest.approx(sum(value for _, value in steps), rel=0.02)
 
 
 def test_fit_gives_no_negative_cost():
-    found = fit([([n], 1.0 - 1e-4 * n) for n in range(100, 1000, 100)])
+    found = fit_cost([([n], 1.0 - 1e-4 * n) for n in range(100, 1000, 100)])
 
     assert min(found.a, found.b, found.c) >= 0
     with pytest.raises(ValueError, match="`steps` holds 2"):
-        fit([([1], 1.0), ([2], 2.0)])
+        fit_cost([([1], 1.0), ([2], 2.0)])
 
 
 def test_traffic_is_poisson_and_reproducible():
@@ -148,7 +148,7 @@ def test_fit_corrects_the_three_numbers_where_many_steps_say_so():
         return 0.01 + 1e-4 * n * (1.3 if n > 300 else 1.0)
 
     sizes = [n for n in (100, 200, 299, 310, 400, 600) for _ in range(50)]
-    cost = fit([([n], true(n) * draw.uniform(0.95, 1.05)) for n in sizes])
+    cost = fit_cost([([n], true(n) * draw.uniform(0.95, 1.05)) for n in sizes])
 
     for n in set(sizes):
         assert cost.step([n]) == pytest.approx(true(n), rel=0.02)
@@ -270,7 +270,7 @@ def test_a_long_recording_is_kept_in_stretches_of_all_of_it():
 def test_fit_keeps_what_the_steps_are_off_by_in_their_order():
     factors = slow_moments(900)
     sizes = [100 + 50 * (i % 7) for i in range(900)]
-    cost = fit([([n], (0.01 + 1e-4 * n) * factor) for n, factor in zip(sizes, factors, strict=True)])
+    cost = fit_cost([([n], (0.01 + 1e-4 * n) * factor) for n, factor in zip(sizes, factors, strict=True)])
     ratios = [seconds / model for model, seconds in cost.variation]
 
     assert [model for model, _ in cost.variation] == pytest.approx([cost.step([n]) for n in sizes])
@@ -413,12 +413,18 @@ def test_a_percentile_is_a_share_above_zero_up_to_one():
 def test_fit_refuses_steps_that_say_nothing(capfd):
     good = [([5], 1.0), ([6], 1.1), ([7], 1.2)]
     for seconds in (NAN, INF, 0, -1.0):
-        refused(r"steps\[3\]", ValueError, fit, [*good, ([8], seconds)])
+        refused(r"steps\[3\]", ValueError, fit_cost, [*good, ([8], seconds)])
     for lengths in ([], [0], [-2]):
-        refused(r"steps\[3\]", ValueError, fit, [*good, (lengths, 1.0)])
+        refused(r"steps\[3\]", ValueError, fit_cost, [*good, (lengths, 1.0)])
     for step in (([1.5], 1.0), (["5"], 1.0), ([5], "1")):
-        refused(r"steps\[3\]", TypeError, fit, [*good, step])
+        refused(r"steps\[3\]", TypeError, fit_cost, [*good, step])
     with pytest.raises(ValueError, match="`steps` holds 4, of 2 different sizes"):
-        fit([([5], 1.0)] * 3 + [([6], 1.0)])
-    fit([(lengths, seconds * 1e-319) for lengths, seconds in good])
+        fit_cost([([5], 1.0)] * 3 + [([6], 1.0)])
+    fit_cost([(lengths, seconds * 1e-319) for lengths, seconds in good])
     assert capfd.readouterr().err == ""
+
+
+def test_the_old_name_of_fit_cost_works_and_says_the_new_one():
+    with pytest.warns(FutureWarning, match=r"`ideoflow\.simulate\.fit` is called `ideoflow\.simulate\.fit_cost` now"):
+        from ideoflow.simulate import fit
+    assert fit is fit_cost

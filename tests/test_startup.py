@@ -17,7 +17,7 @@ CAPTION = Path(__file__).parent.parent / "examples" / "captions" / "heart.json"
 LIGHT = {
     "help": ["--help"],
     "version": ["--version"],
-    **{f"help of {name}": [name, "--help"] for name in ("generate", "simulate", "fit", "train", "convert", "inspect")},
+    **{f"help of {name}": [name, "--help"] for name in ("generate", "simulate", "plan", "train", "convert", "inspect")},
     "help of caption": ["caption", "check", "--help"],
     "inspect a pipeline": ["inspect", "sketch"],
     "inspect, for programs": ["inspect", "sketch", "--json"],
@@ -57,16 +57,16 @@ LIGHT = {
     **{
         f"refused: {' '.join(wrong)}": wrong
         for wrong in (
-            ["fit", "--memory", "0GB"],
-            ["fit", "--memory", "much"],
-            ["fit", "--memory", "9GB", "--device", "gpu"],
-            ["fit", "--memory", "9GB", "--model", "nowhere"],
-            ["fit", "--memory", "9GB", "--model", "~no-such-user/x"],
-            ["fit", "--memory", "9GB", "--size", "9x9"],
-            ["fit", "--memory", "9GB", "--allow", "int2"],
-            ["fit", "--memory", "9GB", "--quantize", "int2"],
-            ["fit", "--memory", "9GB", "--host-memory", "some"],
-            ["fit", "--memory", "9GB", "--dtype", "int2"],
+            ["plan", "--memory", "0GB"],
+            ["plan", "--memory", "much"],
+            ["plan", "--memory", "9GB", "--device", "gpu"],
+            ["plan", "--memory", "9GB", "--model", "nowhere"],
+            ["plan", "--memory", "9GB", "--model", "~no-such-user/x"],
+            ["plan", "--memory", "9GB", "--size", "9x9"],
+            ["plan", "--memory", "9GB", "--allow", "int2"],
+            ["plan", "--memory", "9GB", "--quantize", "int2"],
+            ["plan", "--memory", "9GB", "--host-memory", "some"],
+            ["plan", "--memory", "9GB", "--dtype", "int2"],
             ["train", "--data", ".", "--optimizer", "adam"],
             ["train", "--data", ".", "--schedule", "up"],
             ["train", "--data", ".", "--device", "gpu"],
@@ -140,7 +140,7 @@ def test_nothing_heavy_is_imported(done, name):
         ("refused: --lora heart.safetensors", "there is no such folder or file"),
         ("refused: train --data . --optimizer adam", "'adamw'"),
         ("refused: --out ~no-such-user/a.png", "home folder"),
-        ("refused: fit --memory 9GB --model nowhere", "or 'sketch'"),
+        ("refused: plan --memory 9GB --model nowhere", "or 'sketch'"),
     ],
 )
 def test_a_refusal_says_what_to_give(done, name, advice):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -44,16 +45,22 @@ def bars(shown: bool) -> Iterator[None]:
             library.enable_progress_bar()
 
 
-def lazily(package: str, names_of: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
+def lazily(
+    package: str, names_of: Mapping[str, tuple[str, ...]], renamed: Mapping[str, str] | None = None
+) -> Callable[[str], Any]:
     """A package's `__getattr__` (PEP 562), which imports the module that holds a name when the name is asked for.
 
     Args:
         package: The package's `__name__`.
         names_of: The names that each module gives to the package; modules as in `from .module import name`.
+        renamed: New names by the old ones, which work for one version, with a FutureWarning.
     """
     module_of = {name: module for module, names in names_of.items() for name in names}
 
     def get(name: str) -> Any:
+        if renamed is not None and name in renamed:
+            warn_renamed(f"{package}.{name}", f"{package}.{renamed[name]}")
+            return getattr(sys.modules[package], renamed[name])
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         with quietly():
@@ -62,3 +69,9 @@ def lazily(package: str, names_of: Mapping[str, tuple[str, ...]]) -> Callable[[s
         return value
 
     return get
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """Say in a FutureWarning, where the caller of the caller is, that a name works for one version more."""
+    message = f"`{old}` is called `{new}` now: the old name goes in the next version."
+    warnings.warn(message, FutureWarning, stacklevel=3)

@@ -18,7 +18,7 @@ PRINTING = {
     "version": ["--version"],
     "generate": ["generate", "--help"],
     "simulate": SIMULATE,
-    "fit": ["fit", "--help"],
+    "plan": ["plan", "--help"],
     "train": ["train", "--help"],
     "check": ["caption", "check", CAPTION],
     "fix": ["caption", "fix", CAPTION],
@@ -84,7 +84,7 @@ def test_names_that_the_terminal_has_no_characters_for(tmp_path):
 @pytest.mark.parametrize("seconds", [0.05, 0.15, 0.3, 0.5, 0.8, 1.5, 3.0])
 def test_an_interrupt_at_any_moment_of_the_start(seconds, tmp_path):
     """Of a command that imports torch; whatever it is at by then, it ends with its line and no traceback."""
-    arguments = ["fit", "--memory", "24GB"]
+    arguments = ["plan", "--memory", "24GB"]
     ready = "from ideoflow._program import run; import sys; sys.stdout.write('x'); sys.stdout.flush(); run()"
     process = subprocess.Popen(
         [sys.executable, "-c", ready, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

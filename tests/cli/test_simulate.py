@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from ideoflow.cli import app
 from ideoflow.cli.console import out
 from ideoflow.schedule import PRESETS
-from ideoflow.simulate import Cost, Job, fit, poisson, rate_of_load, simulate, simulate_batches
+from ideoflow.simulate import Cost, Job, fit_cost, poisson, rate_of_load, simulate, simulate_batches
 
 COST = "0.002,4e-6,3e-10"
 MIX = ["--job", "512x512:20:0.9", "--job", "1024x768:turbo:0.1:400"]
@@ -101,7 +101,7 @@ def test_measured_steps_vary_and_numbers_do_not(tmp_path: Path):
     options = ["-j", "512x512:20", "--rate", "3", "--count", "100", "--seed", "5", "-p", "fair,batches"]
     measured = figures(*options, "--steps", str(file), tmp_path=tmp_path)
     given = figures(*options, "--cost", "0.004,3e-6", tmp_path=tmp_path)
-    cost, traffic = fit(steps), poisson([(1.0, Job(300, 1024, (7.0,) * 20))], 3.0, 100, seed=5)
+    cost, traffic = fit_cost(steps), poisson([(1.0, Job(300, 1024, (7.0,) * 20))], 3.0, 100, seed=5)
 
     assert measured["varies_as_measured_steps"] == 600 and given["varies_as_measured_steps"] == 0
     assert "variation" not in measured["cost"]

@@ -109,19 +109,19 @@ def test_transformers_that_take_turns_are_there_together_but_not_with_the_text_e
 
 def test_fit_on_a_cpu_leaves_a_pipeline_alone_that_fits(pipeline):
     expected = draw(pipeline)
-    made = pipeline.fit("4GB", device="cpu", size=(64, 48), caption_tokens=60)
+    made = pipeline.fit_memory("4GB", device="cpu", size=(64, 48), caption_tokens=60)
     assert made is pipeline.plan and not made.losses and made.max_tokens is None
     np.testing.assert_array_equal(draw(pipeline), expected)
 
 
 def test_fit_reads_what_is_free(pipeline):
-    assert pipeline.fit(device="cpu", size=(64, 48)).memory > 10**8
+    assert pipeline.fit_memory(device="cpu", size=(64, 48)).memory > 10**8
 
 
 def test_fit_rounds_float32_where_it_must(pipeline):
     options = dict(device="cpu", size=(64, 48), caption_tokens=8)
     exact = plan(pipeline, "4GB", **options, allow=())
-    made = pipeline.fit(exact.needed - 10**4, **options, allow=["bfloat16"])
+    made = pipeline.fit_memory(exact.needed - 10**4, **options, allow=["bfloat16"])
     assert made.cast == "bfloat16" and made.losses
     assert all(getattr(pipeline, name).dtype == torch.bfloat16 for name in ("text_encoder", *BRANCHES, "vae"))
     assert np.isfinite(draw(pipeline)).all()
@@ -164,7 +164,7 @@ def test_tiles_are_cut_even_below_the_autoencoders_own_size(pipeline, monkeypatc
 def test_the_text_encoder_goes_after_the_first_captions_when_asked(pipeline):
     expected = draw(pipeline)
     pipeline.text_cache.clear()
-    made = pipeline.fit("4GB", device="cpu", size=(64, 48), caption_tokens=60, free_text_encoder=True)
+    made = pipeline.fit_memory("4GB", device="cpu", size=(64, 48), caption_tokens=60, free_text_encoder=True)
     assert isinstance(pipeline.text_encoder._hf_hook, LetGo) and made.places["text_encoder"] == "let go"
     np.testing.assert_array_equal(draw(pipeline), expected)
     assert sum(parameter.numel() for parameter in pipeline.text_encoder.parameters()) == 0
@@ -177,35 +177,46 @@ def test_the_text_encoder_goes_after_the_first_captions_when_asked(pipeline):
 
 
 def test_fit_twice_is_refused(pipeline):
-    pipeline.fit("4GB", device="cpu", size=(64, 48))
+    pipeline.fit_memory("4GB", device="cpu", size=(64, 48))
     with pytest.raises(RuntimeError, match="fitted already"):
-        pipeline.fit("8GB", device="cpu", size=(64, 48))
+        pipeline.fit_memory("8GB", device="cpu", size=(64, 48))
 
 
 def test_a_refused_fit_changes_nothing(pipeline):
     with pytest.raises(DoesNotFit):
-        pipeline.fit("601MB", device="cpu", size=(64, 48))
-    assert pipeline.plan is None and pipeline.fit("4GB", device="cpu", size=(64, 48))
+        pipeline.fit_memory("601MB", device="cpu", size=(64, 48))
+    assert pipeline.plan is None and pipeline.fit_memory("4GB", device="cpu", size=(64, 48))
 
 
 def test_fit_after_compile_or_offloading_is_refused(pipeline):
     pipeline.compile()
     with pytest.raises(RuntimeError, match="compiled already"):
-        pipeline.fit("4GB", device="cpu")
+        pipeline.fit_memory("4GB", device="cpu")
 
 
 def test_fit_after_offloading_is_refused(pipeline):
     pipeline.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
     with pytest.raises(RuntimeError, match="offloaded already"):
-        pipeline.fit("4GB", device="cpu")
+        pipeline.fit_memory("4GB", device="cpu")
 
 
 def test_a_pipeline_quantized_already_is_fitted_as_it_is(pipeline):
     pipeline.quantize("int8")
     with pytest.raises(ValueError, match="quantized already"):
         plan(pipeline, "4GB", quantize="int8")
-    made = pipeline.fit("4GB", device="cpu", size=(64, 48), caption_tokens=60)
+    made = pipeline.fit_memory("4GB", device="cpu", size=(64, 48), caption_tokens=60)
     assert made.precision is None and not made.losses and "float32, quantized" in str(made)
+
+
+def test_the_old_names_still_work_and_say_the_new_ones(pipeline):
+    from ideoflow import fitting
+
+    with pytest.warns(FutureWarning, match=r"`pipe\.fit` is called `pipe\.fit_memory` now") as said:
+        made = pipeline.fit("4GB", device="cpu", size=(64, 48))
+    assert pipeline.plan is made and said[0].filename == __file__
+    with pytest.warns(FutureWarning, match=r"`ideoflow\.fitting\.fit_memory` now") as said:
+        assert fitting.fit is fitting.fit_memory
+    assert said[0].filename == __file__
 
 
 # nf4

@@ -9,10 +9,10 @@ import typer
 from .. import __version__
 from . import caption
 from .checkpoints import convert, inspect
-from .commands import SETTINGS, Command, Commands
+from .commands import SETTINGS, Command, Commands, Renamed
 from .console import out
-from .fit import fit
 from .generate import generate
+from .plan import plan
 from .simulate import simulate
 
 app = typer.Typer(
@@ -24,7 +24,8 @@ app = typer.Typer(
 )
 app.command(cls=Command)(generate)
 app.command(cls=Command)(simulate)
-app.command(cls=Command)(fit)
+app.command(cls=Command)(plan)
+app.command("fit", cls=Renamed, hidden=True)(plan)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from .._program import interrupts_raise
-from .console import plain_errors
+from .console import plain_errors, warn
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 LONGEST_NO = 12  # characters of the name that turns a switch off; with longer ones others are cut in 80 columns
@@ -41,6 +41,16 @@ class Command(TyperCommand):
         finally:
             for parameter, names in zip(self.params, whole, strict=True):
                 parameter.secondary_opts = names
+
+
+class Renamed(Command):
+    """A command by its old name, which works for one version and says the new one, that of its function."""
+
+    def invoke(self, context: Any) -> Any:
+        """Run it, after a line about its name."""
+        new = getattr(self.callback, "__name__", "")
+        warn(f"`ideoflow {self.name}` is called `ideoflow {new}` now: the old name goes in the next version.")
+        return super().invoke(context)
 
 
 def _plain(text: str | None) -> str | None:

@@ -132,7 +132,7 @@ def _fit(
     verbose: bool,
 ) -> None:
     """Fit the pipeline for these pictures, and say how."""
-    plan = pipe.fit(
+    plan = pipe.fit_memory(
         memory,
         device=settings.device,
         size=max(((picture.width, picture.height) for picture in pictures), key=lambda size: size[0] * size[1]),

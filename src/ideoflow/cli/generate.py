@@ -210,7 +210,7 @@ def generate(
         typer.Option(
             help="Fit the model into so much of the device's memory: 12GB, 12GiB, 11500MB, or auto for what is free. "
             "May offload, split passes, decode in tiles and, where nothing else fits, round weights; warns of what "
-            "changes pictures. `ideoflow fit` shows plans.",
+            "changes pictures. `ideoflow plan` shows plans.",
             show_default="everything on the device",
         ),
     ] = None,

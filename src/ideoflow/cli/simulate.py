@@ -216,7 +216,7 @@ def _cost(text: str) -> Cost:
 
 def _fitted(path: Path) -> Cost:
     """The cost model of measured steps in a file."""
-    from ..simulate import fit
+    from ..simulate import fit_cost
 
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -227,7 +227,7 @@ def _fitted(path: Path) -> Cost:
             f'--steps {path} is not a list of {{"segments": [lengths], "seconds": s}}: {type(error).__name__}: {error}'
         ) from None
     try:
-        return fit(steps)
+        return fit_cost(steps)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"--steps {path}: {error}") from None
 

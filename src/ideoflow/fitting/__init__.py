@@ -6,7 +6,7 @@ from .._imports import lazily
 from .memory import free_memory, parse_memory
 
 if TYPE_CHECKING:
-    from .apply import carry_out, fit
+    from .apply import carry_out, fit_memory
     from .components import Component, Model
     from .plans import DoesNotFit, Plan, plan
     from .speed import Rates
@@ -19,7 +19,7 @@ __all__ = [
     "Plan",
     "Rates",
     "carry_out",
-    "fit",
+    "fit_memory",
     "free_memory",
     "parse_memory",
     "plan",
@@ -29,10 +29,11 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
-        ".apply": ("carry_out", "fit"),
+        ".apply": ("carry_out", "fit_memory"),
         ".components": ("Component", "Model"),
         ".plans": ("DoesNotFit", "Plan", "plan"),
         ".speed": ("Rates",),
         ".text": ("table",),
     },
+    renamed={"fit": "fit_memory"},
 )

@@ -22,7 +22,7 @@ HOST = torch.device("cpu")
 AUTO = "auto"
 
 
-def fit(
+def fit_memory(
     pipe: Any, memory: str | int | float = AUTO, *, device: str | torch.device | None = None, **options: Any
 ) -> Plan:
     """Make a plan for a loaded pipeline and carry it out.
@@ -59,9 +59,9 @@ def check_untouched(pipe: Any) -> None:
         if module is None:
             continue
         if is_offloaded(module):
-            raise RuntimeError(f"`{name}` is offloaded already: call `fit` on a pipeline as it was loaded.")
+            raise RuntimeError(f"`{name}` is offloaded already: call `fit_memory` on a pipeline as it was loaded.")
         if any(getattr(part, "_compiled_call_impl", None) is not None for part in module.modules()):
-            raise RuntimeError(f"`{name}` is compiled already: call `fit` first, then `compile`.")
+            raise RuntimeError(f"`{name}` is compiled already: call `fit_memory` first, then `compile`.")
 
 
 def carry_out(pipe: Any, plan: Plan, device: torch.device | str) -> None:

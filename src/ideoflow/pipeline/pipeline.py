@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import latents as latent_tokens
+from .._imports import warn_renamed
 from ..checkpoints.lora_files import PipelineAdapters
 from ..engine import Denoiser, Engine, Policy, Request
 from ..engine.out_of_memory import NotEnoughMemory, out_of_memory
-from ..fitting import Plan, fit
+from ..fitting import Plan, fit_memory
 from ..model import Ideogram4Transformer2DModel
 from ..ops.exclusive import exclusive
 from ..ops.offload import is_offloaded
@@ -182,8 +183,8 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
 
         Args:
             attention_kwargs: As in `__call__`.
-            max_tokens: Tokens of one pass over all its requests and both branches; None for what `fit` chose, else for
-                no limit.
+            max_tokens: Tokens of one pass over all its requests and both branches; None for what `fit_memory`
+                chose, else for no limit.
             max_requests: Requests of one pass; no limit if None.
             policy: Who goes first where not all fit: "fair", "fifo" or "priority".
             max_request_tokens: Refuse requests of which one step has more tokens.
@@ -239,14 +240,14 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
         made = cls(**given)
         return made if dtype is None else made.to(dtype)
 
-    def fit(self, memory: str | int | float = "auto", **options: Any) -> Plan:
+    def fit_memory(self, memory: str | int | float = "auto", **options: Any) -> Plan:
         """Fit the pipeline into a device's memory: precision, offloading, tiled decoding and passes, by a plan.
 
         Call it once, on a pipeline as it was loaded, before `compile`; it moves the components itself.
 
         Args:
             memory: "12GB", "12GiB", "11500MB", a number of bytes, or "auto" for what is free on the device.
-            options: Of `ideoflow.fitting.fit` and `ideoflow.fitting.plan`: `device`, `size`, `pictures`,
+            options: Of `ideoflow.fitting.fit_memory` and `ideoflow.fitting.plan`: `device`, `size`, `pictures`,
                 `caption_tokens`, `allow`, `quantize` and others.
 
         Returns:
@@ -256,7 +257,12 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
             DoesNotFit: a ValueError that names the nearest plan and the memory it needs.
             RuntimeError: if the pipeline is fitted, compiled or offloaded already.
         """
-        return fit(self, memory, **options)
+        return fit_memory(self, memory, **options)
+
+    def fit(self, memory: str | int | float = "auto", **options: Any) -> Plan:
+        """`fit_memory` by its old name, for one version."""
+        warn_renamed("pipe.fit", "pipe.fit_memory")
+        return self.fit_memory(memory, **options)
 
     load_lora_weights = _between_calls("load_lora_weights")
     unload_lora_weights = _between_calls("unload_lora_weights")
@@ -291,7 +297,7 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
         raise NotEnoughMemory(
             f"Memory ran out while a picture of {width} x {height} pixels was decoded. The error's `requests`"
             " keep its latents: free memory, or call `pipe.vae.enable_tiling()`, which may leave faint seams, and then"
-            " `pipe.decode_requests(error.requests)`. `pipe.fit` plans for the memory that there is.",
+            " `pipe.decode_requests(error.requests)`. `pipe.fit_memory` plans for the memory that there is.",
             requests,
         ) from failure
 
@@ -386,8 +392,8 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
             guidance_interval: `(start, stop)`, shares of the steps: guidance is 1 before and after, where a step costs
                 about half. It changes the picture; None guides every step.
             max_tokens: Tokens that go through the transformers in one pass, both branches together; more are split over
-                several passes, which changes nothing but memory. None for what `fit` chose, else for one pass. If
-                memory runs out, the call goes on with half as many.
+                several passes, which changes nothing but memory. None for what `fit_memory` chose, else for one pass.
+                If memory runs out, the call goes on with half as many.
 
         Returns:
             The pictures, `num_images_per_prompt` for each prompt, in the order of the prompts.
@@ -493,7 +499,8 @@ def _explained(error: Exception, request: Request) -> Exception:
         return error
     explained = NotEnoughMemory(
         f"Memory ran out in a step of one picture of {request.grid[0]} x {request.grid[1]} tokens by itself: draw a"
-        " smaller one, let `pipe.fit` plan for the memory that there is, or offload or quantize the transformers."
+        " smaller one, let `pipe.fit_memory` plan for the memory that there is, or offload or quantize the"
+        " transformers."
     )
     explained.__cause__ = error
     return explained

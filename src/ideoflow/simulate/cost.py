@@ -79,7 +79,7 @@ class Cost:
         return first + (last - first) * (tokens - low) / (high - low)
 
 
-def fit(steps: Sequence[tuple[Sequence[int], float]]) -> Cost:
+def fit_cost(steps: Sequence[tuple[Sequence[int], float]]) -> Cost:
     """The cost model nearest to measured steps: least squares of the error relative to the model's own prediction.
 
     Relative to what was measured, slow steps would count for little, and the model would be too fast on average. Where
@@ -110,7 +110,7 @@ def fit(steps: Sequence[tuple[Sequence[int], float]]) -> Cost:
 
 
 def nearest(steps: Sequence[tuple[Sequence[int], float]]) -> Cost:
-    """`fit` of steps of any kinds: those of one or two say nothing of other sizes."""
+    """`fit_cost` of steps of any kinds: those of one or two say nothing of other sizes."""
     seconds = np.array([value for _, value in steps], dtype=np.float64)
     terms = np.array([[1.0, sum(lengths), sum(n**2 for n in lengths)] for lengths, _ in steps], dtype=np.float64)
     predicted = np.full(len(steps), max(seconds.mean(), 1e-12))

@@ -1,4 +1,4 @@
-"""`ideoflow fit` and `ideoflow generate --memory`: plans printed, and carried out."""
+"""`ideoflow plan` and `ideoflow generate --memory`: plans printed, and carried out."""
 
 import json
 import re
@@ -24,18 +24,18 @@ def invoke(*arguments: str, fails: int = 0) -> Result:
 
 
 def test_a_plan_is_printed_as_python_prints_it():
-    assert invoke("fit", "--memory", "12GB").stdout.strip() == str(plan(None, "12GB"))
+    assert invoke("plan", "--memory", "12GB").stdout.strip() == str(plan(None, "12GB"))
 
 
 def test_the_options_reach_the_plan():
     options = ["--size", "512x768", "--pictures", "3", "--caption-tokens", "99", "--steps", "12", "--quantize", "int8"]
-    printed = invoke("fit", "--memory", "24GiB", *options, "--host-memory", "40GB").stdout.strip()
+    printed = invoke("plan", "--memory", "24GiB", *options, "--host-memory", "40GB").stdout.strip()
     expected = plan(None, "24GiB", (512, 768), 99, 3, steps=12, quantize="int8", host_memory="40GB")
     assert printed == str(expected)
 
 
 def test_several_amounts_make_a_table_and_one_that_does_not_fit_stays_in_it():
-    lines = invoke("fit", "--memory", "1GB", "--memory", "8GB", "--memory", "80GB").stdout.strip().splitlines()
+    lines = invoke("plan", "--memory", "1GB", "--memory", "8GB", "--memory", "80GB").stdout.strip().splitlines()
     assert len(lines) == 5 and "does not fit: needs" in lines[2]
     assert "streamed" in lines[3] and "stays" in lines[4]
     assert len({len(line) for line in lines}) == 1
@@ -43,7 +43,7 @@ def test_several_amounts_make_a_table_and_one_that_does_not_fit_stays_in_it():
 
 def test_a_folder_and_a_type_are_planned_for():
     printed = invoke(
-        "fit",
+        "plan",
         "--memory",
         "2GB",
         "--device",
@@ -59,11 +59,11 @@ def test_a_folder_and_a_type_are_planned_for():
 
 
 def test_no_loss_at_all_can_be_asked_for():
-    refused = invoke("fit", "--memory", "3GB", "--allow", "none", fails=2)
+    refused = invoke("plan", "--memory", "3GB", "--allow", "none", fails=2)
     assert "do not fit" in refused.stderr and "are missing" in refused.stderr
     assert "lossy" not in refused.stderr
     allowed = ["--allow", "tiled", "--allow", "int8"]
-    assert "tiles of" in invoke("fit", "--memory", "6GB", *allowed, "--size", "1536x1536").stdout
+    assert "tiles of" in invoke("plan", "--memory", "6GB", *allowed, "--size", "1536x1536").stdout
 
 
 @pytest.mark.parametrize(
@@ -79,17 +79,25 @@ def test_no_loss_at_all_can_be_asked_for():
     ],
 )
 def test_mistakes_are_named(arguments, message):
-    assert message in " ".join(invoke("fit", *arguments, fails=2).stderr.split())
+    assert message in " ".join(invoke("plan", *arguments, fails=2).stderr.split())
 
 
 def test_help_teaches():
-    printed = " ".join(invoke("fit", "--help").stdout.split())
-    assert "ideoflow fit --memory 12GB" in printed and "--host-memory" in printed
+    printed = " ".join(invoke("plan", "--help").stdout.split())
+    assert "ideoflow plan --memory 12GB" in printed and "--host-memory" in printed
+
+
+def test_the_command_by_its_old_name_works_and_says_the_new_one():
+    options = ("--memory", "12GB", "--size", "512x512")
+    old, new = invoke("fit", *options), invoke("plan", *options)
+    assert old.stdout == new.stdout and new.stderr == ""
+    assert old.stderr.startswith("warning: `ideoflow fit` is called `ideoflow plan` now")
+    assert " fit " not in invoke("--help").stdout and " plan " in invoke("--help").stdout
 
 
 def test_auto_is_what_is_free_here():
     printed = invoke(
-        "fit", "--memory", "auto", "--device", "cpu", "--model", str(sketch.path()), "--size", "64x64"
+        "plan", "--memory", "auto", "--device", "cpu", "--model", str(sketch.path()), "--size", "64x64"
     ).stdout
     assert re.search(r"in \d+\.\d\d GB on cpu", printed)
 
@@ -137,4 +145,4 @@ def test_too_little_memory_ends_in_one_line(generate):
 
 
 def test_the_bundled_model_is_planned_by_its_name():
-    assert "Plan for" in invoke("fit", "--memory", "2GB", "--model", "sketch", "--size", "128x96").stdout
+    assert "Plan for" in invoke("plan", "--memory", "2GB", "--model", "sketch", "--size", "128x96").stdout

@@ -1,4 +1,4 @@
-"""`ideoflow fit`: what would be done to draw in so much memory, from configurations alone."""
+"""`ideoflow plan`: what would be done to draw in so much memory, from configurations alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = ("int8", "fp8", "nf4")  # of --quantize
 LOSSES = ("bfloat16", "int8", "fp8", "nf4", "tiled", "none")  # of --allow
 
 
-def fit(
+def plan(
     memory: Annotated[
         list[str],
         typer.Option(
@@ -71,13 +71,13 @@ def fit(
 
     Examples:
 
-      ideoflow fit --memory 12GB
+      ideoflow plan --memory 12GB
 
-      ideoflow fit -m 8GB -m 24GB -m 80GB --size 2048x2048      (a table)
+      ideoflow plan -m 8GB -m 24GB -m 80GB --size 2048x2048      (a table)
 
-      ideoflow fit --memory 24GB --quantize int8 --pictures 4
+      ideoflow plan --memory 24GB --quantize int8 --pictures 4
 
-      ideoflow fit --memory 16GB --device cpu --model my-model --dtype float32
+      ideoflow plan --memory 16GB --device cpu --model my-model --dtype float32
     """
     with plain_errors():
         width, height = parse_size(size)
@@ -98,7 +98,8 @@ def fit(
         if folder is not None and not folder.is_dir():
             raise ValueError(f"--model {model!r}: there is no such folder. Give a model's folder, or {SKETCH!r}.")
         with starting("importing torch and diffusers"):
-            from ..fitting import DoesNotFit, Model, free_memory, plan, table
+            from ..fitting import DoesNotFit, Model, free_memory, table
+            from ..fitting import plan as make_plan
 
         subject = Model.full(dtype) if folder is None else Model.of_folder(folder, dtype)
         options: dict[str, Any] = dict(
@@ -115,7 +116,7 @@ def fit(
         for amount in amounts:
             value = free_memory(device) if amount is None else amount
             try:
-                rows.append((value, plan(subject, value, **options)))
+                rows.append((value, make_plan(subject, value, **options)))
             except DoesNotFit as refusal:
                 rows.append((value, refusal))
         if len(rows) > 1:
