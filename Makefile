@@ -45,10 +45,10 @@ docs: $(STAMP) ## build docs/*.md into site/
 
 RECIPE ?= cpu
 sketch: $(STAMP) ## train the sketch model from nothing, into runs/sketch/ (hours; goes on where it stopped; RECIPE=gpu)
-	$(BIN)/python -m ideoflow.sketch train runs/sketch --recipe $(RECIPE)
-	$(BIN)/python -m ideoflow.sketch export runs/sketch runs/sketch/model
-	$(BIN)/python -m ideoflow.sketch score --model runs/sketch/model --count 200 --out runs/sketch/score.json
-	$(BIN)/python -m ideoflow.sketch card runs/sketch runs/sketch/model runs/sketch/score.json \
+	$(BIN)/python -m tools.sketch train runs/sketch --recipe $(RECIPE)
+	$(BIN)/python -m tools.sketch export runs/sketch runs/sketch/model
+	$(BIN)/python -m tools.sketch score --model runs/sketch/model --count 200 --out runs/sketch/score.json
+	$(BIN)/python -m tools.sketch card runs/sketch runs/sketch/model runs/sketch/score.json \
 		--recipe $(RECIPE) --machine "$$(uname -srm)"
 
 clean: ## remove .venv and what the other targets made, all but runs/

@@ -12,8 +12,8 @@ import torch
 from ideoflow import Ideogram4Pipeline, sketch
 from ideoflow.engine import Request
 from ideoflow.simulate import Cost, Job, Report, fit_cost
-from ideoflow.sketch.score import held_out
-from ideoflow.sketch.text import line
+from ideoflow.sketch.wording import line
+from tools.sketch.score import held_out
 
 KINDS = {"small": ((96, 96), 12, 5.0), "large": ((192, 192), 48, 1.0)}  # size, steps, weight
 TICK = 1e-6  # seconds by which what comes between two steps is before the second, whatever rounding does

@@ -25,9 +25,9 @@ from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, I
 
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import load_transformer, open_checkpoint
-from ideoflow.sketch.score import held_out
 from tests.checkpoints.forms import Weights, float8_rows, float8_scaled, is_linear, write
 from tests.checkpoints.forms_low_bit import blocks_only, four_bits, write_gguf
+from tools.sketch.score import held_out
 
 from ._measure import target
 from ._measure import write as write_report

@@ -21,10 +21,10 @@ from PIL import Image
 from benchmarks._measure import machine, make_parser, write
 from ideoflow import Ideogram4Pipeline, sketch
 from ideoflow.sketch import shapes, world
-from ideoflow.sketch.score import held_out, judge
-from ideoflow.sketch.text import line
+from ideoflow.sketch.wording import line
 from ideoflow.training.run import train
 from ideoflow.training.settings import Settings
+from tools.sketch.score import held_out, judge
 
 NAME = "gnomon"  # the corner that is left of a square when a smaller one is cut out of it
 SHOWN = ("red", "yellow", "green", "blue", "purple", "white")  # the colours of the 16 pictures

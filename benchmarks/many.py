@@ -17,9 +17,9 @@ from PIL import Image
 
 from benchmarks._measure import alternate, machine, make_parser, publish
 from ideoflow import sketch
-from ideoflow.sketch.score import held_out
-from ideoflow.sketch.text import line
+from ideoflow.sketch.wording import line
 from ideoflow.text_encoder import tokenise
+from tools.sketch.score import held_out
 
 SIZES = ((96, 96), (128, 96), (128, 128), (192, 128))
 

@@ -17,9 +17,9 @@ from PIL import Image
 from benchmarks._measure import machine, make_parser, write
 from ideoflow import Ideogram4Pipeline, sketch
 from ideoflow.ops import quantize_
-from ideoflow.sketch.score import held_out, score
-from ideoflow.sketch.text import line
-from ideoflow.sketch.world import Sample
+from ideoflow.sketch.scene import Sample
+from ideoflow.sketch.wording import line
+from tools.sketch.score import held_out, score
 
 # The type to compute in and the kind of the blocks' weights.
 SIDES: dict[str, tuple[torch.dtype, str | None]] = {

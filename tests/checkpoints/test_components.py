@@ -22,9 +22,9 @@ from ideoflow.checkpoints.save import FLOAT8 as MARK
 from ideoflow.ops import Float8Linear
 from ideoflow.pipeline.autoencoder import Autoencoder
 from ideoflow.pipeline.qwen3_vl import Qwen3VLModel
-from ideoflow.sketch.score import held_out
-from ideoflow.sketch.text import line
+from ideoflow.sketch.wording import line
 from ideoflow.text_encoder import encode_captions
+from tools.sketch.score import held_out
 
 from .forms import Weights, expanded, float8_rows, float8_scaled, is_linear, write, write_shards
 from .forms_low_bit import dequantized, encoded, four_bits

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import CheckpointError
 from ideoflow.ops import Float8Linear
-from ideoflow.sketch.score import held_out
-from ideoflow.sketch.text import line
+from ideoflow.sketch.wording import line
+from tools.sketch.score import held_out
 
 from .forms import float8_rows, float8_scaled, original_config, original_weights, write, write_config
 

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ideoflow.cli import app
-from ideoflow.sketch import __main__ as of_sketch
+from tools.sketch import __main__ as of_sketch
 
 CAPTION = '{"compositional_deconstruction":{"background":"plain red","elements":[]}}'
 ROOT = Path(__file__).parents[2]
@@ -46,10 +46,10 @@ COMMANDS = {
     ),
     "train --out": (["train", "--data", "data", "--out", "{}"], ["ideoflow.training.run.prepare"]),
     "caption fix --out": (["caption", "fix", "c.json", "--out", "{}"], ["ideoflow.cli.caption._fix_file"]),
-    "sketch train": (["train", "{}"], ["ideoflow.sketch.recipe.Recipe.train"]),
-    "sketch export": (["export", ".", "{}"], ["ideoflow.sketch.export.export"]),
-    "sketch score --out": (["score", "--out", "{}"], ["ideoflow.sketch.score.score"]),
-    "sketch score --sheet": (["score", "--sheet", "{}.png"], ["ideoflow.sketch.score.score"]),
+    "sketch train": (["train", "{}"], ["tools.sketch.recipe.Recipe.train"]),
+    "sketch export": (["export", ".", "{}"], ["tools.sketch.export.export"]),
+    "sketch score --out": (["score", "--out", "{}"], ["tools.sketch.score.score"]),
+    "sketch score --sheet": (["score", "--sheet", "{}.png"], ["tools.sketch.score.score"]),
 }
 
 
@@ -77,7 +77,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
 
 
 def of_sketch_recipe() -> type:
-    from ideoflow.sketch.recipe import Recipe
+    from tools.sketch.recipe import Recipe
 
     return Recipe
 

@@ -9,8 +9,8 @@ import torch
 from ideoflow import sketch
 from ideoflow.ops import KINDS, Float8Linear, quantize_
 from ideoflow.ops.quantized_linear import has_product
-from ideoflow.sketch.score import held_out
-from ideoflow.sketch.text import line
+from ideoflow.sketch.wording import line
+from tools.sketch.score import held_out
 
 SETTINGS = dict(num_inference_steps=12, guidance_scale=sketch.GUIDANCE, guidance_schedule=None, mu=0.0, std=1.75)
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ideoflow import sketch
-from ideoflow.sketch.score import held_out, score
-from ideoflow.sketch.text import line
+from ideoflow.sketch.wording import line
 from ideoflow.sketch.world import sample
+from tools.sketch.score import held_out, score
 
 SETTINGS = dict(num_inference_steps=12, guidance_scale=sketch.GUIDANCE, guidance_schedule=None, mu=0.0, std=1.75)
 

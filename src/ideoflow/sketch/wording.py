@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .world import Background, Element
+from .scene import Background, Element
 
 SUMMARIES = 0.35  # of the captions begin with a high-level description
 STYLES = 0.15  # have a style description
 PALETTES = 0.15  # of the elements whose colour has a name tell it as a palette too
+
+
+def line(caption: dict[str, Any]) -> str:
+    """The caption on one line, as the model is trained on it."""
+    return json.dumps(caption, separators=(",", ":"), ensure_ascii=False)
 
 
 def caption_of(draw: random.Random, background: Background, elements: list[Element]) -> dict[str, Any]:

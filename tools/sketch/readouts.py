@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .shapes import FONTS, OUTLINED, SHAPES
+from ideoflow.sketch.scene import COLOURS, Element, Sample, rgb
+from ideoflow.sketch.shapes import FONTS, OUTLINED, SHAPES
+from ideoflow.sketch.world import LETTERS
+
 from .text import Places
-from .world import COLOURS, LETTERS, Element, Sample, rgb
 
 FORMS = (*SHAPES, *(f"{shape} outline" for shape in OUTLINED))  # what a shape can look like
 KINDS = (*FORMS, *(f"{font} word" for font in FONTS))

@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ideoflow.sketch import train_autoencoder, train_text, train_transformers
-from ideoflow.sketch.export import export
-from ideoflow.sketch.readouts import ITEMS, CaptionProbe, LayoutProbe, Truth
-from ideoflow.sketch.text import TRAINED, Encoder, Reader, build_tokenizer, features, line
-from ideoflow.sketch.world import Background, Element, Sample, sample
+from ideoflow.sketch.scene import Background, Element, Sample
+from ideoflow.sketch.wording import line
+from ideoflow.sketch.world import sample
 from ideoflow.text_encoder import encode_captions
+from tools.sketch import train_autoencoder, train_text, train_transformers
+from tools.sketch.export import export
+from tools.sketch.readouts import ITEMS, CaptionProbe, LayoutProbe, Truth
+from tools.sketch.text import TRAINED, Encoder, Reader, build_tokenizer, features
 
 
 @pytest.fixture(scope="module")

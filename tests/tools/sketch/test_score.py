@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from ideoflow.sketch.score import held_out, judge, score
-from ideoflow.sketch.text import line
-from ideoflow.sketch.world import APART, COLOURS, Background, Element, Sample
+from ideoflow.sketch.scene import COLOURS, Background, Element, Sample
+from ideoflow.sketch.wording import line
+from ideoflow.sketch.world import APART
+from tools.sketch.score import held_out, judge, score
 
 TRUTH = Sample(
     128,

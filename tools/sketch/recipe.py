@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, fields
-from importlib import resources
 from pathlib import Path
 
 
@@ -29,7 +28,7 @@ class Recipe:
         Raises:
             ValueError: an unknown name, or a file that lacks a number or has one too many.
         """
-        path = Path(str(resources.files("ideoflow"))) / "sketch" / "recipes" / f"{name}.toml"
+        path = Path(__file__).parent / "recipes" / f"{name}.toml"
         if not path.exists():
             path = Path(name)
         if not path.is_file():

@@ -11,7 +11,8 @@ from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
-from ..pipeline import Ideogram4Pipeline
+from ideoflow.pipeline import Ideogram4Pipeline
+
 from .train_transformers import Sketch
 
 SIDES = (96, 192)  # pixels, what the model is trained on

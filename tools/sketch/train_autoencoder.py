@@ -10,10 +10,11 @@ import torch
 from diffusers import AutoencoderKLFlux2
 from torch import Tensor, nn
 
-from ..latents import patchify
+from ideoflow.latents import patchify
+from ideoflow.sketch.world import sample
+
 from .curve import Curve
 from .resume import SAVE_EVERY, Average, load_state, save_state
-from .world import sample
 
 CONFIG = dict(
     block_out_channels=(16, 24, 48, 64),

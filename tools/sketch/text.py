@@ -6,7 +6,6 @@ anything: the others have zero output projections, which makes them exact identi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,8 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLModel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRotaryEmbedding
 
-from ..text_encoder import TAPS
-from .world import sample
+from ideoflow.sketch.wording import line
+from ideoflow.sketch.world import sample
+from ideoflow.text_encoder import TAPS
 
 LAYERS = 36
 TRAINED = (0, 3, 6, 9)
@@ -54,11 +54,6 @@ PIECES = (
     r"#[0-9A-F]{2}|(?<=#[0-9A-F]{2})[0-9A-F]{2}|(?<=#[0-9A-F]{4})[0-9A-F]{2}"
     r"|[0-9]+,|(?<=,)[0-9]+|[0-9]| ?[A-Z]?[a-z]+| ?[A-Z]| ?[^\sA-Za-z0-9]|\s+"
 )
-
-
-def line(caption: dict) -> str:
-    """The caption on one line, as the model is trained on it."""
-    return json.dumps(caption, separators=(",", ":"), ensure_ascii=False)
 
 
 def build_tokenizer(captions: int = 4000) -> PreTrainedTokenizerFast:

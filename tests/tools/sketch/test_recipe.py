@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ideoflow.sketch.card import ROWS, write
-from ideoflow.sketch.curve import Curve, plot, read
-from ideoflow.sketch.recipe import Recipe
+from tools.sketch.card import ROWS, write
+from tools.sketch.curve import Curve, plot, read
+from tools.sketch.recipe import Recipe
 
 
 def test_there_is_a_recipe_for_processors_and_one_for_gpus(tmp_path):

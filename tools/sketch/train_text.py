@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from ideoflow.sketch.world import sample
+
 from .curve import Curve
 from .readouts import CaptionProbe, Truth
 from .resume import SAVE_EVERY, Average, load_state, save_state
 from .text import Encoder, Reader, build_tokenizer
-from .world import sample
 
 
 def train(

@@ -1,11 +1,13 @@
-"""`python -m ideoflow.sketch`: what it refuses before it starts to work."""
+"""`python -m tools.sketch`: what it refuses before it starts to work."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from ideoflow.sketch.__main__ import app
+from tools.sketch.__main__ import app
 
 
 @pytest.mark.parametrize(
@@ -20,3 +22,8 @@ def test_mistakes_end_with_code_2_and_a_word_of_help(
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert result.exit_code == 2 and says in result.output
     assert not any(tmp_path.iterdir())
+
+
+def test_the_packages_command_of_old_says_where_it_went():
+    ended = subprocess.run([sys.executable, "-m", "ideoflow.sketch", "score"], capture_output=True, text=True)
+    assert ended.returncode == 1 and "python -m tools.sketch" in ended.stderr

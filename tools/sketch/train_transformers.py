@@ -19,15 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from ..latents import encode
-from ..model import Ideogram4Transformer2DModel
-from ..packing import Layout
-from ..schedule import sample_times
+from ideoflow.latents import encode
+from ideoflow.model import Ideogram4Transformer2DModel
+from ideoflow.packing import Layout
+from ideoflow.schedule import sample_times
+from ideoflow.sketch.scene import Sample
+from ideoflow.sketch.world import sample
+
 from .curve import Curve
 from .readouts import CaptionProbe, LayoutProbe, Truth
 from .resume import SAVE_EVERY, Average, load_state, save_state
 from .text import TAPS, TEXT_CONFIG, Encoder, Places, Reader, features
-from .world import Sample, sample
 
 CONFIG = dict(
     in_channels=32,

@@ -8,7 +8,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ..files import write_text
+from ideoflow.files import write_text
+
 from .curve import plot, read
 from .recipe import Recipe
 from .train_transformers import SHARD
@@ -58,7 +59,7 @@ of further pictures. One pair of colour and shape in eight, and one word in eigh
 
 ## Recipe
 
-`python -m ideoflow.sketch train FOLDER --recipe cpu` (`make sketch`), seed 0:
+`python -m tools.sketch train FOLDER --recipe cpu` (`make sketch`), seed 0:
 
 | stage | steps | minutes |
 |---|---|---|
@@ -76,7 +77,7 @@ Device: {machine}.
 | mean overlap of elements (IoU) | {elements_overlap:.3f} | |
 | mean overlap of shapes (IoU) | {shapes_overlap:.3f} | |
 
-`python -m ideoflow.sketch score --count {count}` prints these figures: {steps} steps, guidance {guidance:g}, seeds 0 to
+`python -m tools.sketch score --count {count}` prints these figures: {steps} steps, guidance {guidance:g}, seeds 0 to
 {seeds}. A background is right if at least 75% of its pixels are nearer to its colour than to that of any element, and
 near it. An element is in its place if the region in its colour overlaps the region where it should be seen by more than
 half (intersection over union). A word is read right if every letter looks more like itself than like any other letter
