@@ -1,7 +1,7 @@
-"""Nothing that a user could ask for is lost: `public_names.json` lists what there was, and a name that changed works on.
+"""Nothing that a user could ask for is lost: `public_names.json` lists what there was; a name that changed works on.
 
-The list was written by the code before its rooms were put in order. A name is added to it when users may rely on it, and
-leaves it one version after it was renamed.
+The list was written by the code before its rooms were put in order. A name is added to it when users may rely on it,
+and leaves it one version after it was renamed.
 """
 
 import importlib

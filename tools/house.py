@@ -1,4 +1,4 @@
-"""The order of the rooms: which file imports which, that no files import each other in a circle, and that arrows point down.
+"""The order of the rooms: which file imports which, that there is no circle of imports, and that arrows point down.
 
 `python tools/house.py` prints every room of the package (a folder, or a file at its top) with its lines, and the rooms
 that it imports. It ends with 1, and names the imports, where files form a circle or a room imports one above it. An
