@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 AXES = 3  # t, h, w
+TAPS = (0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 35)  # decoder layers that the published weights were trained on
 # Of the model's constructor, whose signature says the same.
 DEFAULTS: dict[str, Any] = {
     "in_channels": 128,

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
+from .configuration import TAPS
 from .ops.hooks import fires_hooks
 from .ops.offload import execution_device
 
 _tokenising = Lock()  # a fast tokenizer that is used from two threads may raise "Already borrowed"
-TAPS = (0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 35)  # decoder layers that the published weights were trained on
 
 
 def tokenise(tokenizer: Any, captions: Sequence[str], max_sequence_length: int = 2048) -> list[list[int]]:

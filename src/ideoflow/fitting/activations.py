@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..ops.cpu_attention import NARROWEST, QUERIES, SMALLEST
-from ..ops.kernels.cpu_kernels import BLOCK
-from ..ops.quantized_linear import int8_parts
+from ..ops.scratch import FLOAT, attention_bytes, expanded_bytes, int8_bytes, kernel_bytes
 from .components import Model
 from .precisions import ITEMSIZE, ONE_BYTE
 
-FLOAT = 4  # bytes of a float32
-INDEX = 8  # of an int64
+INDEX = 8  # bytes of an int64
 LAYOUT = 9  # int64 numbers that a layout and its bounds hold for each token: 3 positions and 6 indices
 CONV_CHANNELS = 16  # convolutions copy their input into blocks of so many channels
 COPY = "copy, result"  # what a convolution makes: its input in blocks of channels, and what it gives
@@ -161,26 +158,20 @@ class Call:
         row = tokens * hidden * b
         fed = tokens * wide * b
         embedded = {"embedded image": image * hidden * b}
-        # Norms and rotation go through float32 some tokens at a time: the input, what is added to it, and modulation.
-        some = min(BLOCK, tokens * hidden) * FLOAT * (1 if b == FLOAT else 3)
+        some = kernel_bytes(tokens * hidden, b)
         # Block's input, normed and scaled, attended, their sum, normed and scaled.
         stream = {**embedded, "stream": 5 * row}
         yield Stage("feed-forward of a block", {**stream, "w1, w3, product": 3 * fed})
         if self.precision in ONE_BYTE and not self.expands:
-            # One product of both: the input in a byte; sums in int32, then in float32, of some tokens.
-            sums = tokens * hidden + 2 * wide * tokens // int8_parts(tokens, 2 * wide) * 2 * FLOAT
+            sums = int8_bytes(tokens, hidden, 2 * wide)  # one product of both
             yield Stage("w1, w3 of a block, in one byte", {**stream, "w1, w3": 2 * fed, "input, int32, float32": sums})
         if self.expands:
-            weight = hidden * wide * b
+            weight = expanded_bytes(hidden, wide, b)
             yield Stage("w3 of a block, expanded", {**stream, "w1, w3": 2 * fed, "expanded weight": weight})
         yield Stage("norm of a block", {**embedded, "stream": 6 * row, "norm": some})
         heads = {**embedded, "stream": 2 * row, "queries, keys, values": 4 * row}
         yield Stage("rotation in a block", {**heads, "rotated": row, "in float32": some})
-        scratch = 0
-        head = config["attention_head_dim"]
-        if head >= NARROWEST and segment * head >= SMALLEST:
-            # Plain products on some processors: keys and values of a head, scores of some queries and their softmax.
-            scratch = segment * head * (FLOAT + b) + QUERIES * segment * (2 * FLOAT + b)
+        scratch = attention_bytes(segment, config["attention_head_dim"], b)
         yield Stage("attention of a block", {**heads, "rotated, attended": 2 * row, "a head's scores": scratch})
 
     # Decoding

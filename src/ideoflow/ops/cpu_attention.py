@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 
 from .linear import ONEDNN_IS_FASTER, linear
-
-NARROWEST = 128  # channels of a head, and
-SMALLEST = 2**17  # entries of a head's keys; below them the fused kernel is as fast (`python -m benchmarks.attention`)
-QUERIES = 1024  # at a time, so that the scores of a head take few megabytes
+from .scratch import NARROWEST, QUERIES, SMALLEST
 
 
 def _has_fast_bfloat16() -> bool:

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from .linear import Linear
 from .linear import linear as linear_product
+from .scratch import int8_parts
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}  # magnitudes that a row's largest is scaled to
-SUMS = 2**23  # of products in int8 at a time, each in int32 and then in float32
-FEWEST = 64  # tokens at a time: kernels want more than 16
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # of a row of zeros, which it leaves zeros
 # Without it torch multiplies int8 in a plain loop. Asked here once: `forward` could not be compiled with the question.
 HAS_VNNI = bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
@@ -61,7 +60,8 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     On the CPU no size may be one.
     """
     tokens, token_scale = quantize_rows(x, torch.int8)
-    parts = int8_parts(len(tokens), len(weight))
+    # A number of parts would hold for one length alone in a compiled graph.
+    parts = 1 if torch.compiler.is_compiling() else int8_parts(len(tokens), len(weight))
     out = x.new_empty(len(tokens), len(weight))
     for some, own, result in zip(*(x.tensor_split(parts) for x in (tokens, token_scale, out)), strict=True):
         result.copy_(torch._int_mm(some, weight.t()).to(torch.float32).mul_(own[:, None]).mul_(scale))
@@ -84,13 +84,6 @@ def _try_product(storage: torch.dtype, device: torch.device) -> bool:
     except (RuntimeError, ValueError, TypeError):  # each torch says it in another way
         return False
     return True
-
-
-def int8_parts(tokens: int, rows: int) -> int:
-    """In how many parts of the tokens a product in int8 is taken, so that its wide sums stay few."""
-    if torch.compiler.is_compiling():
-        return 1  # a number that would hold for one length alone
-    return max(1, min(-(-tokens * rows // SUMS), tokens // FEWEST))
 
 
 class _ExpandedProduct(torch.autograd.Function):

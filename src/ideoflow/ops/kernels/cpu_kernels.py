@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Entries at a time: 4 MB in float32, so that no float32 copy of a long stream is made. Fewer would stay in a nearer
-# cache, but threads would meet more often, which is dear where cores are busy.
-BLOCK = 2**20
+from ..scratch import BLOCK
 
 
 def norm_scale(x: Tensor, weight: Tensor, eps: float, scale: Tensor, row: Tensor | None = None) -> Tensor:

@@ -1,0 +1,73 @@
+"""What ops take for themselves: bytes that torch gives out while each runs, beside what `ops.scratch` says it takes."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.memory import Alive
+from ideoflow.ops import cpu_attention, kernels, scratch
+from ideoflow.ops.quantized_linear import Float8Linear, int8_product
+
+CHANNELS, HEADS = 512, 8
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+def taken(op, *inputs) -> int:
+    """Bytes at the peak of a call, without its inputs and its result."""
+    with torch.no_grad(), Alive() as alive:
+        result = op(*inputs)
+    return alive.peak - result.nbytes
+
+
+def kernels_take(tokens: int, dtype: torch.dtype) -> list[int]:
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape).to(dtype)
+
+    x, weight, modulation = draw(tokens, CHANNELS), draw(CHANNELS), draw(4, CHANNELS)
+    row, head = torch.randint(4, (tokens,)), CHANNELS // HEADS
+    return [
+        taken(kernels.norm_scale, x, weight, 1e-5, modulation, row),
+        taken(kernels.gate_norm_add, draw(tokens, CHANNELS), x, weight, 1e-5, modulation, row),
+        taken(kernels.norm_rotate, x.unflatten(1, (HEADS, head)), weight[:head], 1e-5, *draw(2, tokens, head)),
+    ]
+
+
+@dtypes
+@pytest.mark.parametrize("tokens", [100, 2 * scratch.BLOCK // CHANNELS])
+def test_the_widest_kernel_takes_what_a_block_of_entries_takes(tokens, dtype):
+    assert max(kernels_take(tokens, dtype)) == pytest.approx(
+        scratch.kernel_bytes(tokens * CHANNELS, dtype.itemsize), rel=0.01
+    )
+
+
+@dtypes
+@pytest.mark.parametrize("tokens", [1, 2049, 3 * scratch.BLOCK // CHANNELS + 5])
+def test_no_kernel_takes_more_where_the_blocks_are_smaller(tokens, dtype):
+    assert max(kernels_take(tokens, dtype)) <= 1.01 * scratch.kernel_bytes(tokens * CHANNELS, dtype.itemsize)
+
+
+@dtypes
+@pytest.mark.parametrize(("length", "head"), [(600, 256), (1024, 128), (2500, 128)])
+def test_attention_takes_the_scores_of_some_queries_of_a_head(length, head, dtype):
+    parts = torch.randn(3, 1, length, 2, head).to(dtype).unbind(0)
+    expected = scratch.attention_bytes(length, head, dtype.itemsize)
+    assert taken(cpu_attention.attend, *parts) == pytest.approx(expected, rel=0.01)
+
+
+def test_attention_by_the_fused_kernel_takes_nothing():
+    assert scratch.attention_bytes(10**6, scratch.NARROWEST - 1, 4) == 0
+    assert scratch.attention_bytes(scratch.SMALLEST // 256 - 1, 256, 4) == 0
+
+
+@dtypes
+@pytest.mark.parametrize("tokens", [65, 1000, 5000])
+def test_a_product_in_int8_takes_its_input_and_the_sums_of_some_tokens(tokens, dtype):
+    x, weight = torch.randn(tokens, 64).to(dtype), torch.randint(-127, 127, (4096, 64), dtype=torch.int8)
+    expected = scratch.int8_bytes(tokens, 64, 4096)
+    assert taken(int8_product, x, weight, torch.rand(4096)) == pytest.approx(expected, rel=0.01)
+
+
+@dtypes
+def test_a_product_by_an_expanded_weight_takes_that_weight(dtype):
+    layer, x = Float8Linear(600, 800, bias=False), torch.randn(50, 600).to(dtype)
+    assert taken(layer, x) == pytest.approx(scratch.expanded_bytes(600, 800, dtype.itemsize), rel=0.01)
