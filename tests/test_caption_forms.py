@@ -165,6 +165,8 @@ def test_what_is_certain_becomes_the_right_caption(given: Any, done: str):
         (box([200, 400, 1800, 1900]), "bbox", "looks like pixels of a picture of 1900 x 1800 or more.*--box-size"),
         (box([0, 0, 1000, 1024]), "bbox", r"reaches beyond 1000; write \[0, 0, 1000, 1000\] if it is in thousandths"),
         (box([0.1, 0.2, 0.3, 0.4]), "bbox", r"shares of the picture.*by 1000 and round: \[100, 200, 300, 400\]"),
+        (box([0, 0, 1, 1]), "bbox", r"shares of the picture.*by 1000 and round: \[0, 0, 1000, 1000\]"),
+        (box("0, 0, 1, 1"), "bbox", r"shares of the picture.*by 1000 and round: \[0, 0, 1000, 1000\]"),
         (box({"x": 200, "y": 100, "width": 200, "height": 200}), "bbox", "give four numbers in a list, y first"),
         (box([[100, 200], [300, 400]]), "bbox", "has 2 entries"),
         (box([100, 200, 300]), "bbox", "has 3 entries"),
@@ -197,6 +199,11 @@ def test_what_is_not_certain_is_left_with_a_message(given: Any, path: str, says:
     ]
 
 
+def unquoted(colour: str) -> str:
+    """A caption with a colour on a line of its own, which is a comment in other languages."""
+    return json.dumps(palette(["red"])).replace('"red"', f"\n{colour}\n", 1)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -214,6 +221,12 @@ def test_what_is_not_certain_is_left_with_a_message(given: Any, path: str, says:
         (LINE.replace(",", "", 1), "expected a comma"),
         (LINE.replace("[100", f"[{'1' * 4301}"), "a number of 4301 digits is too long at line 1"),
         (LINE.replace("{", "{/*", 1), "a comment without an end"),
+        (unquoted("#FF0000"), "a colour without quotation marks at line 2"),
+        (unquoted("#0f0"), "a colour without quotation marks at line 2"),
+        (f"{LINE}\n{LINE[:-4]}", "a caption and, at line 2, the beginning of another"),
+        (f"{LINE[:-4]}\n{LINE}", "a caption and, at line 1, the beginning of another"),
+        (f"{LINE}\n{{'high_level_description': oops}}", "a caption and, at line 2, the beginning of another"),
+        (f"```json\n{LINE}\n```\n```json\n{LINE.replace(':', '', 3)}\n```", "the beginning of another"),
         ("", "empty"),
         ("a red cup", "plain text 'a red cup'"),
     ],
@@ -292,7 +305,8 @@ colours = st.integers(0, 0xFFFFFF).map("#{:06X}".format)
 def boxes(draw: st.DrawFn) -> list[int]:
     sides = st.lists(st.integers(0, 1000), min_size=2, max_size=2, unique=True)
     (top, bottom), (left, right) = sorted(draw(sides)), sorted(draw(sides))
-    return [top, left, bottom, right]
+    # All of a picture of side 1 is asked about, whoever wrote it.
+    return [top, left, bottom, right] if (top, left, bottom, right) != (0, 0, 1, 1) else [0, 0, 2, 2]
 
 
 @st.composite

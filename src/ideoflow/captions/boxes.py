@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 RANGE = 1000  # boxes are in thousandths of the picture's sides
+WHOLE = [0, 0, 1, 1]  # all of the picture in shares of it; in thousandths it is less than a pixel
 EXPECTED = f"[y_min, x_min, y_max, x_max] in whole numbers from 0 to {RANGE}"
 
 ORDERS = ("yxyx", "xyxy", "xywh", "yxhw", "cxcywh")  # that boxes can be converted from
@@ -67,9 +68,10 @@ def judge(value: Any, shown: str, kind: str, sure: bool) -> Verdict | None:
             given = f"has {len(value)} entries"
         return Verdict(f"{given}, where {EXPECTED} is expected", _hint(value))
     edges = box.edges
-    if _are_shares(value, box):
+    shares = _are_shares(value, box)
+    if shares or edges == WHOLE:
         meant = [round(RANGE * edge) for edge in edges]
-        if box.named and _encloses(meant):
+        if shares and box.named and _encloses(meant):
             return Verdict(f"is {shown}, in shares of the picture", f"write {meant}", meant)
         return Verdict(
             f"is {shown}, which looks like shares of the picture, where {EXPECTED} is expected",
@@ -102,7 +104,7 @@ def in_doubt(value: Any) -> bool:
     edges = box.edges
     if not all(math.isfinite(edge) and edge == int(edge) for edge in edges) or _are_shares(value, box):
         return not box.named
-    return max(edges) > RANGE or (not box.named and not _encloses(edges) and bool(_other_readings(edges)))
+    return max(edges) > RANGE or edges == WHOLE or (not box.named and not _encloses(edges) and bool(_other_readings(edges)))
 
 
 def convert(value: Any, order: str, size: tuple[float, float] | None) -> list[int] | None:

@@ -30,6 +30,8 @@ MARKS = "\ufeff \t\r\n"
 _OPENED = re.compile(r"\s*<think(?:ing)?>", re.IGNORECASE)
 _THINKING = re.compile(r"\A.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"[`~]{3,}[ \t]*[A-Za-z0-9_-]*")
+_TOP = "|".join(TOP_KEYS)
+_BEGUN = re.compile(rf"\{{\s*(?:[{QUOTES}](?:{_TOP})[{QUOTES}]|(?:{_TOP})\s*:)")  # a caption, readable or not
 
 
 @dataclass
@@ -217,6 +219,13 @@ def _only_caption(text: str, source: str) -> _Object | None:
     different = {write(one.data) for one in captions}
     if len(different) > 1:
         raise CaptionError(f"{source} holds {len(different)} captions: give one, or a .jsonl file with one a line.")
+    read = [range(one.start, one.end) for one in captions]
+    for begun in _BEGUN.finditer(text) if captions else ():
+        if not any(begun.start() in one for one in read):
+            line = text.count("\n", 0, begun.start()) + 1
+            raise CaptionError(
+                f"{source} holds a caption and, at line {line}, the beginning of another that cannot be read: give one."
+            )
     return captions[0] if captions else None
 
 

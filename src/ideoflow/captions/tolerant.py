@@ -20,6 +20,7 @@ _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?(?![0-9A-
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SPACE = re.compile(r"[\s\u200b\u2060\ufeff]*")
 _COMMENT = re.compile(r"//[^\n]*|#[^\n]*|/\*.*?\*/", re.DOTALL)
+_COLOUR = re.compile(r"#(?:[0-9A-Fa-f]{3,4}|[0-9A-Fa-f]{6}|[0-9A-Fa-f]{8})(?!\w)")
 _STRINGS = json.JSONDecoder(strict=False)
 _LITERALS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 
@@ -70,6 +71,8 @@ class Tolerant:
             self.at = space.end() if space else self.at
             if self.text[self.at : self.at + 2] not in ("//", "/*") and self.text[self.at : self.at + 1] != "#":
                 return self.text[self.at : self.at + 1]
+            if _COLOUR.match(self.text, self.at):  # read as a comment, it would be lost
+                self._refuse("a colour without quotation marks")
             comment = _COMMENT.match(self.text, self.at)
             if comment is None:
                 self._refuse("a comment without an end", len(self.text))
