@@ -4,6 +4,7 @@ import copy
 import gc
 import random
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -306,6 +307,42 @@ def test_adapters_cannot_be_changed_while_another_thread_draws(pipeline, method,
         finally:
             tried.set()
         call.result()
+
+
+def test_a_call_that_begins_while_adapters_are_loaded_has_all_of_them(pipeline, monkeypatch):
+    call = dict(size=(32, 32), num_inference_steps=2, guidance_schedule=(3.0, 3.0), output_type="latent")
+    loading, begun = threading.Event(), threading.Event()
+    inject = pipeline.transformer.load_lora_adapter
+
+    def slowly(*arguments, **options):
+        loading.set()
+        begun.wait(1)  # the call would have begun by then
+        inject(*arguments, **options)
+
+    monkeypatch.setattr(pipeline.transformer, "load_lora_adapter", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        loads = pool.submit(add_lora, pipeline, projection=False)
+        loading.wait(60)
+        drawn = pool.submit(
+            lambda: pipeline("a", generator=seeded(), callback_on_step_end=lambda *_: begun.set(), **call).images
+        )
+        loads.result(), drawn.result()
+    pipeline.set_adapters("style", 1.0)
+    whole = pipeline("a", generator=seeded(), **call).images
+    pipeline.set_adapters("style", 0.7)
+    weighed = pipeline("a", generator=seeded(), **call).images
+
+    assert min((drawn.result() - one).abs().max() for one in (whole, weighed)) <= 1e-5 * whole.abs().max()
+
+
+def test_a_scale_without_adapters_is_said_to_change_nothing(pipeline):
+    call = dict(size=(32, 32), num_inference_steps=1, guidance_schedule=(3.0,), output_type="latent")
+    with pytest.warns(UserWarning, match=r"scale 0.5.*none is loaded: it changes nothing"):
+        pipeline("a", attention_kwargs={"scale": 0.5}, **call)
+    add_lora(pipeline)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*changes nothing")
+        pipeline("a", attention_kwargs={"scale": 0.5}, **call)
 
 
 def test_a_callback_may_weigh_adapters_for_the_steps_that_follow(pipeline):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from threading import Lock
+from threading import Condition, get_ident
 from typing import Any
 
 
@@ -33,7 +33,8 @@ _Entry = tuple["weakref.ref[Any]", Call]  # a pipeline, and one of its calls
 _here: ContextVar[tuple[_Entry, ...]] = ContextVar("calls under way in this thread, the outermost first", default=())
 _ended: ContextVar[tuple[_Entry, ...]] = ContextVar("the call that ended last in this thread", default=())
 _under_way: list[_Entry] = []  # in any thread
-_lock = Lock()
+_changing: list[tuple[weakref.ref[Any], int]] = []  # pipelines whose adapters a thread is changing, and the thread
+_lock = Condition()
 
 
 @contextmanager
@@ -43,6 +44,7 @@ def call_of(pipeline: Any, attention_kwargs: dict[str, Any] | None) -> Iterator[
     entry = (weakref.ref(pipeline), call)
     token = _here.set((*_here.get(), entry))
     with _lock:
+        _lock.wait_for(lambda: not _is_changing_elsewhere(pipeline))
         _under_way.append(entry)
     try:
         yield call
@@ -68,11 +70,32 @@ def interrupt(pipeline: Any, value: bool) -> None:
         call.interrupted = value
 
 
-def is_drawing_elsewhere(pipeline: Any) -> bool:
-    """Whether a call of `pipeline` is under way that this thread is not within."""
+@contextmanager
+def between_calls(pipeline: Any) -> Iterator[bool]:
+    """Change what all calls of `pipeline` share: calls of other threads that begin meanwhile wait for the block's end.
+
+    Yields:
+        Whether the block may do so: False where a call is under way that this thread is not within.
+    """
     own = [call for _, call in _here.get()]
+    entry = (weakref.ref(pipeline), get_ident())
     with _lock:
-        return any(reference() is pipeline and call not in own for reference, call in _under_way)
+        # Of two threads that change it, one waits for the other; this one may be in such a block already.
+        _lock.wait_for(lambda: not _is_changing_elsewhere(pipeline))
+        free = not any(reference() is pipeline and call not in own for reference, call in _under_way)
+        if free:
+            _changing.append(entry)
+    try:
+        yield free
+    finally:
+        with _lock:
+            if free:
+                _changing.remove(entry)
+            _lock.notify_all()
+
+
+def _is_changing_elsewhere(pipeline: Any) -> bool:
+    return any(reference() is pipeline and thread != get_ident() for reference, thread in _changing)
 
 
 def _innermost(pipeline: Any, entries: tuple[_Entry, ...]) -> Call | None:

@@ -5,7 +5,9 @@ import functools
 import inspect
 import logging
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +28,13 @@ from ..engine import Denoiser, Engine, Policy, Request
 from ..engine.out_of_memory import NotEnoughMemory, out_of_memory
 from ..fitting import Plan, fit_memory
 from ..model import Ideogram4Transformer2DModel
-from ..ops.exclusive import exclusive
+from ..ops.exclusive import adapter_layers, exclusive
 from ..ops.offload import is_offloaded
 from ..provenance import KEY, doubt, to_text
 from ..schedule import Preset
 from .acceleration import PipelineSpeed
 from .arguments import DEFAULT, plan_of
-from .calls import call_of, interrupt, is_drawing_elsewhere, latest_call
+from .calls import between_calls, call_of, interrupt, latest_call
 from .loading import PipelineFiles
 from .origin import PipelineOrigin
 from .requests import PipelineRequests
@@ -65,13 +67,14 @@ def _between_calls(name: str) -> Callable[..., Any]:
 
     @functools.wraps(inherited)
     def method(self: "Ideogram4Pipeline", *args: Any, **kwargs: Any) -> Any:
-        if is_drawing_elsewhere(self):
-            raise RuntimeError(
-                f"`{name}` would change pictures that another thread is drawing with this pipeline: call it between"
-                " calls. For a strength of each call's own pass `attention_kwargs={'scale': ...}` to the call."
-            )
-        with exclusive(self.transformer, self.unconditional_transformer):
-            return getattr(super(Ideogram4Pipeline, self), name)(*args, **kwargs)
+        with between_calls(self) as free:
+            if not free:
+                raise RuntimeError(
+                    f"`{name}` would change pictures that another thread is drawing with this pipeline: call it between"
+                    " calls. For a strength of each call's own pass `attention_kwargs={'scale': ...}` to the call."
+                )
+            with exclusive(self.transformer, self.unconditional_transformer):
+                return getattr(super(Ideogram4Pipeline, self), name)(*args, **kwargs)
 
     return method
 
@@ -264,6 +267,21 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
         warn_renamed("pipe.fit", "pipe.fit_memory")
         return self.fit_memory(memory, **options)
 
+    def _in_turn(self) -> AbstractContextManager[None]:
+        """Where hooks move the models, calls take turns: one call's end puts all of them back."""
+        models = [model for model in self.components.values() if isinstance(model, nn.Module)]
+        return exclusive(*(model for model in models if is_offloaded(model)))
+
+    def _warn_of_scale(self, attention_kwargs: Mapping[str, Any] | None) -> None:
+        """Warn of a strength of adapters where there are none, which changes nothing."""
+        models = [model for model in (self.transformer, self.unconditional_transformer) if model is not None]
+        if attention_kwargs and "scale" in attention_kwargs and not any(map(adapter_layers, models)):
+            warnings.warn(
+                f"`attention_kwargs` has the scale {attention_kwargs['scale']!r}, which is the strength of adapters,"
+                " and none is loaded: it changes nothing.",
+                stacklevel=4,
+            )
+
     load_lora_weights = _between_calls("load_lora_weights")
     unload_lora_weights = _between_calls("unload_lora_weights")
     set_adapters = _between_calls("set_adapters")
@@ -417,9 +435,8 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise TypeError(f"`callback_on_step_end` is {callback_on_step_end!r}: give a function, or None.")
         engine = self.engine(attention_kwargs, max_tokens=max_tokens)
-        hooked = [model for model in self.components.values() if isinstance(model, nn.Module) and is_offloaded(model)]
-        # Where hooks move the models, calls take turns: one call's end puts all of them back.
-        with exclusive(*hooked), call_of(self, attention_kwargs) as call:
+        with call_of(self, attention_kwargs) as call, self._in_turn():
+            self._warn_of_scale(attention_kwargs)
             requests = self.make_requests(
                 prompt,
                 height,
