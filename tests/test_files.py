@@ -32,6 +32,16 @@ def test_a_link_stays_a_link_and_a_file_keeps_its_permissions(tmp_path):
     assert (tmp_path / "link").is_symlink() and target.read_bytes() == b"new" and target.stat().st_mode & 0o777 == 0o640
 
 
+def test_a_link_that_leads_to_itself_is_told_before_the_work_and_by_its_name(tmp_path):
+    loop = tmp_path / "loop.png"
+    loop.symlink_to(loop.name)
+    with pytest.raises(ValueError, match=r"--out .*loop\.png: it is a link that leads to itself"):
+        check_writable(loop, "--out")
+    with pytest.raises(OSError, match=r"leads to itself.*loop\.png"):
+        write_text(loop, "a")
+    assert loop.is_symlink()
+
+
 def test_a_device_is_written_to_as_it_stands():
     write_bytes(Path("/dev/null"), b"gone")
     assert Path("/dev/null").is_char_device()

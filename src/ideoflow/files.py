@@ -54,7 +54,10 @@ def check_place(path: Path, option: str) -> None:
     Raises:
         ValueError: naming the option and the path, if it cannot.
     """
-    folder = path.resolve().parent
+    try:
+        folder = resolved(path).parent
+    except OSError as error:
+        raise ValueError(f"{option} {path}: {error.strerror}.") from None
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
@@ -66,6 +69,18 @@ def check_place(path: Path, option: str) -> None:
             file.write(bytes(4096))
     except OSError as error:
         raise ValueError(f"{option} {path}: nothing can be written into {folder} ({error.strerror}).") from None
+
+
+def resolved(path: Path) -> Path:
+    """The path with all links followed.
+
+    Raises:
+        OSError: a link that leads to itself, which pathlib has a RuntimeError for.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError:
+        raise OSError(errno.ELOOP, "it is a link that leads to itself", str(path)) from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -84,7 +99,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     if path.exists() and not path.is_file() and not path.is_dir():
         path.write_bytes(data)
         return
-    target = path.resolve()
+    target = resolved(path)
     with in_place(target, shown=path) as temporary:
         temporary.write_bytes(data)
 

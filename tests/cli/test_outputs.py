@@ -147,6 +147,13 @@ def test_where_nothing_can_be_written_the_users_path_is_named(drawn, monkeypatch
     assert result.exit_code == 1 and "full/a.png" in result.stderr and ".partial" not in result.stderr
 
 
+def test_a_picture_with_more_settings_than_a_jpeg_holds_is_written_as_a_png(drawn, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ideoflow.pictures._MOST_EXIF", 100)
+    result = CliRunner().invoke(app, ["generate", CAPTION, "--seed", "3", "--out", "a.jpg"])
+    assert result.exit_code == 1 and "too long for a JPEG" in result.stderr
+    assert result.stdout.splitlines() == ["a.png"] and "ideoflow" in Image.open("a.png").info
+
+
 LIMITED = """
 import resource, sys
 from ideoflow import sketch

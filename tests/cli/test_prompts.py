@@ -246,3 +246,17 @@ def test_in_python_the_wrong_one_of_several_prompts_is_numbered():
     assert lines_of([LINES[0]], strict=True) == [LINES[0]]
     with pytest.raises(CaptionError, match=r"^`prompt\[1\]`: the prompt 'captions/heart\.json' is the name of a file"):
         lines_of([LINES[0], "captions/heart.json"], strict=False)
+
+
+def test_what_is_no_file_in_a_folder_of_captions_is_refused_not_waited_for(tmp_path: Path):
+    Path("captions").mkdir(exist_ok=True)
+    os.mkfifo("captions/pipe.json")
+    with pytest.raises(ValueError, match=r"captions/pipe\.json has a caption's name and is no file"):
+        Reader().read("captions")
+
+
+def test_a_folder_that_is_linked_into_itself_is_refused():
+    Path("round").mkdir()
+    Path("round/again.json").symlink_to("../round")
+    with pytest.raises(ValueError, match=r"round/again\.json has a caption's name and is no file"):
+        Reader().read("round")

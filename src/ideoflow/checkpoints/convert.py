@@ -16,7 +16,7 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from ..files import sync
+from ..files import resolved, sync
 from ..ops.quantized_layers import is_quantized_layer
 from ..ops.quantized_linear import quantize_rows
 from .config import DEFAULTS, HEADER, original_config
@@ -77,7 +77,7 @@ def convert(
         raise CheckpointError(f"`dtype` is {dtype}: choose one of {', '.join(str(one) for one in TYPES.values())}.")
     if not source.exists():
         raise CheckpointError(f"{source}: there is no such file or folder.")
-    inner, outer = destination.resolve(), source.resolve()
+    inner, outer = resolved(destination), resolved(source)
     if inner == outer or outer in inner.parents or inner in outer.parents:
         raise CheckpointError(f"{destination} and {source} lie in one another: name a destination apart.")
     single = destination.suffix == ".safetensors"

@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
 
-from ..files import in_place, sync, sync_all, temporary_beside
+from ..files import in_place, resolved, sync, sync_all, temporary_beside
 from ..ops.gguf_linear import GgufLinear
 from ..ops.quantized_linear import Float8Linear
 from .errors import CheckpointError, some
@@ -192,8 +192,8 @@ def into_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         CheckpointError: a folder that cannot be written; it is what it was.
     """
-    place = Path(folder).expanduser().resolve()  # a link stays a link
     try:
+        place = resolved(Path(folder).expanduser())  # a link stays a link
         _check_writable(place)
         if not place.exists():
             with in_place(place, overwrite=False) as new:

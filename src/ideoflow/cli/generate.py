@@ -320,7 +320,7 @@ def generate(
             for index, image in zip(members, images, strict=True):
                 # What this command has written, it does not replace.
                 path = _save(image, targets[index], metadata, overwrite and targets[index] not in written)
-                elsewhere = elsewhere or path.parent != targets[index].parent
+                elsewhere = elsewhere or (path.parent, path.suffix) != (targets[index].parent, targets[index].suffix)
                 paths.append(path)
                 written.add(targets[index])
             for path in paths:  # once all are safe: standard output may be closed, or know no such characters
@@ -333,6 +333,9 @@ def _save(image: Image, path: Path, settings: bool, overwrite: bool) -> Path:
     """Write a picture, elsewhere where it cannot be written to its place: it may have taken long."""
     try:
         return save_image(image, path, settings=settings, overwrite=overwrite)
+    except ValueError as error:  # more settings than a JPEG holds
+        warn(f"--out {printable(path)}: {error} The picture is written as a PNG.")
+        return _save(image, path.with_suffix(".png"), settings, overwrite)
     except OSError as error:
         told = f"--out {printable(path)} cannot be written ({error.strerror or error})"
         for folder in (Path.cwd(), Path.home(), Path(tempfile.gettempdir())):

@@ -91,6 +91,8 @@ class Reader:
             if not files:
                 raise ValueError(f"{path} is a folder without captions: it has no {', '.join(CAPTIONS)} files.")
             for file in files:
+                if not file.is_file():  # a pipe would be waited for without end
+                    raise ValueError(f"{file} has a caption's name and is no file: rename it, or take it away.")
                 yield from self._of_path(file)
         elif kind in FORMATS:
             recipe = read_settings(path)
