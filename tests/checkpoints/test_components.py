@@ -108,6 +108,31 @@ def test_float8_with_scales_is_what_it_stands_for(weights, tokenizer, folder, fo
     assert 0.001 < error < 0.1  # of the rounding, of which noise would be 1 and more
 
 
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_float8_of_either_kind_that_is_said_to_have_scales_is_not_used_without(weights, folder, kind):
+    bare = {name: one.to(kind) if of_blocks(name) and one.ndim == 2 else one for name, one in weights.items()}
+    for stored, flag in ((bare, FLAG), ({**bare, "scaled_fp8": torch.zeros(2).to(kind)}, {})):
+        with pytest.raises(CheckpointError, match="fp8 weights without the scales that the file"):
+            Qwen3VLModel.from_pretrained(folder(stored, **flag))
+
+
+def test_a_package_that_weights_need_is_named_in_one_error(weights, folder):
+    path = folder(weights, quantization_config={"quant_method": "compressed-tensors"})
+    with pytest.raises(CheckpointError, match=r"cannot be loaded here: compressed-tensors.* is required"):
+        Qwen3VLModel.from_pretrained(path)
+
+
+def test_an_autoencoder_under_the_originals_names_is_told_what_it_is(tmp_path):
+    stored = {
+        "encoder.down.0.block.0.conv1.weight": torch.ones(4, 4, 3, 3),
+        "decoder.mid.attn_1.q.weight": torch.ones(4, 4),
+    }
+    for prefix in ("", "vae."):
+        save_file({prefix + name: one for name, one in stored.items()}, tmp_path / "ae.safetensors")
+        with pytest.raises(CheckpointError, match=r"under the original's names, as ComfyUI has it.*Leave it out"):
+            Autoencoder.from_single_file(tmp_path / "ae.safetensors", config=sketch.path() / "vae")
+
+
 def test_float8_inputs_are_never_rounded(weights, folder):
     """On a GPU too: features are exact but for the weights' rounding."""
     kept = Qwen3VLModel.from_pretrained(folder(FLOAT8["rows"](weights)))

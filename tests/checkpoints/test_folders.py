@@ -313,3 +313,29 @@ def test_the_original_forms_file_in_a_folder_of_its_own(tmp_path, picture):
     write(tmp_path / "alone" / "model.safetensors", weights)
     pipe = Ideogram4Pipeline.from_pretrained(tmp_path / "alone", config=sketch.path())
     assert np.abs(draw(pipe) - picture).max() <= 1
+
+
+def test_the_index_of_a_whole_folder_is_not_taken_for_a_transformers_alone(folder):
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(CheckpointError, match=r"names no 'scheduler'.*give one") as error:
+        Ideogram4Pipeline.from_pretrained(folder)
+    assert "alone" not in str(error.value)
+
+
+@pytest.mark.parametrize("limits", [[256], [1, 2, 3], [512, 256], [0, 256]])
+def test_the_limits_of_sides_in_an_index_are_two(folder, limits):
+    file = folder / "model_index.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "side_limits": limits}))
+    with pytest.raises(CheckpointError, match=r"'side_limits' is .*the smallest and the largest"):
+        Ideogram4Pipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(("name", "says"), [("dtpye", "did you mean `dtype`"), ("watermarker", "leave it out")])
+def test_an_argument_that_there_is_none_of_is_refused_by_name(name, says):
+    for load in (Ideogram4Pipeline.from_pretrained, Ideogram4Pipeline.from_single_file):
+        with pytest.raises(TypeError, match=f"no argument `{name}`: {says}"):
+            load(sketch.path(), **{name: torch.float16})
+
+
+def test_a_component_that_there_is_none_of_may_be_left_out(folder):
+    assert Ideogram4Pipeline.from_pretrained(folder, safety_checker=None, low_cpu_mem_usage=False)

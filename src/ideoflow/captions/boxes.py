@@ -104,7 +104,11 @@ def in_doubt(value: Any) -> bool:
     edges = box.edges
     if not all(math.isfinite(edge) and edge == int(edge) for edge in edges) or _are_shares(value, box):
         return not box.named
-    return max(edges) > RANGE or edges == WHOLE or (not box.named and not _encloses(edges) and bool(_other_readings(edges)))
+    return (
+        max(edges) > RANGE
+        or edges == WHOLE
+        or (not box.named and not _encloses(edges) and bool(_other_readings(edges)))
+    )
 
 
 def convert(value: Any, order: str, size: tuple[float, float] | None) -> list[int] | None:

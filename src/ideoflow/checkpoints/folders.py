@@ -73,6 +73,9 @@ def index_of(folder: Path, given: Collection[str] = ()) -> dict[str, Any]:
         numbers = index.get(key, [])
         if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
             raise CheckpointError(f"{file}: {key!r} is {str(numbers)[:60]}, and must be a list of whole numbers.")
+    limits = index.get("side_limits")
+    if limits is not None and not (len(limits) == 2 and 0 < limits[0] <= limits[1]):
+        raise CheckpointError(f"{file}: 'side_limits' is {str(limits)[:60]}, and must be the smallest and the largest.")
     other = OPTIONAL[0]
     if other not in (*index, *given) and (folder / other).is_dir():
         raise CheckpointError(
@@ -135,7 +138,7 @@ def _made_index(folder: Path, given: Collection[str]) -> dict[str, Any]:
 
 def _alone(folder: Path) -> str:
     """What to do with a folder that holds a transformer alone; nothing where it does not."""
-    if transformer_folder(folder) is None:
+    if not is_alone(folder):
         return ""
     return (
         "It holds a transformer alone: say which folder everything else comes from"

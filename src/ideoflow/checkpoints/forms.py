@@ -230,7 +230,7 @@ def check_scales(source: Source, weights: Iterable[tuple[Infos, tuple[int, ...]]
         weights: Parts and shapes.
         scaled: Whether a note or a configuration says that they have scales.
     """
-    matrices = [infos for infos, shape in weights if infos["weight"].dtype == "F8_E4M3" and len(shape) >= 2]
+    matrices = [infos for infos, shape in weights if infos["weight"].dtype.startswith("F8_") and len(shape) >= 2]
     bare = [infos["weight"].name for infos in matrices if set(infos) == {"weight"}]
     if bare and (scaled or len(bare) < len(matrices)):
         why = "that others have" if len(bare) < len(matrices) else "that the file, or its configuration, speaks of"

@@ -8,6 +8,7 @@ import typer
 
 from .. import sketch
 from ..provenance import SKETCH
+from ..schedule import MAX_STEPS
 from .console import WRONG_INPUT, err, fail, out, plain_errors, starting
 from .values import check_device, expanded, parse_amount, parse_device, parse_dtype, parse_size
 
@@ -34,7 +35,7 @@ def plan(
     ] = "1024x1024",
     caption_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the caption, template included.")] = 500,
     pictures: Annotated[int, typer.Option("--pictures", "-n", min=1, help="Pictures of one call.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, help="Denoising steps.")] = 20,
     model: Annotated[
         str | None,
         typer.Option(

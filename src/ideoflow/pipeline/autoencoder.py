@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from diffusers import AutoencoderKLFlux2, ModelMixin  # noqa: F401 (diffusers looks for the second here)
 
 from ..checkpoints.component_configs import making, read_autoencoder_config
-from ..checkpoints.errors import CheckpointError
+from ..checkpoints.errors import CheckpointError, some
 from ..checkpoints.filling import fill, match_tensors
 from ..checkpoints.hub import HUB_ARGUMENTS, local_folder
 from ..checkpoints.pretrained import IGNORED, one_device
@@ -63,10 +64,23 @@ def _empty(source: Source, config: dict[str, Any]) -> AutoencoderKLFlux2:
         return AutoencoderKLFlux2.from_config(config)
 
 
+def _check_names(source: Source) -> None:
+    """Raise for names of the original autoencoder, which ComfyUI's file has."""
+    original = re.compile(r"(.*\.)?(encoder|decoder)\.((down|up)\.\d+|mid\.(block|attn)_\d+)\..+")
+    found = [name for name in source.infos if original.fullmatch(name)]
+    if found:
+        raise CheckpointError(
+            f"{source.path} is an autoencoder under the original's names, as ComfyUI has it ({some(found, 2)}), which"
+            " is not read here. Leave it out: the folder that everything else comes from has the same autoencoder in"
+            " `vae`. For another one, give a folder or a file with diffusers' names (encoder.down_blocks.0 ...)."
+        )
+
+
 def _load(source: Source, config: dict[str, Any], **kwargs: Any) -> AutoencoderKLFlux2:
     dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
         raise ValueError(f"`dtype` is {dtype!r}: give torch.float32, torch.bfloat16 or torch.float16.")
+    _check_names(source)
     device = one_device(kwargs.get("device_map"))
     assert device is not None
     model = _empty(source, config)

@@ -1,10 +1,12 @@
 """How a pipeline's files are read and written: diffusers' folders, by any reader's names, and single files."""
 
 # No `from __future__ import annotations`: diffusers reads the types of a pipeline's arguments.
+import inspect
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,14 @@ from .autoencoder import Autoencoder
 from .qwen3_vl import Qwen3VLModel
 
 HUB_ID = "ideogram-ai/ideogram-4-nf4-diffusers"  # gated; has all components in diffusers' layout
+
+# Arguments of diffusers' method, beside the components.
+THEIRS = (
+    *HUB_ARGUMENTS, "proxies", "dtype", "torch_dtype", "device_map", "max_memory", "offload_folder",
+    "offload_state_dict", "low_cpu_mem_usage", "variant", "quantization_config", "disable_mmap",
+    "custom_revision", "load_connected_pipeline", "use_flashpack", "use_onnx", "provider", "sess_options",
+    "provider_options",
+)  # fmt: skip
 
 # The class that loads each component here, and the name by which an index knows it.
 _LOADERS: dict[str, Any] = {
@@ -141,6 +151,7 @@ class PipelineFiles(DiffusionPipeline):
             CheckpointError: a ValueError that names the file, and the tensor, that cannot be used.
         """
         _refuse_foreign_code(kwargs)
+        _refuse_unknown(cls, kwargs)
         if config is not None:
             place = Path(pretrained_model_name_or_path or "").expanduser()
             if place.is_dir() and not is_alone(place):
@@ -210,6 +221,7 @@ class PipelineFiles(DiffusionPipeline):
             kwargs: As `from_pretrained`, files of a text encoder or an autoencoder among them.
         """
         _refuse_foreign_code(kwargs)
+        _refuse_unknown(cls, kwargs)
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key)}
         file = local_file(pretrained_model_link_or_path, hub)
         rest = Path(config).expanduser()
@@ -249,6 +261,24 @@ def _refuse_foreign_code(kwargs: dict[str, Any]) -> None:
             "`use_safetensors` is False: nothing is ever unpickled here. Convert such files to safetensors with a"
             " program that you trust them with, and leave the argument out."
         )
+
+
+def _refuse_unknown(pipeline: type, kwargs: Mapping[str, Any]) -> None:
+    """Raise for arguments that diffusers would pass over; None for a component that there is none of asks for nothing.
+
+    Raises:
+        TypeError: naming the argument and what may be meant.
+    """
+    own = [name for name in inspect.signature(pipeline).parameters]
+    known = [*THEIRS, *own, "dequantize", "config"]
+    if unknown := [name for name, value in kwargs.items() if name not in known and value is not None]:
+        raise TypeError(" ".join(_unknown(name, known) for name in unknown))
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, 1)
+    meant = f"did you mean `{near[0]}`?" if near else "leave it out."
+    return f"`from_pretrained` has no argument `{name}`: {meant}"
 
 
 def _is_path(value: Any) -> bool:

@@ -177,7 +177,10 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
         settled = {"dequantize", "subfolder", *HUB_ARGUMENTS}
         own = {key: value for key, value in kwargs.items() if key not in settled}
         own |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = super().from_pretrained(folder, *args, **own)
+        try:
+            model, info = super().from_pretrained(folder, *args, **own)
+        except ImportError as error:  # of a package that its kind of quantization needs
+            raise CheckpointError(f"{folder} cannot be loaded here: {' '.join(str(error).split())}") from error
         wrong = {
             what: sorted(map(str, names))
             for what, names in (
