@@ -1,6 +1,7 @@
 """A command that works long before it writes is refused at once where it cannot write, and loses no finished work."""
 
 import importlib
+import json
 import runpy
 import subprocess
 import sys
@@ -147,8 +148,10 @@ def test_where_nothing_can_be_written_the_users_path_is_named(drawn, monkeypatch
     assert result.exit_code == 1 and "full/a.png" in result.stderr and ".partial" not in result.stderr
 
 
-def test_a_picture_with_more_settings_than_a_jpeg_holds_is_written_as_a_png(drawn, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ideoflow.pictures._MOST_EXIF", 100)
+def test_a_picture_with_more_settings_than_a_jpeg_holds_is_written_as_a_png(monkeypatch: pytest.MonkeyPatch):
+    picture = Image.new("RGB", (16, 16), "red")
+    picture.info["ideoflow"] = json.dumps({"caption": "a" * 70_000})
+    monkeypatch.setattr(importlib.import_module("ideoflow.cli.generate"), "draw", lambda *_: [picture])
     result = CliRunner().invoke(app, ["generate", CAPTION, "--seed", "3", "--out", "a.jpg"])
     assert result.exit_code == 1 and "too long for a JPEG" in result.stderr
     assert result.stdout.splitlines() == ["a.png"] and "ideoflow" in Image.open("a.png").info
