@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("captions", "packing", "schedule", "configuration", "pictures"),
     ("provenance",),
     ("files", "images", "digests", "sizes"),
-    ("dtypes", "devices", "checks", "interrupts", "_imports"),
+    ("dtypes", "devices", "checks", "interrupts", "streams", "bundled", "_version", "_imports"),
 )
 # Reachable from everywhere, since it imports nothing before it is asked: the package's own public names.
 FRONT = "__init__.py"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._imports import lazily
+from ._version import __version__
 
 if TYPE_CHECKING:
     from .captions import Caption
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
     from .pictures import save_image
     from .pipeline import Ideogram4Pipeline, Ideogram4PipelineOutput
     from .schedule import PRESETS
-
-__version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",

@@ -7,12 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ._version import __version__
 from .checks import printable
 
 KEY = "ideoflow"  # of the text in a PNG, and of this package's version in the settings
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZED = ("fp8", "int8")
-SKETCH = "sketch"  # the bundled model
 
 # What settings hold, and whether they must.
 _KINDS: dict[str, tuple[Any, bool]] = {
@@ -48,8 +48,6 @@ def doubt(settings: dict[str, Any] | None, why: str) -> None:
 def to_text(settings: Mapping[str, Any]) -> str:
     """Settings as a picture's file keeps them, with the versions that they were drawn by."""
     import torch
-
-    from . import __version__
 
     return json.dumps({**settings, KEY: __version__, "torch": torch.__version__}, ensure_ascii=False)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ideoflow.training.interrupts import Interrupted
+from ideoflow.interrupts import Interrupted
 from ideoflow.training.run import train
 from ideoflow.training.settings import Settings
 from ideoflow.training.watch import Watcher

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from ideoflow.cli import app
 from ideoflow.files import lock
+from ideoflow.interrupts import Interrupted
 from ideoflow.training import checkpoints
-from ideoflow.training.interrupts import Interrupted
 from ideoflow.training.progress import Log
 from ideoflow.training.run import train
 from ideoflow.training.settings import Settings

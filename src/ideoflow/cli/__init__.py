@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
+from .._version import __version__
 from . import caption
 from .checkpoints import convert, inspect
 from .commands import SETTINGS, Command, Commands, Renamed

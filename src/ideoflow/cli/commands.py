@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from .._program import interrupts_raise
+from ..interrupts import interrupts_raise
 from .console import plain_errors, warn
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}

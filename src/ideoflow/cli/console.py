@@ -15,13 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from .._imports import quietly
-from .._program import LOST_OUTPUT, interrupts_end_it, silence
 from ..checks import printable
-
-# Exit codes: 0 done; 1 the work itself failed; 2 something given was wrong; 130 interrupted from the keyboard.
-FAILED = 1
-WRONG_INPUT = 2
-INTERRUPTED = 130
+from ..interrupts import interrupts_end_it
+from ..streams import FAILED, INTERRUPTED, LOST_OUTPUT, WRONG_INPUT, silence
 
 # What may go wrong without a mistake of the user's, by the exception's name: its packages are slow to import.
 _OUT_OF_MEMORY = "out of memory: {} Try a smaller size, fewer pictures at once or another --dtype."

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from .. import sketch
-from ..provenance import SKETCH
+from ..bundled import SKETCH
 from .console import err, plain_warnings, shown, warn
 from .jobs import Picture, Settings
 

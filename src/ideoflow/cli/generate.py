@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import sketch
+from ..bundled import SKETCH
 from ..checks import printable
 from ..files import check_writable
 from ..pictures import save_image
-from ..provenance import SKETCH
 from ..schedule import MAX_STEPS, SHORT_NAMES
 from .console import FAILED, err, fail, out, plain_errors, starting, warn
 from .draw import draw

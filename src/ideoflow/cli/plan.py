@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import sketch
-from ..provenance import SKETCH
+from ..bundled import SKETCH
 from ..schedule import MAX_STEPS
 from .console import WRONG_INPUT, err, fail, out, plain_errors, starting
 from .values import check_device, expanded, parse_amount, parse_device, parse_dtype, parse_size

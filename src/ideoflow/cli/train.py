@@ -144,8 +144,8 @@ def _check(settings: Settings) -> None:
 
 def _run(settings: Settings, resume: bool, dry_run: bool) -> None:
     with console.plain_warnings():
+        from ..interrupts import Interrupted, terminated
         from ..training import checkpoints
-        from ..training.interrupts import Interrupted, terminated
         from ..training.parallel import processes
         from ..training.run import prepare, reserved
         from ..training.trainer import Stopped

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import sketch
+from ..bundled import SKETCH
 from ..checks import printable
 from ..digests import digest_as
-from ..provenance import SKETCH
 from .console import warn
 from .jobs import Lora
 from .values import DEVICE

@@ -13,8 +13,9 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..bundled import SKETCH
 from ..fitting.memory import parse_memory
-from ..provenance import DTYPES, QUANTIZED, SKETCH
+from ..provenance import DTYPES, QUANTIZED
 from ..schedule import find_preset
 from ..sizes import misfit
 from .jobs import SUFFIXES, Lora

@@ -16,10 +16,10 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from .. import sketch
+from ..bundled import SKETCH, SKETCH_FOLDER
 from ..checkpoints.lora_files import PipelineAdapters, find_lora
 from ..digests import digest_file, digest_hub, digest_model
-from ..provenance import DTYPES, QUANTIZED, SKETCH
+from ..provenance import DTYPES, QUANTIZED
 from ..schedule import PRESETS, Preset
 from .acceleration import PipelineSpeed
 from .loading import HUB_ID, PipelineFiles
@@ -48,10 +48,10 @@ def find_source(path: str | os.PathLike[str]) -> Source:
     """The source of a model: of the bundled one, a folder, a file or a hub id."""
     place = Path(path).expanduser()
     if path == SKETCH and not place.exists():
-        place = sketch.path()
+        place = SKETCH_FOLDER
     if not place.exists():
         return Source(str(path), digest_hub(str(path)))
-    bundled = place.is_dir() and os.path.samefile(place, sketch.path())
+    bundled = place.is_dir() and os.path.samefile(place, SKETCH_FOLDER)
     return Source(SKETCH if bundled else os.path.abspath(place), digest_model(place))
 
 

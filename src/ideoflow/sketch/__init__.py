@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._imports import bars, quietly
+from ..bundled import SKETCH_FOLDER
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ GUIDANCE = 2.0  # what suits so small a model; the presets' 7 is for the publish
 
 def path() -> Path:
     """The bundled model's folder, in the layout that ideoflow's and diffusers' pipelines open."""
-    return Path(str(resources.files("ideoflow"))) / "assets" / "sketch"
+    return SKETCH_FOLDER
 
 
 def load(dtype: torch.dtype | None = None) -> Ideogram4Pipeline:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from importlib import resources
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from ..bundled import FONTS_FOLDER
 
 # Drawn this many times larger, then averaged down: that is the antialiasing.
 SUPERSAMPLE = 4
@@ -106,9 +107,7 @@ def shape_mask(shape: str, width: int, height: int, outline: bool = False) -> np
 
 @lru_cache(maxsize=4)
 def _font(name: str) -> ImageFont.FreeTypeFont:
-    path = resources.files("ideoflow") / "assets" / "fonts" / f"{name}-subset.ttf"
-    with resources.as_file(path) as file:
-        return ImageFont.truetype(str(file), 200)
+    return ImageFont.truetype(str(FONTS_FOLDER / f"{name}-subset.ttf"), 200)
 
 
 FONTS: dict[str, str] = {"sans": "DejaVuSans-Bold", "serif": "DejaVuSerif-Bold"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .. import sketch
+from ..bundled import SKETCH, SKETCH_FOLDER
 from ..checkpoints.folders import is_alone
 from ..checkpoints.hub import check_id
 from ..files import check_writable, lock
@@ -24,7 +24,6 @@ from .settings import Data, Settings
 from .trainer import Trainer
 from .watch import Watcher
 
-SKETCH = "sketch"  # as in the other commands
 WEIGHTS = (".safetensors", ".gguf", ".json")  # what a file of weights, or an index of them, is called
 
 
@@ -113,7 +112,7 @@ def load_pipeline(settings: Settings, group: Group) -> Ideogram4Pipeline:
 def _place(option: str, name: str) -> str:
     """A path that is there, or a name on the hub: OWNER/NAME."""
     if name == SKETCH:
-        return str(sketch.path())
+        return str(SKETCH_FOLDER)
     path = Path(name).expanduser()
     if path.exists():
         return str(path)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import in_place, write_text
+from ..interrupts import Interrupted, noted
 from ..model import Ideogram4Transformer2DModel
 from ..pipeline import Ideogram4Pipeline
 from . import checkpoints
@@ -22,7 +23,6 @@ from .adapters import AdapterSettings, adapter_weights, add_adapter, save_adapte
 from .batches import Draw, PackedStream
 from .ema import Ema
 from .encoding import Sample
-from .interrupts import Interrupted, noted
 from .objective import FlowMatching, make_batch
 from .optimizers import make_optimizer, make_schedule
 from .parallel import Group, like, reshard, share, syncing, whole
