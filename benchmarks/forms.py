@@ -24,8 +24,8 @@ from torch import nn
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
 
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
-from ideoflow.checkpoints import load_transformer, open_checkpoint
-from tests.checkpoints.forms import Weights, float8_rows, float8_scaled, is_linear, write
+from ideoflow.checkpoints import open_checkpoint
+from tests.checkpoints.forms import Weights, float8_rows, float8_scaled, is_linear, load_transformer, write
 from tests.checkpoints.forms_low_bit import blocks_only, four_bits, write_gguf
 from tools.sketch.score import held_out
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ideoflow import Ideogram4Transformer2DModel, sketch
+from ideoflow import Ideogram4Transformer2DModel, checkpoints, sketch
 
 Weights = dict[str, Tensor]
 SMALL: dict[str, Any] = dict(
@@ -37,6 +37,10 @@ def random_model(seed: int = 0, dtype: torch.dtype = torch.float32, **config: An
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model.eval()
+
+
+def load_transformer(checkpoint: checkpoints.Checkpoint, **options: Any) -> Ideogram4Transformer2DModel:
+    return checkpoints.load_transformer(checkpoint, Ideogram4Transformer2DModel, **options)
 
 
 def original_weights(weights: Mapping[str, Tensor]) -> Weights:

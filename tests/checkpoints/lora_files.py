@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ideoflow import Ideogram4Transformer2DModel, sketch
-from ideoflow.checkpoints.lora import HEADER
+from ideoflow.checkpoints.lora_strength import HEADER
 
 CONFIG = dict(Ideogram4Transformer2DModel.load_config(sketch.path() / "transformer"))
 HIDDEN, WIDE, LAYERS = CONFIG["attention_head_dim"] * CONFIG["num_attention_heads"], CONFIG["intermediate_size"], 7
@@ -86,7 +86,7 @@ def peft(parts: Mapping[str, Part], prefix: str = "") -> str:
 
 # Each form's tensors and header, from adapters under the original's names. The first ones diffusers reads too.
 FORMS: dict[str, Callable[[dict[str, Part]], tuple[Tensors, Header]]] = {
-    "peer": lambda p: (
+    "diffusers": lambda p: (
         spelled(apart(p), "transformer.", alpha=False),
         {HEADER: peft(apart(p), "transformer.")},
     ),
@@ -119,4 +119,4 @@ def write(folder: Path, form: str, parts: dict[str, Part], name: str = "adapter.
 
 
 def peer_tensors(**options: Any) -> Tensors:
-    return FORMS["peer"](original(**{"alpha": None} | options))[0]
+    return FORMS["diffusers"](original(**{"alpha": None} | options))[0]

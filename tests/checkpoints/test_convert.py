@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
-from ideoflow.checkpoints import CheckpointError, load_transformer, open_checkpoint
+from ideoflow.checkpoints import CheckpointError, open_checkpoint
 from ideoflow.checkpoints import convert as module
 from ideoflow.checkpoints.convert import convert
 from ideoflow.checkpoints.write import DTYPES, Entry, bits, in_place, write_safetensors
@@ -30,6 +30,7 @@ from .forms import (
     SMALL,
     float8_rows,
     float8_scaled,
+    load_transformer,
     original_config,
     original_weights,
     random_model,
@@ -78,13 +79,13 @@ def test_an_entry_that_is_not_what_it_said_is_refused(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shard", [10**9, 20_000])
-def test_original_to_peer_to_original_is_bit_exact(tmp_path, dtype, shard):
+def test_original_to_diffusers_to_original_is_bit_exact(tmp_path, dtype, shard):
     model = random_model(5, dtype)
     stored = original_weights(model.state_dict())
     write(tmp_path / "a" / "model.safetensors", stored)
     write_config(tmp_path / "a", original_config(model.config))
 
-    convert(tmp_path / "a", tmp_path / "b", "peer", max_shard_bytes=shard)
+    convert(tmp_path / "a", tmp_path / "b", "diffusers", max_shard_bytes=shard)
     convert(tmp_path / "b", tmp_path / "c", "original", max_shard_bytes=shard)
 
     assert same_bits(all_of(tmp_path / "b"), model.state_dict())
@@ -103,18 +104,18 @@ def test_a_single_file_carries_its_configuration(tmp_path):
     write_config(tmp_path, {**SMALL, "num_layers": 7})  # of something else
 
     convert(tmp_path / "a", tmp_path / "b.safetensors", "original")
-    convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors", "peer")
+    convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors", "diffusers")
 
     assert same_bits(all_of(tmp_path / "c.safetensors"), model.state_dict())
     loaded = Ideogram4Transformer2DModel.from_single_file(tmp_path / "c.safetensors")
     assert loaded.config.attention_head_dim == 16
 
 
-@pytest.mark.parametrize("naming", ["peer", "original"])
+@pytest.mark.parametrize("naming", ["diffusers", "original"])
 def test_to_float8_and_back(tmp_path, naming):
     """The published fp8 form: rows rounded as they are elsewhere, and kept bit for bit when converted again."""
     weights = random_model(7, torch.bfloat16).state_dict()
-    weights = weights if naming == "peer" else original_weights(weights)
+    weights = weights if naming == "diffusers" else original_weights(weights)
     write(tmp_path / "a" / "model.safetensors", weights)
     write_config(tmp_path / "a", SMALL)
     wanted = float8_rows(weights, lambda name: "adaln" not in name and name.startswith("layers."))
@@ -124,7 +125,7 @@ def test_to_float8_and_back(tmp_path, naming):
 
     written = all_of(tmp_path / "b")
     assert same_bits(written, wanted) and same_bits(all_of(tmp_path / "c"), wanted)
-    convert(tmp_path / "b", tmp_path / "d", "peer", dtype=torch.float32)
+    convert(tmp_path / "b", tmp_path / "d", "diffusers", dtype=torch.float32)
     expanded = load_transformer(open_checkpoint(tmp_path / "b"), dequantize=True)
     assert same_bits(all_of(tmp_path / "d"), dict(expanded.state_dict()))
 
@@ -150,7 +151,7 @@ def test_a_pipelines_folder_is_converted_whole(tmp_path):
     (source / "transformer" / "licence.txt").write_text("kept")
 
     convert(source, tmp_path / "b", "original")
-    convert(tmp_path / "b", tmp_path / "c", "peer")
+    convert(tmp_path / "b", tmp_path / "c", "diffusers")
 
     def names(folder):
         return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -164,22 +165,29 @@ def test_a_pipelines_folder_is_converted_whole(tmp_path):
     diffusers.Ideogram4Pipeline.from_pretrained(tmp_path / "c")
 
 
+def test_the_old_word_for_the_form_of_diffusers_is_told_the_new_one(tmp_path):
+    random_model(9).save_pretrained(tmp_path / "a")
+    with pytest.warns(FutureWarning, match="'peer' is called 'diffusers' now"):
+        convert(tmp_path / "a", tmp_path / "b", "peer")
+    assert open_checkpoint(tmp_path / "b").form == "diffusers"
+
+
 def test_what_is_in_the_way_is_said_and_nothing_is_left(tmp_path):
     random_model(9).save_pretrained(tmp_path / "a")
     (tmp_path / "b").mkdir()
     (tmp_path / "file").write_text("x")
     for source, destination, to, message in (
-        ("a", "b", "peer", r"b exists: name another destination, or allow it to be replaced \(--overwrite\)"),
-        ("a", "a", "peer", "lie in one another"),
-        ("a", "a/inside", "peer", "lie in one another"),
-        ("none", "c", "peer", "no such file or folder"),
-        ("a", "c", "gguf", "`to` is 'gguf': choose one of peer, original, fp8"),
-        ("a", "file/c", "peer", "cannot be written"),
+        ("a", "b", "diffusers", r"b exists: name another destination, or allow it to be replaced \(--overwrite\)"),
+        ("a", "a", "diffusers", "lie in one another"),
+        ("a", "a/inside", "diffusers", "lie in one another"),
+        ("none", "c", "diffusers", "no such file or folder"),
+        ("a", "c", "gguf", "`to` is 'gguf': choose one of diffusers, original, fp8"),
+        ("a", "file/c", "diffusers", "cannot be written"),
     ):
         with pytest.raises(CheckpointError, match=message):
             convert(tmp_path / source, tmp_path / destination, to)
     with pytest.raises(CheckpointError, match="is a pipeline"):
-        convert(sketch.path(), tmp_path / "c.safetensors", "peer")
+        convert(sketch.path(), tmp_path / "c.safetensors", "diffusers")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "file"]
 
 
@@ -249,13 +257,13 @@ def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path, kind, sing
 
 def test_folders_that_models_come_in_are_replaced(tmp_path):
     """A saved pipeline, one of ours, the bundled model with its notes, shards, an empty folder."""
-    convert(sketch.path(), tmp_path / "b", "peer")
+    convert(sketch.path(), tmp_path / "b", "diffusers")
     convert(sketch.path(), tmp_path / "b", "original", overwrite=True, max_shard_bytes=2**20)
-    convert(sketch.path(), tmp_path / "b", "peer", overwrite=True)
+    convert(sketch.path(), tmp_path / "b", "diffusers", overwrite=True)
     sketch.load().save_pretrained(tmp_path / "c")
     (tmp_path / "d").mkdir()
     for name in ("c", "d"):
-        convert(sketch.path(), tmp_path / name, "peer", overwrite=True)
+        convert(sketch.path(), tmp_path / name, "diffusers", overwrite=True)
         assert (tmp_path / name / "model_index.json").is_file()
 
 
@@ -267,7 +275,7 @@ def test_what_appears_meanwhile_is_kept(tmp_path, monkeypatch, single, overwrite
     random_model(15).save_pretrained(tmp_path / "other")
     destination = tmp_path / ("b.safetensors" if single else "b")
     if there:
-        convert(tmp_path / "other", destination, "peer")
+        convert(tmp_path / "other", destination, "diffusers")
     compare = module._compare
 
     def slow(*arguments: Any) -> None:
@@ -279,7 +287,7 @@ def test_what_appears_meanwhile_is_kept(tmp_path, monkeypatch, single, overwrite
     with pytest.raises(CheckpointError, match="written by somebody else meanwhile" if overwrite else "b.* exists"):
         convert(tmp_path / "a", destination, "original", overwrite=overwrite)
     expected = all_of(tmp_path / "other")
-    convert(destination, tmp_path / "back", "peer")
+    convert(destination, tmp_path / "back", "diffusers")
     assert same_bits(all_of(tmp_path / "back"), expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a", "other", "back", destination.name])
 

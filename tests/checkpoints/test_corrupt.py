@@ -17,12 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ideoflow.checkpoints import CheckpointError, load_transformer, open_checkpoint
+from ideoflow.checkpoints import CheckpointError, open_checkpoint
 
 from .forms import (
     SMALL,
     float8_rows,
     float8_scaled,
+    load_transformer,
     original_weights,
     random_model,
     write,
@@ -48,7 +49,7 @@ def limited() -> Iterator[None]:
 
 
 FORMS: dict[str, Callable] = {
-    "peer": lambda weights: weights,
+    "diffusers": lambda weights: weights,
     "original": original_weights,
     "fp8": float8_rows,
     "comfy": lambda weights: float8_scaled(original_weights(weights), old=True),
@@ -151,8 +152,8 @@ def test_flipped_bits_of_the_header(intact, loaded, tmp_path, form):
 
 @pytest.mark.parametrize("length", [0, 1, 2, 2**16, 2**31, 2**32 + 1, 10**8 + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1])
 def test_lengths_of_the_header(intact, loaded, tmp_path, length):
-    data = (intact["peer"] / "model.safetensors").read_bytes()
-    tally = Tally(tmp_path, loaded["peer"])
+    data = (intact["diffusers"] / "model.safetensors").read_bytes()
+    tally = Tally(tmp_path, loaded["diffusers"])
     assert tally.load(length, struct.pack("<Q", length) + data[8:])
     own = struct.unpack("<Q", data[:8])[0]
     for near in (own - 1, own + 1, own + 8):
@@ -213,19 +214,19 @@ def hostile_headers(header: dict, size: int) -> Iterator[tuple[str, object]]:
 
 
 def test_headers_that_lie(intact, loaded, tmp_path):
-    header, body = parts(intact["peer"] / "model.safetensors")
-    tally = Tally(tmp_path, loaded["peer"])
+    header, body = parts(intact["diffusers"] / "model.safetensors")
+    tally = Tally(tmp_path, loaded["diffusers"])
     for what, changed in hostile_headers(header, len(body)):
         assert tally.load(what, joined(changed, body)), what
     assert tally.refused > 70 and not tally.harmless
 
 
 def test_headers_that_are_no_json(intact, loaded, tmp_path):
-    header, body = parts(intact["peer"] / "model.safetensors")
+    header, body = parts(intact["diffusers"] / "model.safetensors")
     text = json.dumps(header).encode()
     twice = text[:-1] + b', "input_proj.bias": ' + json.dumps(header["input_proj.weight"]).encode() + b"}"
     name = b'"input_proj.bias"'
-    tally = Tally(tmp_path, loaded["peer"])
+    tally = Tally(tmp_path, loaded["diffusers"])
     for what, raw in {
         "deep": b'{"x":' * 100_000 + b"1" + b"}" * 100_000,
         "deep lists": b'{"x":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
@@ -298,8 +299,8 @@ CONFIGS = [
 
 
 def test_configurations_that_do_not_fit(intact, loaded, tmp_path):
-    tally = Tally(tmp_path, loaded["peer"])
-    data = (intact["peer"] / "model.safetensors").read_bytes()
+    tally = Tally(tmp_path, loaded["diffusers"])
+    data = (intact["diffusers"] / "model.safetensors").read_bytes()
     for config in CONFIGS:
         write_config(tmp_path, config)
         assert tally.load(config, data), config
@@ -319,7 +320,7 @@ def test_configurations_that_do_not_fit(intact, loaded, tmp_path):
 
 
 def test_indexes_that_lead_elsewhere(intact, tmp_path, loaded):
-    weights = load_file(intact["peer"] / "model.safetensors")
+    weights = load_file(intact["diffusers"] / "model.safetensors")
     write_config(tmp_path, SMALL)
     index = write_shards(tmp_path, weights)
     good = json.loads(index.read_text())["weight_map"]
@@ -342,7 +343,7 @@ def test_indexes_that_lead_elsewhere(intact, tmp_path, loaded):
         with limited(), pytest.raises(CheckpointError, match="index"):
             state(tmp_path)
     index.write_text(json.dumps({"weight_map": good}))
-    assert same(state(tmp_path), loaded["peer"])
+    assert same(state(tmp_path), loaded["diffusers"])
     shard = tmp_path / good[name]
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=shard.name):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from ideoflow import Ideogram4Transformer2DModel
-from ideoflow.checkpoints import CheckpointError, load_transformer, open_checkpoint
+from ideoflow.checkpoints import CheckpointError, open_checkpoint
 from ideoflow.ops import Float8Linear
 
 from .forms import (
@@ -17,6 +17,7 @@ from .forms import (
     expanded,
     float8_rows,
     float8_scaled,
+    load_transformer,
     original_config,
     original_weights,
     random_model,
@@ -39,12 +40,12 @@ def assert_same(loaded, weights, tolerance=0.0):
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "conditional_transformer."])
-@pytest.mark.parametrize("naming", ["peer", "original"])
+@pytest.mark.parametrize("naming", ["diffusers", "original"])
 def test_either_naming_behind_any_prefix(model, tmp_path, prefix, naming):
     weights = model.state_dict()
-    stored = weights if naming == "peer" else original_weights(weights)
+    stored = weights if naming == "diffusers" else original_weights(weights)
     write(tmp_path / "any name.bin", stored, prefix)
-    write_config(tmp_path, SMALL if naming == "peer" else original_config(model.config))
+    write_config(tmp_path, SMALL if naming == "diffusers" else original_config(model.config))
 
     checkpoint = open_checkpoint(tmp_path / "any name.bin")
 
@@ -55,10 +56,10 @@ def test_either_naming_behind_any_prefix(model, tmp_path, prefix, naming):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("naming", ["peer", "original"])
+@pytest.mark.parametrize("naming", ["diffusers", "original"])
 def test_float8_with_a_scale_for_each_row_is_kept_or_expanded(model, tmp_path, naming, dtype):
     weights = model.state_dict()
-    stored = float8_rows(weights if naming == "peer" else original_weights(weights))
+    stored = float8_rows(weights if naming == "diffusers" else original_weights(weights))
     write(tmp_path / "model.safetensors", stored)
     write_config(tmp_path, SMALL)
     checkpoint = open_checkpoint(tmp_path)
@@ -117,10 +118,10 @@ def test_unscaled_float8(model, tmp_path):
     assert isinstance(load_transformer(open_checkpoint(tmp_path)).llm_cond_proj, Float8Linear)
 
 
-@pytest.mark.parametrize("naming", ["peer", "original"])
+@pytest.mark.parametrize("naming", ["diffusers", "original"])
 def test_shards(model, tmp_path, naming):
     weights = model.state_dict()
-    index = write_shards(tmp_path, weights if naming == "peer" else original_weights(weights))
+    index = write_shards(tmp_path, weights if naming == "diffusers" else original_weights(weights))
     write_config(tmp_path, SMALL)
     for path in (tmp_path, index):
         assert_same(load_transformer(open_checkpoint(path)), weights)

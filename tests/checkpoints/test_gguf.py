@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from ideoflow import Ideogram4Pipeline, sketch
-from ideoflow.checkpoints import CheckpointError, load_transformer, open_checkpoint
+from ideoflow.checkpoints import CheckpointError, open_checkpoint
 from ideoflow.checkpoints.gguf import PLAIN, GgufSource
-from ideoflow.checkpoints.storage.gguf import PART, Gguf
+from ideoflow.checkpoints.storage import BLOCKS, Gguf
 from ideoflow.ops.gguf_blocks import QUANTIZED
 from ideoflow.ops.gguf_linear import GgufLinear, expand
 
-from .forms import original_weights, random_model, write, write_config
+from .forms import load_transformer, original_weights, random_model, write, write_config
 from .forms_low_bit import expanded_gguf, random_blocks, write_gguf
 
 WIDE = dict(attention_head_dim=64, intermediate_size=256)  # 256 channels: whole blocks of any type in each row
@@ -43,11 +43,11 @@ def assert_same(loaded, weights):
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q5_1", "F16", "BF16"])
-@pytest.mark.parametrize("naming", ["peer", "original"])
+@pytest.mark.parametrize("naming", ["diffusers", "original"])
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_either_naming_loads_exactly_what_the_file_holds(model, tmp_path, kind, naming, prefix):
     weights = model.state_dict()
-    stored = weights if naming == "peer" else original_weights(weights)
+    stored = weights if naming == "diffusers" else original_weights(weights)
     plain = kind if kind in ("F16", "BF16") else "F32"
     quantized = "Q8_0" if plain == kind else kind
     file = write_gguf(
@@ -101,7 +101,7 @@ def test_rows_are_taken_without_loss_wherever_they_begin(kind, rows, width, cuts
     rows *= 4
     start, stop = sorted(min(cut * 4 // 3, rows) for cut in cuts)
     data = torch.from_numpy(random_blocks(kind, 1, rows * width)).flatten()
-    parts = {"weight": data, PART: torch.tensor([sizes.number, rows, width])}
+    parts = {"weight": data, BLOCKS: torch.tensor([sizes.number, rows, width])}
     whole = storage.expand(parts, torch.float32)
     if start < stop:
         assert torch.equal(storage.expand(storage.rows(parts, start, stop), torch.float32), whole[start:stop])
@@ -197,7 +197,7 @@ def test_a_quantization_config_says_what_to_compute_in(model, tmp_path):
 
     write(tmp_path / "x.safetensors", model.state_dict())
     plain = open_checkpoint(tmp_path / "x.safetensors", config=dict(model.config))
-    with pytest.raises(CheckpointError, match=r"is for GGUF files, and .*x\.safetensors is peer"):
+    with pytest.raises(CheckpointError, match=r"is for GGUF files, and .*x\.safetensors is diffusers"):
         load_transformer(plain, quantization_config=GGUFQuantizationConfig())
 
 
@@ -242,7 +242,7 @@ def test_scales_that_are_not_finite_are_refused_by_name(kind, number):
     sizes = QUANTIZED[kind]
     for offset in sizes.scales:
         data = random_blocks(kind, 4, 256)
-        parts = {"weight": torch.from_numpy(data).flatten(), PART: torch.tensor([sizes.number, 4, 256])}
+        parts = {"weight": torch.from_numpy(data).flatten(), BLOCKS: torch.tensor([sizes.number, 4, 256])}
         Gguf().check(parts, "it")
         last = parts["weight"].view(-1, sizes.size)[-1]
         last[offset : offset + 2] = torch.from_numpy(np.array([number], np.float16).view(np.uint8))

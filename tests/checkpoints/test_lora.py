@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ideoflow import Caption, Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import CheckpointError
-from ideoflow.checkpoints.lora import HEADER, read_lora
+from ideoflow.checkpoints.lora import read_lora
+from ideoflow.checkpoints.lora_strength import HEADER
 from ideoflow.checkpoints.write import bits
 
 from .forms_low_bit import four_bits, write_gguf
@@ -106,7 +107,7 @@ def test_what_is_read_of_any_form_is_what_the_peers_pipeline_takes(tmp_path, pee
     parts = original(seed=2, alpha=alpha)
     file = write(tmp_path, form, parts)
     tensors, config = type(ours).lora_state_dict(file, return_lora_metadata=True)
-    assert tensors.keys() == FORMS["peer"](parts)[0].keys()
+    assert tensors.keys() == FORMS["diffusers"](parts)[0].keys()
     model = diffusers.Ideogram4Transformer2DModel.from_config(dict(CONFIG))
     peer.load_lora_into_transformer(tensors, model, adapter_name="a", metadata=config)
     for name, part in apart(parts).items():
@@ -116,7 +117,7 @@ def test_what_is_read_of_any_form_is_what_the_peers_pipeline_takes(tmp_path, pee
 
 
 def test_dora_acts_as_in_the_peer(tmp_path, ours, peer, bare):
-    tensors = FORMS["peer"](original(alpha=None))[0]
+    tensors = FORMS["diffusers"](original(alpha=None))[0]
     state = ours.transformer.state_dict()
     for name in apart(original()):
         rows = state[f"{name}.weight"].norm(dim=1)
@@ -130,7 +131,7 @@ def test_dora_acts_as_in_the_peer(tmp_path, ours, peer, bare):
 
 
 def test_biases_act_as_in_the_peer(ours, peer, bare):
-    tensors = FORMS["peer"](original(alpha=None))[0]
+    tensors = FORMS["diffusers"](original(alpha=None))[0]
     for name, part in apart(original()).items():
         tensors[f"transformer.{name}.lora_B.bias"] = torch.randn(len(part.up)) / 10
     for pipe in (ours, peer):
@@ -142,7 +143,7 @@ def test_biases_act_as_in_the_peer(ours, peer, bare):
 
 def test_root_scaled_strengths_of_a_header_are_honoured(tmp_path, ours, peer):
     parts = original(seed=4, alpha=3.0)
-    tensors, header = FORMS["peer"](parts)
+    tensors, header = FORMS["diffusers"](parts)
     header = {HEADER: json.dumps(json.loads(header[HEADER]) | {"transformer.use_rslora": True})}
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "a.safetensors", header)
     for pipe in (ours, peer):
@@ -176,7 +177,7 @@ def test_halves_of_different_types_are_given_one(ours):
 def test_two_adapters_are_the_weighed_sum(tmp_path, ours, bare):
     one, two = original(seed=5, alpha=2.0), original(seed=6, alpha=None, blocks=True)
     ours.load_lora_weights(write(tmp_path / "a", "kohya", one), adapter_name="one")
-    ours.load_lora_weights(write(tmp_path / "b", "peer", two), adapter_name="two")
+    ours.load_lora_weights(write(tmp_path / "b", "diffusers", two), adapter_name="two")
     ours.set_adapters(["one", "two"], [0.3, 0.8])
     both = latents(ours)
     assert relative(both, latents(expanded((0.3, one), (0.8, two)))) <= 2e-5
@@ -277,7 +278,7 @@ def test_a_comfy_adapter_acts_on_a_quantized_base(tmp_path, kind):
     drawn = latents(pipe)
     pipe.unload_lora_weights()
     assert torch.equal(latents(pipe), before)
-    pipe.load_lora_weights(apart_file := FORMS["peer"](original(alpha=None))[0])
+    pipe.load_lora_weights(apart_file := FORMS["diffusers"](original(alpha=None))[0])
     assert apart_file and relative(latents(pipe), drawn) > 1e-3  # the alpha was not left out
     assert relative(drawn, before) > 1e-2 and relative(drawn, latents(expanded((1.0, original())))) < 0.2
 
@@ -304,7 +305,7 @@ def test_a_folder_is_searched_for_the_usual_name(tmp_path, ours):
     write(tmp_path, "comfy", original(), "third.safetensors")
     with pytest.raises(CheckpointError, match=r"holds other.safetensors, third.safetensors: give the path of one"):
         ours.load_lora_weights(tmp_path)
-    write(tmp_path, "peer", original(), "pytorch_lora_weights.safetensors")
+    write(tmp_path, "diffusers", original(), "pytorch_lora_weights.safetensors")
     ours.load_lora_weights(tmp_path.parent, subfolder=tmp_path.name)
 
 

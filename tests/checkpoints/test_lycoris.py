@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ideoflow import sketch
 from ideoflow.checkpoints import CheckpointError
-from ideoflow.checkpoints.lora import HEADER, read_lora
+from ideoflow.checkpoints.lora import read_lora
 from ideoflow.checkpoints.lora_convert import convert_lora
+from ideoflow.checkpoints.lora_strength import HEADER
 from ideoflow.checkpoints.lycoris import Factored
 from ideoflow.ops.factored import FactoredLinear, Kronecker
 
@@ -325,7 +326,7 @@ def test_broken_factors_are_named(pipe, change):
 def test_what_cannot_be_done_with_it_is_said(tmp_path, pipe):
     tensors, _ = whole_file()
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "a.safetensors")
-    for form in ("comfy-lora", "peer-lora"):
+    for form in ("comfy-lora", "diffusers-lora"):
         with pytest.raises(CheckpointError, match=r"a\.safetensors holds LoHa and LoKr.*not converted"):
             convert_lora(tmp_path / "a.safetensors", tmp_path / "b.safetensors", form)
     with pytest.raises(CheckpointError, match="cannot say: load it with"):
@@ -375,7 +376,7 @@ def test_a_strength_of_the_header_alone_is_honoured(tmp_path, header):
     save_file(tensors, tmp_path / "a.safetensors", header)
     read = read_lora(tmp_path / "a.safetensors")
     assert {float(adapter.scale) for adapter in read.layers.values()} == {0.75}
-    for form in ("peer-lora", "comfy-lora"):
+    for form in ("diffusers-lora", "comfy-lora"):
         convert_lora(tmp_path / "a.safetensors", tmp_path / "b.safetensors", form, overwrite=True)
         again = read_lora(tmp_path / "b.safetensors")
         assert {float(adapter.scale) for adapter in again.layers.values()} == {0.75}

@@ -24,10 +24,10 @@ from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, Qwen3VLModel
 
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
-from ideoflow.checkpoints import CheckpointError, load_transformer, open_checkpoint
-from ideoflow.checkpoints.storage.nf4 import NF4
+from ideoflow.checkpoints import CheckpointError, open_checkpoint
+from ideoflow.checkpoints.nf4 import NF4
 
-from .forms import original_config, original_weights, random_model, write, write_config
+from .forms import load_transformer, original_config, original_weights, random_model, write, write_config
 from .forms_low_bit import dequantized, four_bits
 
 
@@ -43,17 +43,17 @@ def assert_same(loaded, weights):
         assert torch.equal(found[name], tensor), name
 
 
-def write_four_bits(folder, model, naming="peer", **options):
+def write_four_bits(folder, model, naming="diffusers", **options):
     weights = model.state_dict()
-    stored = four_bits(weights if naming == "peer" else original_weights(weights), **options)
+    stored = four_bits(weights if naming == "diffusers" else original_weights(weights), **options)
     write(folder / "model.safetensors", stored)
-    write_config(folder, dict(model.config) if naming == "peer" else original_config(model.config))
+    write_config(folder, dict(model.config) if naming == "diffusers" else original_config(model.config))
     return stored
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
-@pytest.mark.parametrize("naming", ["peer", "original"])
+@pytest.mark.parametrize("naming", ["diffusers", "original"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_either_naming_loads_bit_for_bit_as_bitsandbytes_expands(model, tmp_path, naming, kind, nested, dtype):
     stored = write_four_bits(tmp_path, model, naming, kind=kind, nested=nested)
@@ -114,7 +114,7 @@ def test_rows_at_the_borders_of_nested_scales_stay_nested():
 
 @pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("naming", ["peer", "original"])
+@pytest.mark.parametrize("naming", ["diffusers", "original"])
 def test_layers_keep_four_bits_and_compute_what_expanded_ones_do(model, inputs_of, tmp_path, naming, nested, dtype):
     write_four_bits(tmp_path, model, naming, nested=nested)
     checkpoint = open_checkpoint(tmp_path)
@@ -147,7 +147,7 @@ def test_what_is_saved_is_in_bitsandbytes_form_for_us_and_for_the_peer(model, in
         kept.save_pretrained(tmp_path / "b")
 
         checkpoint = open_checkpoint(tmp_path / "b")
-        assert checkpoint.form == "peer, nf4" and checkpoint.quantization_config["load_in_4bit"]
+        assert checkpoint.form == "diffusers, nf4" and checkpoint.quantization_config["load_in_4bit"]
         assert torch.equal(load_transformer(checkpoint)(**inputs).sample, wanted)
         if not torch.cuda.is_available():
             with pytest.raises(RuntimeError, match="A GPU is needed"):
@@ -205,7 +205,7 @@ def test_a_pipeline_in_four_bits_is_saved_with_what_it_left_in_its_files(tmp_pat
 
 
 def test_an_adapter_trains_on_four_bits_as_on_expanded_weights(model, inputs_of, tmp_path):
-    write_four_bits(tmp_path, model, "peer", dtype=torch.float32)
+    write_four_bits(tmp_path, model, "diffusers", dtype=torch.float32)
     results = []
     for dequantize in (False, True):
         transformer = load_transformer(open_checkpoint(tmp_path), dequantize=dequantize)
@@ -245,8 +245,7 @@ from importlib.machinery import PathFinder
 hidden, find = {{"bitsandbytes", "gguf", "torchao"}}, PathFinder.find_spec
 PathFinder.find_spec = classmethod(lambda cls, name, *a: None if name.split(".")[0] in hidden else find(name, *a))
 import torch, ideoflow
-from ideoflow.checkpoints import load_transformer, open_checkpoint
-loaded = load_transformer(open_checkpoint({str(tmp_path)!r}))
+loaded = ideoflow.Ideogram4Transformer2DModel.from_pretrained({str(tmp_path)!r})
 wanted = torch.load({str(tmp_path / "wanted.pt")!r})
 assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in wanted.items())
 assert not hidden & set(sys.modules)

@@ -15,10 +15,19 @@ from torchao.quantization import (
     PerGroup,
 )
 
-from ideoflow.checkpoints import load_transformer, open_checkpoint
+from ideoflow.checkpoints import open_checkpoint
 from ideoflow.ops.linear import Linear
 
-from .forms import float8_rows, float8_scaled, original_config, original_weights, random_model, write, write_config
+from .forms import (
+    float8_rows,
+    float8_scaled,
+    load_transformer,
+    original_config,
+    original_weights,
+    random_model,
+    write,
+    write_config,
+)
 from .forms_low_bit import four_bits, write_gguf
 
 CONFIGS = {
@@ -26,7 +35,7 @@ CONFIGS = {
     "fp8": Float8WeightOnlyConfig,
     "int4": lambda: IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32)),
 }
-FORMS = ("peer", "original", "fp8", "comfyui", "nf4", "gguf")
+FORMS = ("diffusers", "original", "fp8", "comfyui", "nf4", "gguf")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +52,7 @@ def write_form(folder, model, form):
         file = write_gguf(folder / "x.gguf", original)
     else:
         stored = {
-            "peer": lambda: weights,
+            "diffusers": lambda: weights,
             "original": lambda: original,
             "fp8": lambda: float8_rows(weights),
             "comfyui": lambda: float8_scaled(original, old=False),
@@ -58,7 +67,7 @@ def write_form(folder, model, form):
 @pytest.mark.parametrize("kind", list(CONFIGS))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_torchao_quantizes_as_it_does_in_the_peers_loader(model, inputs_of, tmp_path, kind, dtype):
-    checkpoint, folder = write_form(tmp_path, model, "peer")
+    checkpoint, folder = write_form(tmp_path, model, "diffusers")
 
     ours = load_transformer(checkpoint, dtype=dtype, quantization_config=TorchAoConfig(CONFIGS[kind]()))
 
@@ -160,7 +169,7 @@ def test_bitsandbytes_quantizes_as_in_the_peers_loader(model, inputs_of, tmp_pat
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would quantize")
 def test_int4_of_torchao_that_needs_a_gpu_says_so(model, tmp_path):
-    checkpoint, _ = write_form(tmp_path, model, "peer")
+    checkpoint, _ = write_form(tmp_path, model, "diffusers")
     config = TorchAoConfig(Int4WeightOnlyConfig(group_size=32, int4_packing_format="plain_int32"))
     with pytest.raises(NotImplementedError, match="does not support device 'cpu'"):
         load_transformer(checkpoint, dtype=torch.bfloat16, quantization_config=config)

@@ -33,25 +33,32 @@ def run(*arguments: str, fails: int = 0) -> Result:
 
 def test_there_and_back(tmp_path):
     run("convert", "sketch", "original", "--to", "original")
-    result = run("convert", "original", "peer", "--to", "peer")
+    result = run("convert", "original", "peer", "--to", "diffusers")
     assert result.stdout.strip() == "peer" and not result.stderr
     for file in sketch.path().rglob("*.safetensors"):
         before, after = load_file(file), load_file(tmp_path / "peer" / file.relative_to(sketch.path()))
         assert all(torch.equal(before[name], after[name]) for name in before) and before.keys() == after.keys()
-    assert "exists: name another" in run("convert", "original", "peer", "--to", "peer", fails=2).output
-    run("convert", "original", "peer", "--to", "peer", "--overwrite")
+    assert "exists: name another" in run("convert", "original", "peer", "--to", "diffusers", fails=2).output
+    run("convert", "original", "peer", "--to", "diffusers", "--overwrite")
+
+
+def test_the_old_word_for_a_form_is_told_the_new_one(tmp_path):
+    said = run("convert", "sketch", "new", "--to", "peer").stderr
+    assert said.splitlines() == ["note: --to peer is called --to diffusers now"]
+    assert "form: diffusers" in run("inspect", "new").stdout
+    assert "peer" not in run("convert", "--help").stdout
 
 
 def test_what_a_conversion_loses_is_said():
     assert "rounded to fp8" in run("convert", "sketch", "fp8", "--to", "fp8").stderr
-    said = run("convert", "fp8/transformer", "x.safetensors", "--to", "peer", "--dtype", "float32").stderr
+    said = run("convert", "fp8/transformer", "x.safetensors", "--to", "diffusers", "--dtype", "float32").stderr
     assert "fp8 is expanded to torch.float32, which is larger and no more precise" in said
     assert {t.dtype for t in load_file("x.safetensors").values()} == {torch.float32}
 
 
 def test_a_pipeline_is_described():
     text = run("inspect", "sketch").stdout
-    assert "language model 7.4 MB, vision tower 5.4 kB" in text and "form: peer" in text
+    assert "language model 7.4 MB, vision tower 5.4 kB" in text and "form: diffusers" in text
     found = json.loads(run("inspect", "sketch", "--json").stdout)
     weights = load_file(sketch.path() / "transformer" / "diffusion_pytorch_model.safetensors")
     described = found["components"]["transformer"]
@@ -71,7 +78,7 @@ def _in_block(name: str) -> bool:
 def test_forms_are_named():
     run("convert", "sketch", "a", "--to", "fp8")
     run("convert", "a/transformer", "b.safetensors", "--to", "original")
-    assert "form: peer, fp8" in run("inspect", "a/transformer").stdout
+    assert "form: diffusers, fp8" in run("inspect", "a/transformer").stdout
     assert json.loads(run("inspect", "b.safetensors", "--json").stdout)["form"] == "original"
     save_file({"transformer.layers.0.attention.to_q.lora_A.weight": torch.randn(4, 8)}, "lora.safetensors")
     found = json.loads(run("inspect", "lora.safetensors", "--json").stdout)
@@ -88,7 +95,7 @@ def test_headers_alone_are_read():
     assert json.loads(run("inspect", "sparse.safetensors", "--json").stdout)["bytes"] == 2**33
 
 
-@pytest.mark.parametrize("command", ["inspect {}", "convert {} out --to peer"])
+@pytest.mark.parametrize("command", ["inspect {}", "convert {} out --to diffusers"])
 def test_what_cannot_be_read_is_said_in_a_line(command):
     Path("broken.safetensors").write_bytes(b'\x10\x00\x00\x00\x00\x00\x00\x00{"x": 1}')
     torch.save({"x": torch.randn(3)}, "model.safetensors")
@@ -98,7 +105,9 @@ def test_what_cannot_be_read_is_said_in_a_line(command):
         ("nothing", "there is no such file or folder"),
     ):
         arguments = (
-            [command[0], name, *command[1:]] if command[0] == "inspect" else ["convert", name, "out", "--to", "peer"]
+            [command[0], name, *command[1:]]
+            if command[0] == "inspect"
+            else ["convert", name, "out", "--to", "diffusers"]
         )
         assert message in run(*arguments, fails=2).stderr
     assert not Path("out").exists()
@@ -112,7 +121,7 @@ def test_adapters_go_there_and_back():
     save_file(tensors, "a.safetensors")
     run("convert", "a.safetensors", "b.safetensors", "--to", "comfy-lora")
     assert set(load_file("b.safetensors")) >= {"diffusion_model.layers.0.attention.qkv.lora_A.weight"}
-    run("convert", "b.safetensors", "c.safetensors", "--to", "peer-lora")
+    run("convert", "b.safetensors", "c.safetensors", "--to", "diffusers-lora")
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file("c.safetensors").items())
 
     save_file({**tensors, "transformer.layers.0.attention.norm_q.diff": torch.randn(64)}, "odd.safetensors")
@@ -237,7 +246,7 @@ def test_names_and_headers_are_shown_without_control_characters():
         (["inspect", "odd.safetensors"], 0),
         (["inspect", "lora.safetensors"], 0),
         (["inspect", "run"], 0),
-        (["convert", "odd.safetensors", "out", "--to", "peer"], 2),
+        (["convert", "odd.safetensors", "out", "--to", "diffusers"], 2),
         (["convert", "lora.safetensors", "out.safetensors", "--to", "comfy-lora"], 2),
     ):
         result = run(*arguments, fails=fails)

@@ -52,7 +52,7 @@ NAMED = f"{ESCAPES}\nerror: b"
         ("generate", "a red dot", "--lora", f"{NAMED}.safetensors"),
         ("generate", "a red dot", "--model", f"./{NAMED}"),
         ("inspect", NAMED),
-        ("convert", NAMED, "new", "--to", "peer"),
+        ("convert", NAMED, "new", "--to", "diffusers"),
         ("caption", "check", f"{NAMED}.json"),
         ("caption", "fix", f"{NAMED}.json"),
         ("train", f"{NAMED}.toml"),
@@ -73,7 +73,7 @@ def test_names_of_tensors_and_metadata_act_on_no_terminal(tmp_path: Path):
     path = tmp_path / "a.safetensors"
     save_file({f"layers.0.{NAMED}": torch.ones(2, 2)}, path, metadata={NAMED: NAMED})
     for command in ("inspect", "convert"):
-        more = ("new", "--to", "peer") if command == "convert" else ()
+        more = ("new", "--to", "diffusers") if command == "convert" else ()
         output = run(command, path, *more)
         assert all(character.isprintable() or character == "\n" for character in output), output
         assert not any(line.startswith("error: b") for line in output.splitlines()), output

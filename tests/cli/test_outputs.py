@@ -42,7 +42,7 @@ COMMANDS = {
     ),
     "convert": (["convert", "sketch", "{}", "--to", "original"], ["ideoflow.checkpoints.convert.entries_of"]),
     "convert, a LoRA": (
-        ["convert", "a.safetensors", "{}.safetensors", "--to", "peer-lora"],
+        ["convert", "a.safetensors", "{}.safetensors", "--to", "diffusers-lora"],
         ["ideoflow.checkpoints.lora_convert.read_lora"],
     ),
     "train --out": (["train", "--data", "data", "--out", "{}"], ["ideoflow.training.run.prepare"]),

@@ -16,8 +16,7 @@ import torch
 from diffusers import AutoencoderKLFlux2
 from transformers import Qwen3VLConfig
 
-from .errors import CheckpointError, some
-from .json_files import read_json
+from .errors import CheckpointError, read_json, some
 
 LARGEST = 2**24  # of any size of a model; a damaged one would fill the memory before weights are compared
 DEEPEST = 1024  # layers

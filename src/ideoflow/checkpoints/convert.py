@@ -21,18 +21,18 @@ from ..ops.quantized_layers import is_quantized_layer
 from ..ops.quantized_linear import quantize_rows
 from .config import DEFAULTS, HEADER, original_config
 from .errors import CheckpointError, some
-from .finite import Finite
-from .forms import Checkpoint, StoredWeight, open_checkpoint
-from .load import QUIET_SECONDS, TYPES
-from .names import ORIGINAL, PEER, QKV, Branch, Naming, original_name
+from .forms import Checkpoint, open_checkpoint
+from .load import QUIET_SECONDS, TYPES, Finite, read_parts
+from .names import ORIGINAL, QKV, Branch, Naming, current_form, original_name
 from .source import SafetensorsSource
 from .storage import Float8
+from .stored import Piece, StoredWeight
 from .write import Entry, bits, in_place, write_safetensors
 
-To = Literal["peer", "original", "fp8"]
-FORMS: tuple[To, ...] = ("peer", "original", "fp8")
+To = Literal["diffusers", "original", "fp8"]
+FORMS: tuple[To, ...] = ("diffusers", "original", "fp8")
 BRANCHES: tuple[Branch, ...] = ("transformer", "unconditional_transformer")
-STEMS = {"peer": "diffusion_pytorch_model", "original": "model", "fp8": "diffusion_pytorch_model"}
+STEMS = {"diffusers": "diffusion_pytorch_model", "original": "model", "fp8": "diffusion_pytorch_model"}
 SHARD = 5_000_000_000  # bytes, as diffusers splits
 
 
@@ -55,8 +55,8 @@ def convert(
             converted and everything else is copied.
         destination: A folder; of a single transformer also a `.safetensors` file, with its configuration in the header.
             It is there whole, or not at all.
-        to: "peer" for diffusers' names; "original" for the original's, with q, k and v as one; "fp8" for the linear
-            layers of the blocks in float8_e4m3fn, with a scale for each row, under the names that the source has.
+        to: "diffusers" for its names; "original" for the original's, with q, k and v as one; "fp8" for linear layers of
+            the blocks in float8_e4m3fn, with a scale for each row, under the names that the source has.
         overwrite: Whether `destination` may be replaced.
         dtype: Of all weights that are not in fp8; None keeps types, and takes bfloat16 for weights in few bits.
         max_shard_bytes: Of a file, where a folder is written.
@@ -71,6 +71,7 @@ def convert(
         CheckpointError: a source that cannot be read, or a destination that cannot be written.
     """
     source, destination = Path(source).expanduser(), Path(destination).expanduser()
+    to = current_form(to)
     if to not in FORMS:
         raise CheckpointError(f"`to` is {to!r}: choose one of {', '.join(FORMS)}.")
     if dtype is not None and dtype not in TYPES.values():
@@ -148,52 +149,43 @@ def _config(checkpoint: Checkpoint, naming: Naming) -> dict[str, Any]:
 
 def entries_of(checkpoint: Checkpoint, to: To, dtype: torch.dtype | None = None) -> list[Entry]:
     """The tensors of a checkpoint in another form; see `convert`."""
-    finite = Finite()
-    make = _Maker(checkpoint, finite, dtype)
+    make = _Maker(checkpoint, dtype)
     naming = _naming(checkpoint, to)
-    pieces: dict[str, tuple[StoredWeight, tuple[int, int] | None, tuple[int, ...]]] = {}
-    for weight in checkpoint.weights:
-        for name, rows, shape in weight.pieces():
-            pieces[name] = (weight, rows, shape)
+    pieces = {piece.name: (weight, piece) for weight in checkpoint.weights for piece in weight.pieces}
     entries: list[Entry] = []
-    for name, (weight, rows, shape) in pieces.items():
+    for name, piece in pieces.items():
         layer, _, parameter = name.rpartition(".")
-        if naming == PEER:
-            entries += make.entries(name, [(weight, rows)], shape, to == "fp8" and is_quantized_layer(layer))
-            continue
         attention = re.fullmatch(r"(layers\.\d+\.attention\.)(to_[qkv])", layer)
-        if attention is None:
+        new, parts = name, [piece]
+        if naming == ORIGINAL and attention is None:
             new = f"{original_name(layer)}.{parameter}"
-            entries += make.entries(new, [(weight, rows)], shape, to == "fp8" and is_quantized_layer(layer))
-        elif attention[2] == QKV[0]:
-            three = [pieces[f"{attention[1]}{one}.{parameter}"] for one in QKV]
-            whole = (sum(one[2][0] for one in three), *shape[1:])
+        elif naming == ORIGINAL and attention is not None:
+            if attention[2] != QKV[0]:
+                continue
             new = f"{attention[1]}qkv.{parameter}"
-            entries += make.entries(new, [(one[0], one[1]) for one in three], whole, to == "fp8")
+            parts = [pieces[f"{attention[1]}{one}.{parameter}"] for one in QKV]
+        entries += make.entries(new, parts, to == "fp8" and is_quantized_layer(layer))
     return entries
+
+
+Part = tuple[StoredWeight, Piece]  # what is stored, and which of its rows
 
 
 class _Maker:
     """Makes the entries of a weight that is put together from rows of stored ones."""
 
-    def __init__(self, checkpoint: Checkpoint, finite: Finite, dtype: torch.dtype | None) -> None:
-        self.checkpoint, self.finite, self.dtype = checkpoint, finite, dtype
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype | None) -> None:
+        self.checkpoint, self.finite, self.dtype = checkpoint, Finite(), dtype
 
-    def entries(
-        self,
-        name: str,
-        parts: Sequence[tuple[StoredWeight, tuple[int, int] | None]],
-        shape: tuple[int, ...],
-        to_float8: bool,
-    ) -> list[Entry]:
+    def entries(self, name: str, parts: Sequence[Part], to_float8: bool) -> list[Entry]:
         """The tensors of one weight of the result.
 
         Args:
-            name: Of the weight.
-            parts: The stored weights that it consists of, one below the other, and which of their rows.
-            shape: Of the weight.
-            to_float8: Whether it is to be in fp8; so it stays, if it is, where fp8 is what is written.
+            name: the weight's.
+            parts: what it consists of, one below the other.
+            to_float8: whether it is to be in fp8; so it stays, if it is, where fp8 is what is written.
         """
+        shape = (sum(piece.shape[0] for _, piece in parts), *parts[0][1].shape[1:])
         if to_float8:
             scale = f"{name.removesuffix('weight')}weight_scale"
             return [
@@ -204,15 +196,15 @@ class _Maker:
         dtype = self.dtype or (stored.pop() if len(stored) == 1 else None) or torch.bfloat16
         return [Entry(name, dtype, shape, partial(self.plain, parts, dtype))]
 
-    def plain(self, parts: Sequence[tuple[StoredWeight, tuple[int, int] | None]], dtype: torch.dtype) -> Tensor:
+    def plain(self, parts: Sequence[Part], dtype: torch.dtype) -> Tensor:
         """The weight, expanded."""
-        return _stacked([weight.storage.expand(self.read(weight, rows), dtype) for weight, rows in parts])
+        return _stacked([weight.storage.expand(self.read(weight, piece), dtype) for weight, piece in parts])
 
-    def float8(self, parts: Sequence[tuple[StoredWeight, tuple[int, int] | None]], which: int) -> Tensor:
+    def float8(self, parts: Sequence[Part], which: int) -> Tensor:
         """The weight in fp8 (0) or its scales (1); bit for bit those that are stored, where they are in fp8."""
         made = []
-        for weight, rows in parts:
-            tensors = self.read(weight, rows)
+        for weight, piece in parts:
+            tensors = self.read(weight, piece)
             if isinstance(weight.storage, Float8):
                 made.append((tensors["weight"], weight.storage.scale(tensors))[which])
             else:
@@ -220,15 +212,10 @@ class _Maker:
                 made.append(quantize_rows(expanded, torch.float8_e4m3fn)[which])
         return _stacked(made)
 
-    def read(self, weight: StoredWeight, rows: tuple[int, int] | None) -> Mapping[str, Tensor]:
-        """The tensors of a stored weight, or of some of its rows; refused where they are not finite."""
-        source = self.checkpoint.source
-        tensors = {key: source.read(info.name) for key, info in weight.infos.items()}
-        for key, tensor in tensors.items():
-            info = weight.infos[key]
-            self.finite(tensor, f"{info.file}: {info.name!r}")
-        weight.storage.check(tensors, f"{weight.infos['weight'].file}: {weight.infos['weight'].name!r}")
-        return tensors if rows is None else weight.storage.rows(tensors, *rows)
+    def read(self, weight: StoredWeight, piece: Piece) -> Mapping[str, Tensor]:
+        """The tensors of the rows of a stored weight; refused where they are not finite."""
+        tensors = read_parts(self.checkpoint.source, weight, self.finite)
+        return tensors if piece.rows is None else weight.storage.rows(tensors, *piece.rows)
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:

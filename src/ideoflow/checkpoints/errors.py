@@ -1,8 +1,10 @@
-"""The error of a checkpoint that cannot be read, and what every file goes through before a tensor is taken from it."""
+"""The errors of checkpoints that cannot be read, and what files go through first: no pickles, no endless JSON."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from ..checks import printable
 
@@ -47,3 +49,21 @@ def some(names: list[str] | tuple[str, ...], most: int = 6) -> str:
     more = len(names) - most
     short = [printable(name if len(name) <= LONGEST else f"{name[:LONGEST]}...") for name in names[:most]]
     return ", ".join(short) + (f" and {more} more" if more > 0 else "")
+
+
+def read_json(path: Path, most: int = 2**20) -> Any:
+    """What a JSON file of at most so many bytes holds.
+
+    Raises:
+        CheckpointError: a file that is not there, too large, or not JSON.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size > most:
+            raise CheckpointError(f"{path} is no file of at most {most} bytes, as its kind are.")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error

@@ -19,8 +19,7 @@ from diffusers import SchedulerMixin
 from transformers import PreTrainedTokenizerBase
 
 from .component_configs import making, not_misspelt
-from .errors import CheckpointError, some
-from .json_files import read_json
+from .errors import CheckpointError, read_json, some
 
 INDEX = "model_index.json"
 LARGEST = 256 * 2**20  # bytes of a tokenizer's file; Qwen's has 11 MB

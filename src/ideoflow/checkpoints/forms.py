@@ -1,4 +1,4 @@
-"""Recognising a checkpoint by what it holds: whose names, which kinds of storage, which configuration."""
+"""Recognising a transformer's checkpoint by what it holds: whose names, which kinds of storage, which configuration."""
 
 from __future__ import annotations
 
@@ -6,61 +6,35 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..configuration import parameter_shapes
 from .config import DEFAULTS, HEADER, config_of_shapes, parse_config
-from .errors import CheckpointError, some
-from .json_files import read_json
-from .names import Branch, Naming, Target, find_prefix, targets
-from .source import Source, TensorInfo, open_source
-from .storage import KINDS, Infos, Storage
+from .errors import CheckpointError, read_json, some
+from .names import Branch, Naming, find_prefix, targets
+from .source import open_source
+from .stored import KINDS, Piece, StoredWeight, check_names, check_scales, parameters, recognise
+from .tensors import Source
 
 if TYPE_CHECKING:
-    from ..model import Ideogram4Transformer2DModel
+    from torch import nn
 
-# A tensor's layer, and what it is of that layer: a weight, or what belongs with one.
-_PART = re.compile(
-    r"(?P<layer>.+?)\.(?P<part>weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+|gguf)"
-    r"|weight_scale|scale_weight|input_scale|scale_input|comfy_quant|weight|bias)"
-)
-# Notes of programs on the whole file: no weights.
-_NOTES = re.compile(r"(.*\.)?scaled_fp8")
+    Model = TypeVar("Model", bound=nn.Module)
 
-
-@dataclass(frozen=True)
-class StoredWeight:
-    """A weight, or a bias, as the files hold it.
-
-    Attributes:
-        name: Of the layer in the files, without the prefix.
-        parameter: "weight" or "bias".
-        storage: Its kind.
-        infos: Of its tensors, by what they are of the layer: "weight", "weight_scale", ...
-        shape: Of the weight that they stand for.
-        targets: Where it goes in the model.
-    """
-
-    name: str
-    parameter: str
-    storage: Storage
-    infos: Infos
-    shape: tuple[int, ...]
-    targets: tuple[Target, ...]
-
-    def pieces(self) -> Iterator[tuple[str, tuple[int, int] | None, tuple[int, ...]]]:
-        """For each target: the model's name of the parameter, its rows (None for all), and its shape."""
-        for target in self.targets:
-            name = f"{target.layer}.{self.parameter}"
-            if target.third is None:
-                yield name, None, self.shape
-            else:
-                third = self.shape[0] // 3
-                yield name, (target.third * third, (target.third + 1) * third), (third, *self.shape[1:])
+_TOPS = {
+    "input_proj",
+    "llm_cond_norm",
+    "llm_cond_proj",
+    "t_embedding",
+    "adaln_proj",
+    "embed_image_indicator",
+    "layers",
+    "final_layer",
+}
 
 
 @dataclass(frozen=True)
@@ -68,14 +42,13 @@ class Checkpoint:
     """A transformer's checkpoint, recognised and checked: every tensor is there, of the right shape, and none is left.
 
     Attributes:
-        source: Its files.
-        branch: Which transformer of the pipeline it is.
-        prefix: What stands before the names in the files.
-        naming: "peer" (diffusers' names) or "original" (q, k and v as one).
-        weights: In the order of the model's layers.
-        config: Of the model.
-        notes: Tensors that say something of the file and are no weights.
-        quantization_config: What a `config.json` says of a library that quantized the weights.
+        source: its files.
+        branch: which transformer of the pipeline it is.
+        prefix: what stands before the names in the files.
+        naming: "diffusers" for its names, "original" for those with q, k and v as one.
+        weights: in the order of the model's layers.
+        config: the model's configuration.
+        quantization_config: what a `config.json` says of a library that quantized the weights.
     """
 
     source: Source
@@ -84,7 +57,6 @@ class Checkpoint:
     naming: Naming
     weights: tuple[StoredWeight, ...]
     config: dict[str, Any]
-    notes: tuple[str, ...] = ()
     quantization_config: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @cached_property
@@ -94,12 +66,17 @@ class Checkpoint:
 
     @property
     def form(self) -> str:
-        """Names and storage in words: "peer", "original, fp8"."""
+        """Names and storage in words: "diffusers", "original, fp8"."""
         low = sorted(kind for kind in self.kinds if kind != "plain")
         return ", ".join([self.naming, *low])
 
-    def empty_model(self, model_class: type[Ideogram4Transformer2DModel]) -> Ideogram4Transformer2DModel:
-        """The model on the meta device, without weights."""
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the model's parameters, by name."""
+        return {piece.name: piece.shape for weight in self.weights for piece in weight.pieces}
+
+    def empty_model(self, model_class: type[Model]) -> Model:
+        """A model of that class on the meta device, without weights."""
         import torch
 
         with torch.device("meta"):
@@ -116,10 +93,10 @@ def open_checkpoint(
     """Recognise the checkpoint of a transformer, reading headers alone.
 
     Args:
-        path: A file, an index of shards, or a folder; a pipeline's folder is asked for the folder of `branch`.
-        branch: Which transformer, where there are both.
-        variant: Of a folder's files, as diffusers names them.
-        config: A configuration, a JSON file of it, or a folder with a `config.json`; None for the one beside the files,
+        path: a file, an index of shards, or a folder; a pipeline's folder is asked for the folder of `branch`.
+        branch: which transformer, where there are both.
+        variant: of a folder's files, as diffusers names them.
+        config: a configuration, a JSON file of it, or a folder with a `config.json`; None for the one beside the files,
             in the file's header, or told from the shapes.
 
     Raises:
@@ -134,10 +111,10 @@ def open_checkpoint(
     if found is None:
         raise CheckpointError(_unknown(source, branch))
     prefix, naming = found
-    weights, notes = _weights(source, prefix, naming)
+    weights = _weights(source, prefix, naming)
     settings, quantization = _config(source, config, weights)
     weights = _checked(source, weights, settings)
-    return Checkpoint(source, branch, prefix, naming, weights, settings, notes, quantization)
+    return Checkpoint(source, branch, prefix, naming, weights, settings, quantization)
 
 
 def _unknown(source: Source, branch: Branch) -> str:
@@ -152,101 +129,36 @@ def _unknown(source: Source, branch: Branch) -> str:
     )
 
 
-def _weights(source: Source, prefix: str, naming: Naming) -> tuple[tuple[StoredWeight, ...], tuple[str, ...]]:
-    """The weights under `prefix`, and the names of notes."""
-    layers: dict[tuple[str, str], dict[str, TensorInfo]] = {}
-    notes, strange = [], []
-    for full, info in source.infos.items():
-        if _NOTES.fullmatch(full):
-            notes.append(full)
-        elif full.startswith(prefix):
-            match = _PART.fullmatch(full.removeprefix(prefix))
-            if match is None:
-                strange.append(full)
-            elif match["part"] == "bias":
-                layers[match["layer"], "bias"] = {"weight": info}
-            else:
-                layers.setdefault((match["layer"], "weight"), {})[match["part"]] = info
-    # A whole pipeline's file holds other models too; within a transformer's names nothing may be strange.
-    strange = [name for name in strange if prefix or "." not in name or name.split(".")[0] in _TOPS]
+def _weights(source: Source, prefix: str, naming: Naming) -> tuple[StoredWeight, ...]:
+    """The weights whose names begin with `prefix`."""
+    found, scaled = parameters(source, lambda full: full.removeprefix(prefix) if full.startswith(prefix) else None)
+    strange = [
+        info.name
+        for name, parts in found.items()
+        if name.split(".")[0] not in _TOPS or not name.endswith((".weight", ".bias"))
+        for info in parts.values()
+    ]
     if strange:
         raise CheckpointError(f"{source.path} holds tensors that the model has no place for: {some(strange)}.")
-    stored = []
-    for (layer, parameter), infos in layers.items():
-        if not prefix and layer.split(".")[0] not in _TOPS:
-            names = [info.name for info in infos.values()]
-            raise CheckpointError(f"{source.path} holds tensors that the model has no place for: {some(names)}.")
+    weights = []
+    for name, infos in found.items():
+        layer, _, parameter = name.rpartition(".")
         storage, shape = recognise(source, infos)
-        stored.append(StoredWeight(layer, parameter, storage, infos, shape, targets(layer, naming)))
-    check_scales(source, [(weight.infos, weight.shape) for weight in stored], scaled=bool(notes))
-    return tuple(stored), tuple(notes)
-
-
-def part_of(name: str) -> tuple[str, str]:
-    """The name of the parameter that a tensor of a file belongs to, and what it is of it: "weight", "weight_scale" ...
-
-    Whatever is not known to belong with a weight is "weight" of its own name: biases, buffers.
-    """
-    match = _PART.fullmatch(name)
-    if match is None or match["part"] == "bias":
-        return name, "weight"
-    return f"{match['layer']}.weight", match["part"]
-
-
-def is_note(name: str) -> bool:
-    """Whether a tensor is a program's note on the whole file, which is scaled where it is there, and no weight."""
-    return _NOTES.fullmatch(name) is not None
-
-
-def recognise(source: Source, infos: Infos) -> tuple[Storage, tuple[int, ...]]:
-    """The kind of storage of a weight's parts, and the weight's shape.
-
-    Raises:
-        CheckpointError: naming the tensor of which nothing is known.
-    """
-    if "weight" not in infos:
-        name = next(iter(infos.values())).name
-        raise CheckpointError(f"{source.path}: {name!r} belongs to a weight that is not there.")
-    storage = next((kind for kind in KINDS if kind.claims(infos)), None)
-    if storage is None:
-        weight, beside = infos["weight"], ", ".join(sorted(set(infos) - {"weight"})) or "nothing"
-        raise CheckpointError(
-            f"{weight.file}: {weight.name!r} is {weight.dtype} with {beside} beside it, which is no storage that is"
-            f" known: {', '.join(kind.name for kind in KINDS)}."
-        )
-    try:
-        return storage, tuple(storage.shape(infos, lambda part: source.note(infos[part].name)))
-    except CheckpointError as error:
-        raise CheckpointError(f"{infos['weight'].file}: {error}") from error
-
-
-def check_scales(source: Source, weights: Iterable[tuple[Infos, tuple[int, ...]]], scaled: bool) -> None:
-    """Raise where a float8 weight would be used without the scale that it was stored with.
-
-    Files without any scale are those that were cast as a whole, and need none.
-
-    Args:
-        source: Of the weights.
-        weights: Parts and shapes.
-        scaled: Whether a note or a configuration says that they have scales.
-    """
-    matrices = [infos for infos, shape in weights if infos["weight"].dtype.startswith("F8_") and len(shape) >= 2]
-    bare = [infos["weight"].name for infos in matrices if set(infos) == {"weight"}]
-    if bare and (scaled or len(bare) < len(matrices)):
-        why = "that others have" if len(bare) < len(matrices) else "that the file, or its configuration, speaks of"
-        raise CheckpointError(f"{source.path}: fp8 weights without the scales {why}: {some(bare)}.")
-
-
-_TOPS = {
-    "input_proj",
-    "llm_cond_norm",
-    "llm_cond_proj",
-    "t_embedding",
-    "adaln_proj",
-    "embed_image_indicator",
-    "layers",
-    "final_layer",
-}
+        goals = targets(layer, naming)
+        if len(goals) > 1 and (not shape or shape[0] % 3):
+            raise CheckpointError(
+                f"{source.path}: {layer!r} of shape {list(shape)} should hold queries, keys and values."
+            )
+        pieces = [Piece(f"{goals[0]}.{parameter}", shape)]
+        if len(goals) > 1:
+            rows = shape[0] // len(goals)
+            pieces = [
+                Piece(f"{goal}.{parameter}", (rows, *shape[1:]), (third * rows, (third + 1) * rows))
+                for third, goal in enumerate(goals)
+            ]
+        weights.append(StoredWeight(infos, storage, tuple(pieces)))
+    check_scales(source, weights, scaled)
+    return tuple(weights)
 
 
 def _config(
@@ -269,7 +181,7 @@ def _config(
         return parse_config(found, str(file)), found.get("quantization_config")
     if given is not None:
         raise CheckpointError(f"`config` is {str(given)!r}: there is no such file.")
-    shapes = {name: shape for weight in weights for name, _, shape in weight.pieces()}
+    shapes = {piece.name: piece.shape for weight in weights for piece in weight.pieces}
     return config_of_shapes(shapes, str(source.path)), None
 
 
@@ -281,7 +193,7 @@ def _ranges(numbers: set[int]) -> str:
 
 def _checked(source: Source, weights: tuple[StoredWeight, ...], config: Mapping[str, Any]) -> tuple[StoredWeight, ...]:
     """The weights in the model's order, where they are all of the model's and nothing else."""
-    layers = {int(match[1]) for weight in weights if (match := re.match(r"layers\.(\d{1,9})\.", weight.name))}
+    layers = {int(match[1]) for weight in weights if (match := re.match(r"layers\.(\d{1,9})\.", weight.pieces[0].name))}
     if config.get("num_layers", DEFAULTS["num_layers"]) != len(layers) or layers != set(range(len(layers))):
         raise CheckpointError(
             f"{source.path} holds the layers {_ranges(layers)}, and its configuration says"
@@ -291,23 +203,17 @@ def _checked(source: Source, weights: tuple[StoredWeight, ...], config: Mapping[
         wanted = parameter_shapes(config)
     except ValueError as error:
         raise CheckpointError(f"{source.path}: its configuration makes no model: {error}") from error
-    for weight in weights:
-        if len(weight.targets) > 1 and (not weight.shape or weight.shape[0] % 3):
-            raise CheckpointError(
-                f"{source.path}: {weight.name!r} of shape {list(weight.shape)} should hold queries, keys and values."
-            )
-    found = {name: (shape, weight) for weight in weights for name, _, shape in weight.pieces()}
-    missing = [name for name in wanted if name not in found]
-    extra = [weight.infos["weight"].name for name, (_, weight) in found.items() if name not in wanted]
-    if missing or extra:
-        told = [f"missing are {some(missing)}"] if missing else []
-        told += [f"no place is there for {some(extra)}"] if extra else []
-        raise CheckpointError(f"{source.path} does not fit its configuration: {'; '.join(told)}.")
+    found = {piece.name: (piece.shape, weight) for weight in weights for piece in weight.pieces}
+    check_names(
+        f"{source.path} does not fit its configuration",
+        [name for name in wanted if name not in found],
+        [weight.infos["weight"].name for name, (_, weight) in found.items() if name not in wanted],
+    )
     for name, (shape, weight) in found.items():
         if shape != wanted[name]:
             raise CheckpointError(
-                f"{weight.infos['weight'].file}: {weight.infos['weight'].name!r} stands for a {name} of shape"
-                f" {list(shape)}; the configuration wants {list(wanted[name])}."
+                f"{weight.told} stands for a {name} of shape {list(shape)}; the configuration wants"
+                f" {list(wanted[name])}."
             )
     order = {name: number for number, name in enumerate(wanted)}
-    return tuple(sorted(weights, key=lambda weight: order[next(weight.pieces())[0]]))
+    return tuple(sorted(weights, key=lambda weight: order[weight.pieces[0].name]))

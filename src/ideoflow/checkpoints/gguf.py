@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ..ops.gguf_blocks import QUANTIZED, GgufType
 from .errors import CheckpointError
-from .source import TensorInfo
+from .tensors import TensorInfo
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,8 @@ from ..pictures import FORMATS, read_settings
 from .errors import CheckpointError
 from .forms import Checkpoint, open_checkpoint
 from .names import ANCHORS, Branch
-from .source import Source, TensorInfo, open_source
+from .source import open_source
+from .tensors import Source, TensorInfo
 
 BRANCHES: tuple[Branch, ...] = ("transformer", "unconditional_transformer")
 SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -150,7 +151,7 @@ def _pipeline(folder: Path, variant: str | None) -> dict[str, Any]:
 def _transformer(checkpoint: Checkpoint) -> dict[str, Any]:
     """Form, configuration and sizes of a transformer's checkpoint."""
     infos = [info for weight in checkpoint.weights for info in weight.infos.values()]
-    shapes = {name: shape for weight in checkpoint.weights for name, _, shape in weight.pieces()}
+    shapes = checkpoint.shapes
     described = {
         "form": checkpoint.form,
         "prefix": checkpoint.prefix,

@@ -1,32 +1,37 @@
-"""Loading a transformer: one weight at a time, straight to its device and type."""
+"""Loading weights: one at a time, straight to their device and type, into a transformer or any other module."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.utils import logging
 from torch import Tensor, nn
 
-from ..model import Ideogram4Transformer2DModel
+from ..ops.quantized_linear import Float8Linear
 from .errors import CheckpointError
-from .finite import Finite
-from .forms import Checkpoint, StoredWeight
+from .forms import Checkpoint
+from .left_in_file import LeftInFile
 from .on_the_fly import plan
-from .resting import Resting
-from .source import Source
 from .storage import Storage
+from .stored import StoredWeight
+from .tensors import Source
 
 FIRST = "input_proj"  # never kept in few bits: the type of its weight is taken for the model's
+UNUSED = ("llm_cond_norm", "llm_cond_proj")  # what the unconditional branch has and never uses
 NO_TEXT = "the unconditional branch takes no text. Load the model with `text_projection=True` to give it text tokens."
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 QUIET_SECONDS = 2  # before a progress bar is shown
+CHECKED_AT_ONCE = 2**20  # values
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
-@torch.no_grad()
 def load_transformer(
     checkpoint: Checkpoint,
+    model_class: type[Model],
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -34,26 +39,22 @@ def load_transformer(
     text_projection: bool = True,
     check: bool = True,
     quantization_config: Any = None,
-    model_class: type[Ideogram4Transformer2DModel] = Ideogram4Transformer2DModel,
-) -> Ideogram4Transformer2DModel:
+) -> Model:
     """Load a transformer from a checkpoint of any form.
 
-    On the CPU, weights that have the wanted type already are mapped: their pages are read when they are used, shared
-    with other processes, and dropped where memory is short.
-
     Args:
-        checkpoint: From `open_checkpoint`.
-        dtype: Of the weights that are not stored in few bits, and of what is computed.
-        device: To put them on.
-        dequantize: Expand the weights that are stored in few bits to `dtype`; False keeps those of linear layers as
+        checkpoint: from `open_checkpoint`.
+        model_class: the class to make, an `Ideogram4Transformer2DModel`.
+        dtype: of the weights that are not stored in few bits, and of what is computed.
+        device: to put them on.
+        dequantize: expand the weights that are stored in few bits to `dtype`; False keeps those of linear layers as
             they are, where a layer for them can be had.
-        text_projection: Whether to load the projection of text features, which the unconditional branch has and never
-            uses: 0.49 GB in bfloat16. Without it, it rests in the file until the model is saved.
-        check: Look for values that are not finite, which takes a pass over the weights.
-        quantization_config: Of diffusers, for bitsandbytes, torchao and others: what quantizes each weight of a linear
+        text_projection: whether to load the projection of text features, which the unconditional branch has and never
+            uses: 0.49 GB in bfloat16. Without it, it stays in the file until the model is saved.
+        check: look for values that are not finite, which takes a pass over the weights.
+        quantization_config: of diffusers, for bitsandbytes, torchao and others: what quantizes each weight of a linear
             layer, expanded from whatever form it is stored in. For a GGUF file, a `GGUFQuantizationConfig`, whose
             `compute_dtype` takes the place of `dtype`. Weights that are stored as bitsandbytes' 4 bits stay so.
-        model_class: To make.
 
     Returns:
         The model, in evaluation mode.
@@ -62,66 +63,166 @@ def load_transformer(
         CheckpointError: naming the file and the tensor that cannot be used.
         ImportError, RuntimeError: from a quantizer of diffusers: a library is missing, or it needs another device.
     """
-    model = checkpoint.empty_model(model_class)
-    device = torch.device(device)
-    finite = Finite() if check else None
+    model: Any = checkpoint.empty_model(model_class)
+    device, source = torch.device(device), checkpoint.source
     dtype, on_the_fly = plan(quantization_config, checkpoint, dtype, device)
     if on_the_fly:
         on_the_fly.begin(model)
-        dequantize = True
-    finishing: dict[str, Storage] = {}
-    resting: dict[str, list[StoredWeight]] = {"llm_cond_norm": [], "llm_cond_proj": []}
-    progress = logging.tqdm(
-        checkpoint.weights, desc=f"Loading {checkpoint.branch}", unit="tensor", delay=QUIET_SECONDS, leave=False
+    weights: list[StoredWeight] = []
+    left: dict[str, dict[str, partial[Tensor]]] = {}
+    for weight in checkpoint.weights:
+        layer, _, parameter = weight.pieces[0].name.rpartition(".")
+        if layer in UNUSED and not text_projection:
+            left.setdefault(layer, {})[parameter] = partial(expanded, source, weight, dtype)
+        else:
+            weights.append(weight)
+    kept = fill(
+        model,
+        source,
+        weights,
+        dtype=dtype,
+        device=device,
+        keep=None if dequantize or on_the_fly else lambda layer: layer != FIRST,
+        what=checkpoint.branch,
+        check=check,
+        put=None if on_the_fly is None else partial(on_the_fly.put, model),
     )
-    for weight in progress:
-        if not text_projection and weight.name in resting:
-            resting[weight.name].append(weight)
-            continue
-        plain = weight.storage.name == "plain"
-        as_stored = TYPES.get(weight.infos["weight"].dtype) == dtype if plain else not dequantize
-        stays = as_stored and device.type == "cpu"
-        parts = {key: _tensor(checkpoint, info.name, device, stays, finite) for key, info in weight.infos.items()}
-        if check:
-            weight.storage.check(parts, f"{weight.infos['weight'].file}: {weight.infos['weight'].name!r}")
-        for name, rows, _ in weight.pieces():
-            piece = parts if rows is None else weight.storage.rows(parts, *rows)
-            layer, _, parameter = name.rpartition(".")
-            module = model.get_submodule(layer)
-            kept = None
-            if parameter == "weight" and isinstance(module, nn.Linear) and layer != FIRST and not dequantize:
-                kept = weight.storage.layer(piece, dtype)  # before its bias, which comes next
-            if kept is not None:
-                model.set_submodule(layer, kept)
-                finishing[weight.storage.name] = weight.storage
-                continue
-            expanded = weight.storage.expand(piece, dtype)
-            if on_the_fly is None or not on_the_fly.put(model, name, expanded):
-                setattr(module, parameter, nn.Parameter(expanded))
-    for name, weights in resting.items():
-        if weights:
-            readers = {weight.parameter: partial(_expanded, checkpoint.source, weight, dtype) for weight in weights}
-            model.set_submodule(name, Resting(readers, NO_TEXT, dtype))
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if left:
-        raise CheckpointError(f"{checkpoint.source.path}: nothing was loaded into {', '.join(left[:6])}.")
-    for storage in finishing.values():
+    for layer, readers in left.items():
+        model.set_submodule(layer, LeftInFile(readers, NO_TEXT, dtype))
+    if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        raise CheckpointError(f"{source.path}: nothing was loaded into {', '.join(empty[:6])}.")
+    for storage in kept:
         storage.finish(model, dtype)
     if on_the_fly:
         on_the_fly.finish(model)
-    model.register_to_config(_name_or_path=str(checkpoint.source.path))
+    model.register_to_config(_name_or_path=str(source.path))
     return model.eval()
 
 
-def _tensor(checkpoint: Checkpoint, name: str, device: torch.device, stays: bool, check: Finite | None) -> Tensor:
-    """A tensor of the file on the device; mapped, if it stays as it is."""
-    tensor = checkpoint.source.map(name) if stays else checkpoint.source.read(name)
-    if check is not None:
-        check(tensor, f"{checkpoint.source.infos[name].file}: {name!r}")
-    return tensor.to(device)
+@torch.no_grad()
+def fill(
+    module: nn.Module,
+    source: Source,
+    weights: list[StoredWeight],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    keep: Callable[[str], object] | None,
+    what: str,
+    check: bool = True,
+    exact: bool = False,
+    put: Callable[[str, Tensor], bool] | None = None,
+) -> list[Storage]:
+    """Bring stored weights to their places, one at a time, in the type and on the device wanted.
+
+    On the CPU, weights that have the wanted type already are mapped: their pages are read when they are used, shared
+    with other processes, and dropped where memory is short.
+
+    Args:
+        module: on the meta device.
+        source: the files.
+        weights: what fills each parameter.
+        dtype: of the floating-point tensors, and of what is computed.
+        device: to put them on.
+        keep: whether a linear layer of that name keeps a weight in few bits as it is stored, where a layer for it can
+            be had; None for none, so that all are expanded.
+        what: name for the progress bar.
+        check: look for values that are not finite.
+        exact: whether layers in float8 never round their input.
+        put: places an expanded weight by its name, or returns False.
+
+    Returns:
+        The kinds of storage in few bits that layers keep.
+    """
+    finite = Finite() if check else None
+    kept: dict[str, Storage] = {}
+    progress = logging.tqdm(weights, desc=f"Loading {what}", unit="tensor", delay=QUIET_SECONDS, leave=False)
+    for weight in progress:
+        storage = weight.storage
+        plain = storage.name == "plain"
+        keeps = keep is not None and not plain and all(_is_kept(module, one.name, keep) for one in weight.pieces)
+        as_stored = keeps or (plain and TYPES.get(weight.infos["weight"].dtype) == dtype)
+        parts = read_parts(source, weight, finite, mapped=as_stored and device.type == "cpu")
+        parts = {key: tensor.to(device) for key, tensor in parts.items()}
+        for name, _, rows in weight.pieces:
+            layer, _, parameter = name.rpartition(".")
+            owner = module.get_submodule(layer)
+            piece = parts if rows is None else storage.rows(parts, *rows)
+            if keeps and (low := storage.layer(piece, dtype)) is not None:
+                module.set_submodule(layer, _exact(low) if exact else low)  # before its bias, which comes next
+                kept[storage.name] = storage
+                continue
+            value = storage.expand(piece, dtype)
+            if put is None or not put(name, value):
+                setattr(owner, parameter, nn.Parameter(value) if parameter in owner._parameters else value)
+    return list(kept.values())
 
 
-def _expanded(source: Source, weight: StoredWeight, dtype: torch.dtype) -> Tensor:
+def read_parts(
+    source: Source, weight: StoredWeight, finite: Finite | None = None, mapped: bool = False
+) -> dict[str, Tensor]:
+    """The tensors of a stored weight on the CPU, mapped or copied; with `finite`, refused where a value is not.
+
+    Raises:
+        CheckpointError: naming the tensor that cannot be read or used.
+    """
+    parts = {}
+    for key, info in weight.infos.items():
+        parts[key] = source.map(info.name) if mapped else source.read(info.name)
+        if finite is not None:
+            finite(parts[key], f"{info.file}: {info.name!r}")
+    if finite is not None:
+        weight.storage.check(parts, weight.told)
+    return parts
+
+
+def expanded(source: Source, weight: StoredWeight, dtype: torch.dtype) -> Tensor:
     """A weight read whole from its file."""
-    parts = {key: source.read(info.name) for key, info in weight.infos.items()}
-    return weight.storage.expand(parts, dtype)
+    return weight.storage.expand(read_parts(source, weight), dtype)
+
+
+def _is_kept(module: nn.Module, name: str, keep: Callable[[str], object]) -> bool:
+    layer, _, parameter = name.rpartition(".")
+    return parameter == "weight" and isinstance(module.get_submodule(layer), nn.Linear) and bool(keep(layer))
+
+
+class WeightOnlyFloat8Linear(Float8Linear):
+    """A layer that keeps float8 weights and never rounds its input, on no device: text features stay exact."""
+
+    def multiplies(self, tokens: Tensor) -> bool:
+        """Never: the weight is expanded for each product."""
+        return False
+
+
+def _exact(layer: nn.Linear) -> nn.Linear:
+    if not isinstance(layer, Float8Linear):
+        return layer
+    exact = WeightOnlyFloat8Linear(
+        layer.in_features, layer.out_features, bias=False, device="meta", dtype=layer.compute_dtype
+    )
+    exact.weight, exact.weight_scale = layer.weight, layer.weight_scale
+    return exact
+
+
+class Finite:
+    """A check of tensors on the CPU. It keeps one small buffer: the allocator would scatter many over its heap."""
+
+    def __init__(self) -> None:
+        self._bits = torch.empty(CHECKED_AT_ONCE, dtype=torch.uint8)
+
+    def __call__(self, tensor: Tensor, what: str) -> None:
+        """Raise a CheckpointError that begins with `what` where a value is infinite or not a number."""
+        if not tensor.is_floating_point():
+            return
+        for values in tensor.flatten().split(CHECKED_AT_ONCE):
+            if values.dtype == torch.float8_e4m3fn:
+                # Without infinity; what is no number has all bits set but the sign.
+                bits = torch.bitwise_and(values.view(torch.uint8), 0x7F, out=self._bits[: len(values)])
+                finite = bool(bits.amax() != 0x7F)
+            else:
+                low, high = torch.aminmax(values.to(torch.float32) if values.dtype.itemsize == 1 else values)
+                finite = bool(torch.isfinite(low) and torch.isfinite(high))
+            if not finite:
+                raise CheckpointError(
+                    f"{what} holds values that are not finite: the file is damaged, or never was good."
+                )

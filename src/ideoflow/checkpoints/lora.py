@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -10,7 +9,6 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,16 +16,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..checks import printable
 from . import lycoris
 from .errors import CheckpointError, some
+from .lora_strength import STRENGTH, HeaderEntries, PeftSettings, read_strengths
 from .lycoris import Factored
 from .names import ORIGINAL, QKV, targets
-from .source import Source, TensorInfo, open_source
+from .source import open_source
+from .tensors import Source, TensorInfo
 
-Form = Literal["peer", "comfy"]
-HEADER = "lora_adapter_metadata"  # diffusers' key in a file's header: peft's configuration as JSON
-PEFT_CONFIG = "adapter_config.json"  # the same in a file of its own, beside weights that peft itself saved
+Form = Literal["diffusers", "comfy"]
 
 # What stands before a layer's name: peft's own prefix, then that of diffusers, of ComfyUI, or of a trainer.
 _COMFY = r"model\.diffusion_model\.|diffusion_model\.|conditional_transformer\."
@@ -105,9 +102,14 @@ class Adapter:
         return len(self.down)
 
     @property
-    def scale(self) -> Fraction:
-        """`alpha / rank`, exactly."""
-        return Fraction(1) if self.alpha is None else Fraction(self.alpha.item()) / self.rank
+    def strength(self) -> float:
+        """`alpha` as a number: the rank where none is given."""
+        return float(self.rank if self.alpha is None else self.alpha.item())
+
+    @property
+    def scale(self) -> float:
+        """`alpha / rank`."""
+        return self.strength / self.rank
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ class Lora:
 
     Attributes:
         origin: The file, for messages.
-        form: "peer" has diffusers' names and keeps strengths in the header; "comfy" has the original's names, q, k and
-            v as one, and a tensor `alpha` beside each layer whose strength is not 1.
+        form: "diffusers" has its names and keeps strengths in the header; "comfy" has the original's names, q, k and v
+            as one, and a tensor `alpha` beside each layer whose strength is not 1.
         layers: By the layer's name.
         metadata: The file's header: trigger words, settings of the training. Strengths that stand there alone are in
             the adapters.
@@ -144,10 +146,10 @@ class Lora:
         return Counter(adapter.rank for adapter in self.layers.values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of a file in this form; strengths of the peer's form are in `metadata`."""
+        """The tensors of a file in this form; strengths of diffusers' form are in `metadata`."""
         found: dict[str, Tensor] = {}
         for name, adapter in self.layers.items():
-            start = f"transformer.{name}" if self.form == "peer" else f"diffusion_model.{name}"
+            start = f"transformer.{name}" if self.form == "diffusers" else f"diffusion_model.{name}"
             found[f"{start}.lora_A.weight"], found[f"{start}.lora_B.weight"] = adapter.down, adapter.up
             if adapter.alpha is not None and self.form == "comfy":
                 found[f"{start}.alpha"] = adapter.alpha
@@ -201,31 +203,30 @@ def read_lora(
         if not ignore_unknown:
             raise UnknownTensorsError(told)
         warnings.warn(f"{told} They are left out.", stacklevel=2)
-    settings = _settings(origin, weights, names)
-    header = None if HEADER in weights.metadata else _header_strength(origin, weights.metadata)
+    strengths = read_strengths(origin, weights, names)
     layers: dict[str, Adapter] = {}
     factored: dict[str, Factored] = {}
     for layer, parts in names.items():
         whole = {"lokr_w1", "lokr_w2"} <= parts.keys()  # its alpha has no meaning, and may be any number
         read = {part: _read(origin, weights, name) for part, name in parts.items() if not (whole and part == "alpha")}
-        kind = lycoris.kind_of(parts)
-        if kind is not None:
+        if lycoris.kind_of(parts) is not None:
             goals = targets(layer, ORIGINAL)
-            adapter = lycoris.factored(read, None if settings is None else settings.scale(goals[0].layer))
-            if header is not None and "alpha" not in parts and not whole:
-                adapter = replace(adapter, alpha=header.alpha_of(origin, layer, adapter.rank))
-            rows = adapter.shape[0] // len(goals)
+            given = strengths.scale(goals[0]) if isinstance(strengths, PeftSettings) else None
+            product = lycoris.factored(read, given)
+            if isinstance(strengths, HeaderEntries) and not whole:
+                alpha = strengths.alpha_of(origin, layer, product.rank, product.alpha)
+                product = replace(product, alpha=alpha)
+            rows = product.shape[0] // len(goals)
             for number, goal in enumerate(goals):
-                factored[goal.layer] = adapter if len(goals) == 1 else adapter.part(number * rows, (number + 1) * rows)
+                factored[goal] = product if len(goals) == 1 else product.part(number * rows, (number + 1) * rows)
             continue
         if "magnitude" in read:
             read["magnitude"] = read["magnitude"].flatten()
-        layers[layer] = Adapter(**read)
-        if settings is not None:
-            layers[layer] = _with_settings(origin, layer, layers[layer], settings)
-        elif header is not None and "alpha" not in parts:
-            layers[layer] = replace(layers[layer], alpha=header.alpha_of(origin, layer, layers[layer].rank))
-    metadata = {key: text for key, text in weights.metadata.items() if not _STRENGTH.fullmatch(key)}
+        adapter = Adapter(**read)
+        if strengths is not None:
+            adapter = replace(adapter, alpha=strengths.alpha_of(origin, layer, adapter.rank, adapter.alpha))
+        layers[layer] = adapter
+    metadata = {key: text for key, text in weights.metadata.items() if not STRENGTH.fullmatch(key)}
     return Lora(origin, form, layers, metadata, unknown, factored)
 
 
@@ -286,7 +287,7 @@ def _sorted_out(origin: str, names: Mapping[str, Any]) -> tuple[dict[str, dict[s
     """Names of tensors by layer and part, those that are not known and why, and the form."""
     layers: dict[str, dict[str, str]] = {}
     unknown: dict[str, str] = {}
-    form: Form = "peer"
+    form: Form = "diffusers"
     for name in names:
         tensor = _TENSOR.fullmatch(name)
         found = _layer(tensor["owner"]) if tensor else None
@@ -440,170 +441,6 @@ def _read(origin: str, weights: Source, name: str) -> Tensor:
     return tensor
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """Strengths and ranks as peft writes them: for all layers, and for those that a pattern matches."""
-
-    where: str
-    rank: int
-    alpha: float
-    ranks: dict[re.Pattern[str], int]
-    alphas: dict[re.Pattern[str], float]
-    root: bool  # divide by the root of the rank
-
-    def scale(self, layer: str) -> float:
-        """Of the change that an adapter makes."""
-        rank, alpha = self.of(layer)
-        return alpha / rank
-
-    def of(self, layer: str) -> tuple[int, float]:
-        """Rank and alpha of a layer."""
-        rank = next((value for pattern, value in self.ranks.items() if pattern.match(layer)), self.rank)
-        alpha = next((value for pattern, value in self.alphas.items() if pattern.match(layer)), self.alpha)
-        return rank, alpha * math.sqrt(rank) if self.root else alpha
-
-
-def _settings(origin: str, weights: Source, names: Mapping[str, Mapping[str, str]]) -> _Settings | None:
-    """What a header, or a file of peft's beside the weights, says of strengths; None where nothing is said."""
-    if HEADER in weights.metadata:
-        return parse_settings(weights.metadata[HEADER], f"the header of {origin}", names)
-    if not any(name.startswith("base_model.model.") for parts in names.values() for name in parts.values()):
-        return None
-    beside = weights.path.parent / PEFT_CONFIG
-    if weights.files and beside.is_file():
-        if beside.stat().st_size > 2**24:
-            raise CheckpointError(f"{beside} is too large to be peft's configuration.")
-        return parse_settings(beside.read_text(encoding="utf-8", errors="replace"), str(beside), names)
-    alphas = all("alpha" in parts for parts in names.values())
-    if not alphas:
-        warnings.warn(
-            f"{origin} was saved by peft, which keeps the adapter's strength in {PEFT_CONFIG}; it is not beside the"
-            " file, and alpha is taken for the rank.",
-            stacklevel=3,
-        )
-    return None
-
-
-def parse_settings(text: str, where: str, layers: Mapping[str, Any]) -> _Settings:
-    """Read peft's configuration of an adapter.
-
-    Args:
-        text: JSON, its keys bare or after `transformer.`.
-        where: It stands, for messages.
-        layers: That have adapters, each with its parts.
-
-    Raises:
-        CheckpointError: what is no such configuration.
-    """
-    try:
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise TypeError("it is no object")
-        prefixed = {k.removeprefix("transformer."): v for k, v in found.items() if k.startswith("transformer.")}
-        found = prefixed or found
-        kinds = {lycoris.kind_of(parts) for parts in layers.values()}
-        if len(kinds) > 1:
-            raise ValueError("it is for one kind of adapter, and the file holds several")
-        kind = {None: "LORA", "LoKr": "LOKR", "LoHa": "LOHA"}[kinds.pop() if kinds else None]
-        if found.get("peft_type") not in ((None, "LORA") if kind == "LORA" else (kind,)):
-            raise ValueError(f"it is of {found.get('peft_type')}, not of {kind}")
-        settings = _Settings(
-            where,
-            int(_number(found, "r", 8)),
-            _number(found, "lora_alpha" if kind == "LORA" else "alpha", 8),
-            {_pattern(key): int(_number(found["rank_pattern"], key)) for key in found.get("rank_pattern") or {}},
-            {_pattern(key): _number(found["alpha_pattern"], key) for key in found.get("alpha_pattern") or {}},
-            bool(found.get("use_rslora")),
-        )
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, re.error) as error:
-        raise CheckpointError(f"{where} holds no configuration of a LoRA adapter: {error}.") from error
-    if found.get("use_dora") and not any("magnitude" in parts for parts in layers.values()):
-        raise CheckpointError(f"{where} speaks of DoRA, but no layer has a magnitude: the file is not whole.")
-    return settings
-
-
-# Where a header's entries give the strength, for tensors that have no alpha: plain, or after the model's name.
-_STRENGTH = re.compile(
-    r"(?:transformer\.|diffusion_model\.)?(?:(?P<alpha>lora_alpha|network_alpha|alpha)|(?P<rank>r|rank|lora_rank)"
-    r"|(?P<root>use_rslora))"
-)
-
-
-@dataclass(frozen=True)
-class _HeaderStrength:
-    """What single entries of a header say of the strength of all layers."""
-
-    alpha: float
-    rank: int | None
-    root: bool
-
-    def alpha_of(self, origin: str, layer: str, rank: int | None) -> Tensor:
-        if rank is None or self.rank not in (None, rank):
-            raise CheckpointError(
-                f"{origin}: the adapter of {layer} has rank {rank}, and the header gives an alpha of {self.alpha:g} for"
-                f" rank {self.rank}: they do not belong together."
-            )
-        return as_alpha(self.alpha * math.sqrt(rank) if self.root else self.alpha)
-
-
-def _header_strength(origin: str, metadata: Mapping[str, str]) -> _HeaderStrength | None:
-    """The strength by a header's single entries; None where there is no alpha among them."""
-    told: dict[str, set[str]] = {"alpha": set(), "rank": set(), "root": set()}
-    for key, text in metadata.items():
-        if match := _STRENGTH.fullmatch(key):
-            told[match.lastgroup or ""].add(text.strip().strip('"').lower())
-    if not told["alpha"]:
-        return None
-    try:
-        alphas, ranks = {float(text) for text in told["alpha"]}, {int(text) for text in told["rank"]}
-    except ValueError:
-        alphas, ranks = set(), set()
-    if len(alphas) != 1 or len(ranks) > 1 or not all(math.isfinite(alpha) for alpha in alphas):
-        given = ", ".join(f"{key}={text}" for key, text in sorted(metadata.items()) if _STRENGTH.fullmatch(key))
-        raise CheckpointError(f"{origin}: the header's entries for the strength cannot be read: {printable(given)}.")
-    return _HeaderStrength(alphas.pop(), ranks.pop() if ranks else None, told["root"] == {"true"})
-
-
-def _number(found: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    value = found.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"`{key}` is {value!r}, which is no finite number")
-    return value
-
-
-def _pattern(pattern: str) -> re.Pattern[str]:
-    """A pattern for the ends of layers' names, if it is a regular expression that takes no endless time."""
-    if len(pattern) > 200 or len(re.findall(r"[*+?{]", pattern)) > 3 or re.search(r"\)[*+?{]", pattern):
-        raise ValueError(f"the pattern {pattern[:200]!r} is too involved")
-    return re.compile(rf"(.*\.)?({pattern})$")
-
-
-def _with_settings(origin: str, layer: str, adapter: Adapter, settings: _Settings) -> Adapter:
-    """An adapter at the strength that the configuration gives it, on top of its own alpha."""
-    attention = layer.removesuffix("qkv")
-    targets = [layer.removesuffix(".o") + ".to_out.0"] if layer.endswith(".o") else [layer]
-    if layer.endswith(".qkv"):
-        targets = [attention + one for one in QKV]
-    told = {settings.of(target) for target in targets}
-    if len(told) > 1:
-        raise CheckpointError(f"{origin}: {settings.where} gives the parts of {layer} different strengths.")
-    rank, alpha = told.pop()
-    if rank != adapter.rank:
-        raise CheckpointError(
-            f"{origin}: the adapter of {layer} has rank {adapter.rank}, {settings.where} says {rank}: they do not"
-            " belong together."
-        )
-    if adapter.alpha is not None:
-        alpha = alpha * adapter.alpha.item() / rank
-    return Adapter(adapter.down, adapter.up, as_alpha(alpha), adapter.magnitude, adapter.bias)
-
-
-def as_alpha(value: float) -> Tensor:
-    """A number as the tensor that holds it exactly: float32 where that does, else float64."""
-    single = torch.tensor(value, dtype=torch.float32)
-    return single if single.item() == value else torch.tensor(value, dtype=torch.float64)
-
-
 def _count(unknown: Mapping[str, str]) -> str:
     return f"{len(unknown)} tensor{'s' * (len(unknown) != 1)}"
 
@@ -623,9 +460,3 @@ def _nothing(origin: str, unknown: Mapping[str, str]) -> str:
     if any(re.fullmatch(r"(.*\.)?attention\.(to_q|qkv)\.weight", name) for name in unknown):
         hint = " It looks like a transformer's checkpoint: load it with `from_single_file`, or `--model`."
     return f"{origin} holds no LoRA adapter of this model. It holds {_count(unknown)}: {_reasons(unknown)}.{hint}"
-
-
-def each_bit(tensor: Tensor) -> Tensor:
-    """The bits of a tensor as integers: they tell -0 from 0."""
-    kinds: dict[int, torch.dtype] = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.contiguous().view(kinds[tensor.dtype.itemsize])

@@ -17,7 +17,7 @@ from torch import Tensor, promote_types
 from .errors import CheckpointError, some
 from .hub import HUB_ARGUMENTS, local_file
 from .lora import Lora, read_lora
-from .lora_convert import peft_settings, to_peer
+from .lora_convert import peft_settings, to_diffusers
 
 # Which file of a folder, where several could be meant: what diffusers and peft write.
 USUAL = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -45,7 +45,7 @@ class PipelineAdapters(Ideogram4LoraLoaderMixin):
                 f"{lora.origin} holds {' and '.join(sorted(lora.kinds))}, which diffusers' names for LoRA cannot"
                 " say: load it with `load_lora_weights`."
             )
-        lora = to_peer(lora)
+        lora = to_diffusers(lora)
         tensors = loadable(lora)
         return (tensors, peft_settings(lora)) if kwargs.get("return_lora_metadata") else tensors
 

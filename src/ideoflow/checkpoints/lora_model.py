@@ -12,11 +12,10 @@ from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_off
 from diffusers.utils.peft_utils import get_adapter_name
 from peft import LoHaConfig, LoKrConfig, LoraConfig
 
-from ..model import Ideogram4Transformer2DModel
 from ..ops.factored import add_factored
 from .errors import CheckpointError
 from .lora import Lora
-from .lora_convert import peft_settings, to_peer
+from .lora_convert import peft_settings, to_diffusers
 from .lora_files import LoraSource, loadable, read_any
 
 OWN = ("transformer", None)  # prefixes of the model itself, under which all forms are known
@@ -24,7 +23,7 @@ _CONFIGS = {"LoKr": LoKrConfig, "LoHa": LoHaConfig}
 
 
 def load_adapter(
-    model: Ideogram4Transformer2DModel,
+    model: Any,
     theirs: Callable[..., None],
     source: LoraSource,
     prefix: str | None,
@@ -51,7 +50,7 @@ def load_adapter(
     if hotswap and (read.factored or not isinstance(loaded[adapter_name], LoraConfig)):
         raise CheckpointError("`hotswap` exchanges LoRA alone: unload an adapter of LoKr or LoHa, and load the other.")
     if read.layers:
-        lora = to_peer(replace(read, factored={}))
+        lora = to_diffusers(replace(read, factored={}))
         _load_lora(model, theirs, lora, adapter_name, hotswap, _pipeline, kwargs.get("low_cpu_mem_usage", False))
     if read.factored:
         with _not_offloaded(model, _pipeline):
@@ -70,7 +69,7 @@ def _load_lora(
     settings = peft_settings(lora)
     old = model.peft_config[adapter_name] if hotswap else None
     # Read now: peft may take the tensors themselves, and leave the old ones in their place.
-    strengths = {name: (one.rank, float(one.scale * one.rank)) for name, one in lora.layers.items()}
+    strengths = {name: (one.rank, one.strength) for name, one in lora.layers.items()}
     with _strengths_of(old, settings):
         theirs(
             loadable(lora),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import reduce
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .source import TensorInfo
+from .tensors import TensorInfo
 
 if TYPE_CHECKING:
     from ..ops.factored import Factors
@@ -64,7 +63,7 @@ class Factored:
         """`alpha / rank`; 1 without an alpha, and where both sides are whole, as LyCORIS trains them."""
         if self.given is not None:
             return self.given
-        return 1.0 if self.alpha is None or self.rank is None else float(Fraction(self.alpha.item()) / self.rank)
+        return 1.0 if self.alpha is None or self.rank is None else self.alpha.item() / self.rank
 
     @property
     def shape(self) -> tuple[int, int]:

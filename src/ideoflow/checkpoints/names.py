@@ -7,17 +7,18 @@ output projection `attention.o`. Its other names are the same.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-Naming = Literal["peer", "original"]
+Naming = Literal["diffusers", "original"]
+RENAMED = {"peer": "diffusers", "peer-lora": "diffusers-lora"}  # old words for forms, until the next version
 Branch = Literal["transformer", "unconditional_transformer"]
 
-PEER: Naming = "peer"
+DIFFUSERS: Naming = "diffusers"
 ORIGINAL: Naming = "original"
 QKV = ("to_q", "to_k", "to_v")
-ANCHORS: dict[Naming, str] = {PEER: "layers.0.attention.to_q.weight", ORIGINAL: "layers.0.attention.qkv.weight"}
+ANCHORS: dict[Naming, str] = {DIFFUSERS: "layers.0.attention.to_q.weight", ORIGINAL: "layers.0.attention.qkv.weight"}
 # What stands before the names in files of single models, of both branches, and of whole pipelines.
 PREFIXES: dict[Branch, tuple[str, ...]] = {
     "transformer": (
@@ -32,28 +33,15 @@ PREFIXES: dict[Branch, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where a weight goes, or a part of it.
-
-    Attributes:
-        layer: The model's name of the layer.
-        third: Which third of the file's rows: 0 for queries, 1 for keys, 2 for values; None for all of them.
-    """
-
-    layer: str
-    third: int | None = None
-
-
-def targets(layer: str, naming: Naming) -> tuple[Target, ...]:
-    """Where the weight of a file's layer goes; for biases and what else is stored by row, the same."""
+def targets(layer: str, naming: Naming) -> tuple[str, ...]:
+    """The model's layers that a file's layer is for: three for queries, keys and values as one, in equal parts."""
     if naming == ORIGINAL:
         attention = re.fullmatch(r"(layers\.\d+\.attention\.)(qkv|o)", layer)
         if attention and attention[2] == "qkv":
-            return tuple(Target(attention[1] + one, third) for third, one in enumerate(QKV))
+            return tuple(attention[1] + one for one in QKV)
         if attention:
-            return (Target(attention[1] + "to_out.0"),)
-    return (Target(layer),)
+            return (attention[1] + "to_out.0",)
+    return (layer,)
 
 
 def original_name(layer: str) -> str:
@@ -75,3 +63,11 @@ def find_prefix(names: Collection[str], branch: Branch) -> tuple[str, Naming] | 
             if prefix + anchor in names:
                 return prefix, naming
     return None
+
+
+def current_form(form: Any) -> Any:
+    """The form that is meant; an old word for it warns and says the new one."""
+    if form not in RENAMED:
+        return form
+    warnings.warn(f"The form {form!r} is called {RENAMED[form]!r} now.", FutureWarning, stacklevel=3)
+    return RENAMED[form]

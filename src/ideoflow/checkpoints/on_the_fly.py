@@ -10,7 +10,6 @@ import torch
 from diffusers.quantizers import DiffusersAutoQuantizer
 from torch import Tensor
 
-from ..model import Ideogram4Transformer2DModel
 from .errors import CheckpointError
 from .forms import Checkpoint
 
@@ -37,13 +36,13 @@ class OnTheFly:
         self.device_map = None if device.type == "cpu" else {"": device}
         self.quantizer.validate_environment(torch_dtype=dtype, device_map=self.device_map)
 
-    def begin(self, model: Ideogram4Transformer2DModel) -> None:
+    def begin(self, model: Any) -> None:
         """Put the quantizer's layers into a model on the meta device."""
         self.quantizer.preprocess_model(
             model=model, device_map=self.device_map, keep_in_fp32_modules=list(model._keep_in_fp32_modules or [])
         )
 
-    def put(self, model: Ideogram4Transformer2DModel, name: str, tensor: Tensor) -> bool:
+    def put(self, model: Any, name: str, tensor: Tensor) -> bool:
         """Quantize a tensor into its place in the model; False where the quantizer leaves it as it is."""
         state = {name: tensor}
         if not self.quantizer.check_if_quantized_param(model, tensor, name, state, param_device=self.device):
@@ -51,7 +50,7 @@ class OnTheFly:
         self.quantizer.create_quantized_param(model, tensor, name, self.device, state, [], dtype=self.dtype)
         return True
 
-    def finish(self, model: Ideogram4Transformer2DModel) -> None:
+    def finish(self, model: Any) -> None:
         """Have the model know its quantizer, as one that diffusers loaded."""
         self.quantizer.postprocess_model(model)
         model.hf_quantizer = self.quantizer

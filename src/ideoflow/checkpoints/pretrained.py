@@ -7,20 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 (diffusers looks for it beside a class it loads)
+from torch import nn
 
-from ..model import Ideogram4Transformer2DModel
-from .errors import CheckpointError
+from .errors import CheckpointError, read_json
 from .forms import Checkpoint, open_checkpoint
 from .hub import HUB_ARGUMENTS, local_file, local_folder
-from .json_files import read_json
 from .load import load_transformer
 from .names import Branch
 
-Model = Ideogram4Transformer2DModel
+Model = TypeVar("Model", bound=nn.Module)
 # What diffusers' loader does and ours does not: models over several devices or on disk, and loading of its own kinds.
 THEIRS = (
     "max_memory",
@@ -34,22 +32,22 @@ THEIRS = (
 IGNORED = ("use_safetensors", "low_cpu_mem_usage", "disable_mmap", "proxies")
 
 # Arguments of a pipeline's `from_pretrained` that diffusers would not hand on to its transformers.
-_of_pipeline: ContextVar[Mapping[str, Any] | None] = ContextVar("of_pipeline", default=None)
+_for_components: ContextVar[Mapping[str, Any] | None] = ContextVar("for_components", default=None)
 
 
 @contextmanager
 def handing_on(**arguments: Any) -> Iterator[None]:
     """Give these arguments to the transformers that a pipeline loads in here."""
-    token = _of_pipeline.set(arguments)
+    token = _for_components.set(arguments)
     try:
         yield
     finally:
-        _of_pipeline.reset(token)
+        _for_components.reset(token)
 
 
 def option(name: str, kwargs: Mapping[str, Any]) -> Any:
     """An argument of ours: as given to a component, else as given to the pipeline that it is loaded for."""
-    return kwargs.get(name, (_of_pipeline.get() or {}).get(name))
+    return kwargs.get(name, (_for_components.get() or {}).get(name))
 
 
 def from_pretrained(
@@ -77,10 +75,10 @@ def from_pretrained(
     if device is None:
         needs_theirs.append("device_map")
     if needs_theirs:
-        if checkpoint.form != "peer" or not folder.is_dir():
+        if checkpoint.form != "diffusers" or not folder.is_dir():
             raise CheckpointError(
                 f"`{needs_theirs[0]}` is for checkpoints in diffusers' form, and {folder} is {checkpoint.form}: convert"
-                " it first (ideoflow convert SRC DST --to peer), or leave the argument out."
+                " it first (ideoflow convert SRC DST --to diffusers), or leave the argument out."
             )
         return theirs(folder, **own)
     assert device is not None
@@ -127,8 +125,8 @@ def _load(cls: type[Model], checkpoint: Checkpoint, device: torch.device, kwargs
             f"`dtype` is {dtype!r}: give torch.float32, torch.bfloat16 or torch.float16. Weights that are stored in"
             " fewer bits stay so without it; to store others so, use `quantize` or a `quantization_config`."
         )
-    options = {**(_of_pipeline.get() or {}), **{key: kwargs[key] for key in OURS if key in kwargs}}
-    return load_transformer(checkpoint, dtype=dtype, device=device, model_class=cls, **options)
+    options = {**(_for_components.get() or {}), **{key: kwargs[key] for key in OURS if key in kwargs}}
+    return load_transformer(checkpoint, cls, dtype=dtype, device=device, **options)
 
 
 def one_device(device_map: Any) -> torch.device | None:
@@ -143,21 +141,3 @@ def one_device(device_map: Any) -> torch.device | None:
         return torch.device(device_map)
     except (RuntimeError, TypeError):  # "auto", "balanced", "disk" ...
         return None
-
-
-class UnconditionalTransformer(Ideogram4Transformer2DModel):
-    """What a pipeline loads its unconditional branch with: the unused text projection stays in its file."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """An `Ideogram4Transformer2DModel`."""
-        return Ideogram4Transformer2DModel.from_pretrained(
-            pretrained_model_name_or_path, **{"text_projection": False, **kwargs}
-        )
-
-    @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path_or_dict: Any, **kwargs: Any) -> Any:
-        """An `Ideogram4Transformer2DModel`."""
-        return Ideogram4Transformer2DModel.from_single_file(
-            pretrained_model_link_or_path_or_dict, **{"text_projection": False, **kwargs}
-        )

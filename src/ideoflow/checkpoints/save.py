@@ -23,7 +23,7 @@ from ..files import in_place, resolved, sync, sync_all, temporary_beside
 from ..ops.gguf_linear import GgufLinear
 from ..ops.quantized_linear import Float8Linear
 from .errors import CheckpointError, some
-from .resting import Resting
+from .left_in_file import LeftInFile
 
 # What says of a folder in fp8 that its scales count. The loaders of diffusers and transformers, which would leave them
 # out, refuse a configuration without a `quant_method`; one that they do not know, transformers passes over.
@@ -139,7 +139,7 @@ def check_savable(name: str, model: nn.Module) -> None:
             " offloading is enabled, or call `remove_all_hooks()` of the pipeline first."
         )
     for part in model.modules():
-        if isinstance(part, Resting):
+        if isinstance(part, LeftInFile):
             part.check()
 
 

@@ -1,4 +1,4 @@
-"""Tensors in files: what they are called, their types and shapes, and one of them at a time.
+"""Opening files of tensors: safetensors, alone or in shards, and GGUF; what a file is, its first bytes tell.
 
 Headers, and small tensors of bytes, are read without torch, which takes seconds to import.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from .errors import CheckpointError, MissingFileError, refuse_pickle, some
-from .json_files import read_json
+from .errors import CheckpointError, MissingFileError, read_json, refuse_pickle, some
+from .gguf import GgufSource
+from .tensors import Source, TensorInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,41 +29,6 @@ STEMS = ("diffusion_pytorch_model", "model")
 _VARIANT = re.compile(
     rf"(?:{'|'.join(STEMS)})\.(?:safetensors\.index\.(\w+)\.json|(?!safetensors)(\w+)(?:-\d+-of-\d+)?\.safetensors)"
 )
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a file's header says of a tensor.
-
-    Attributes:
-        name: In the file.
-        dtype: As the format spells it: `BF16`, `F8_E4M3`, `U8`; `Q8_0` and the like in GGUF files.
-        shape: Of the tensor as the file holds it.
-        file: That holds it.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-
-
-class Source(Protocol):
-    """Tensors of one file, or of several that belong together."""
-
-    path: Path
-    files: tuple[Path, ...]
-    infos: dict[str, TensorInfo]
-    metadata: dict[str, str]
-
-    def note(self, name: str) -> bytes:
-        """The bytes of a small tensor of bytes, which says something of others."""
-
-    def read(self, name: str) -> Tensor:
-        """A tensor on the CPU, to be copied: when it goes, little of the file stays in memory."""
-
-    def map(self, name: str) -> Tensor:
-        """A tensor to be kept: its pages are read when they are first used, and the system may drop them again."""
 
 
 class SafetensorsSource:
@@ -213,8 +178,6 @@ def _open_file(path: Path) -> Source:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
     refuse_pickle(path, head)
     if head.startswith(b"GGUF"):  # as the length of a safetensors header this would be more than a gigabyte
-        from .gguf import GgufSource  # needs this module
-
         return GgufSource(path)
     return SafetensorsSource(path, (path.absolute(),))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,12 +18,22 @@ from .values import expanded, parse_dtype
 SKETCH = "sketch"
 
 
-class Form(StrEnum):
-    peer = "peer"
-    original = "original"
-    fp8 = "fp8"
-    comfy_lora = "comfy-lora"
-    peer_lora = "peer-lora"
+LORA_FORMS = ("comfy-lora", "diffusers-lora")
+
+
+FORMS = ("diffusers", "original", "fp8", *LORA_FORMS)
+
+
+def _form(value: str) -> str:
+    """A form that can be written; an old word for one is told its new one."""
+    from ..checkpoints.names import RENAMED
+
+    if value in RENAMED:
+        err.print(f"note: --to {value} is called --to {RENAMED[value]} now", markup=False)
+    form = RENAMED.get(value, value)
+    if form not in FORMS:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(map(repr, FORMS))}.")
+    return form
 
 
 def convert(
@@ -36,10 +45,12 @@ def convert(
         Path, typer.Argument(metavar="DST", help="A new folder, or a .safetensors file for one model.")
     ],
     to: Annotated[
-        Form,
+        str,
         typer.Option(
-            help="peer: diffusers' names. original: q, k and v as one. fp8: linear layers in 8 bits, a scale for each "
-            "row, under the source's names. comfy-lora, peer-lora: LoRA adapters.",
+            parser=_form,
+            metavar=f"[{'|'.join(FORMS)}]",
+            help="diffusers: its names. original: q, k and v as one. fp8: linear layers in 8 bits, a scale for each "
+            "row, under the source's names. comfy-lora, diffusers-lora: LoRA adapters.",
         ),
     ],
     dtype: Annotated[
@@ -65,7 +76,7 @@ def convert(
 
       ideoflow convert sketch my-model --to original
 
-      ideoflow convert fp8.safetensors my-transformer --to peer --dtype bfloat16
+      ideoflow convert fp8.safetensors my-transformer --to diffusers --dtype bfloat16
     """
     with plain_errors():
         path = _path(source)
@@ -81,14 +92,14 @@ def convert(
 
             from ..checkpoints.convert import convert as convert_model
             from ..checkpoints.convert import lossy, open_checkpoint
-        if to in (Form.comfy_lora, Form.peer_lora):
+        if to in LORA_FORMS:
             from ..checkpoints.lora_convert import convert_lora
 
             with plain_warnings():
-                convert_lora(path, destination, to.value, overwrite=overwrite, ignore_unknown=ignore_unknown)
+                convert_lora(path, destination, to, overwrite=overwrite, ignore_unknown=ignore_unknown)
         else:
             wanted = getattr(torch, dtype) if dtype else None
-            form: Any = to.value
+            form: Any = to
             convert_model(path, destination, form, overwrite=overwrite, dtype=wanted, variant=variant, config=config)
             for note in lossy(open_checkpoint(path, variant=variant, config=config), form, wanted):
                 err.print(f"note: {printable(note)}", markup=False)

@@ -12,10 +12,12 @@ from diffusers import AutoencoderKLFlux2, ModelMixin  # noqa: F401 (diffusers lo
 
 from ..checkpoints.component_configs import making, read_autoencoder_config
 from ..checkpoints.errors import CheckpointError, some
-from ..checkpoints.filling import fill, match_tensors
 from ..checkpoints.hub import HUB_ARGUMENTS, local_folder
+from ..checkpoints.load import fill
 from ..checkpoints.pretrained import IGNORED, one_device
-from ..checkpoints.source import Source, open_source
+from ..checkpoints.source import open_source
+from ..checkpoints.stored import match_tensors
+from ..checkpoints.tensors import Source
 
 KNOWN = {"dtype", "torch_dtype", "device_map", "variant", "subfolder", *HUB_ARGUMENTS}
 

@@ -10,10 +10,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin  # noqa: F401 (see below)
 
 from .._imports import bars
-from ..checkpoints.errors import CheckpointError, ConfigNeededError
+from ..checkpoints.errors import CheckpointError, ConfigNeededError, read_json
 from ..checkpoints.folders import (
     INDEX,
     NEEDED,
@@ -27,9 +27,8 @@ from ..checkpoints.folders import (
 )
 from ..checkpoints.forms import open_checkpoint
 from ..checkpoints.hub import HUB_ARGUMENTS, HUB_ERRORS, check_id, local_file, not_fetched
-from ..checkpoints.json_files import read_json
 from ..checkpoints.names import PREFIXES
-from ..checkpoints.pretrained import UnconditionalTransformer, handing_on
+from ..checkpoints.pretrained import handing_on
 from ..checkpoints.save import save_pipeline
 from ..checkpoints.source import open_source
 from ..model import Ideogram4Transformer2DModel
@@ -45,6 +44,28 @@ THEIRS = (
     "custom_revision", "load_connected_pipeline", "use_flashpack", "use_onnx", "provider", "sess_options",
     "provider_options",
 )  # fmt: skip
+
+
+class UnconditionalTransformer(Ideogram4Transformer2DModel):
+    """What a pipeline loads its unconditional branch with: the unused text projection stays in its file.
+
+    diffusers looks for `ModelMixin` in the module of a class that it loads.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """An `Ideogram4Transformer2DModel`."""
+        return Ideogram4Transformer2DModel.from_pretrained(
+            pretrained_model_name_or_path, **{"text_projection": False, **kwargs}
+        )
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path_or_dict: Any, **kwargs: Any) -> Any:
+        """An `Ideogram4Transformer2DModel`."""
+        return Ideogram4Transformer2DModel.from_single_file(
+            pretrained_model_link_or_path_or_dict, **{"text_projection": False, **kwargs}
+        )
+
 
 # The class that loads each component here, and the name by which an index knows it.
 _LOADERS: dict[str, Any] = {

@@ -17,17 +17,17 @@ from transformers import AutoModel, PreTrainedModel, Qwen3VLConfig  # noqa: F401
 from transformers.initialization import no_init_weights
 
 from ..checkpoints.component_configs import making, read_text_encoder_config
-from ..checkpoints.errors import CheckpointError, some
-from ..checkpoints.filling import fill, match_tensors
-from ..checkpoints.forms import part_of, recognise
+from ..checkpoints.errors import CheckpointError, read_json, some
 from ..checkpoints.hub import HUB_ARGUMENTS, local_folder
-from ..checkpoints.json_files import read_json
+from ..checkpoints.left_in_file import LeftInFile, Reader
+from ..checkpoints.load import expanded, fill
 from ..checkpoints.pretrained import one_device, option
-from ..checkpoints.resting import Reader, Resting
 from ..checkpoints.save import FLOAT8
-from ..checkpoints.source import Source, TensorInfo, open_source
+from ..checkpoints.source import open_source
 from ..checkpoints.storage import Infos, Storage
-from ..ops import Float8Linear
+from ..checkpoints.stored import StoredWeight, match_tensors, parameters, part_of, recognise
+from ..checkpoints.tensors import Source
+from ..ops.quantized_linear import Float8Linear
 
 TOWER = "visual."
 WHY = "captions need the language model alone. `transformers.Qwen3VLModel.from_pretrained` loads the vision tower too."
@@ -66,7 +66,7 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
 
     def __init__(self, config: Qwen3VLConfig) -> None:
         transformers.Qwen3VLPreTrainedModel.__init__(self, config)
-        self.visual = Resting({}, WHY, torch.float32)
+        self.visual = LeftInFile({}, WHY, torch.float32)
         self.language_model = AutoModel.from_config(config.text_config)
         self.rope_deltas = None
         self.post_init()
@@ -150,14 +150,15 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
             matches,
             dtype=dtype,
             device=device,
-            keep=None if dequantize else BLOCKS,
+            keep=None if dequantize else re.compile(BLOCKS).fullmatch,
             what="text_encoder",
+            exact=True,
         )
         for module in model.modules():
             for key, buffer in module._buffers.items():
                 module._buffers[key] = None if buffer is None else buffer.to(device)  # rotary frequencies
-        model.visual = Resting(_tower(source), WHY, dtype)
-        for storage in kept.values():
+        model.visual = LeftInFile(_tower(source), WHY, dtype)
+        for storage in kept:
             _finish(model, storage, dtype)
         return model.eval()
 
@@ -195,7 +196,7 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
             raise CheckpointError(
                 f"{folder} does not hold what the text encoder of its configuration is made of: {told}."
             )
-        model.visual = Resting(_tower(source), WHY, model.dtype)
+        model.visual = LeftInFile(_tower(source), WHY, model.dtype)
         return (model, info) if wants_info else model
 
 
@@ -251,15 +252,10 @@ def _finish(model: Qwen3VLModel, storage: Storage, dtype: torch.dtype) -> None:
 
 def _tower(source: Source) -> dict[str, Reader]:
     """What reads each parameter of the vision tower; nothing where the files hold none."""
-    found: dict[str, dict[str, TensorInfo]] = {}
-    for full, info in source.infos.items():
-        if TOWER in full:
-            name, part = part_of(full[full.index(TOWER) + len(TOWER) :])
-            found.setdefault(name, {})[part] = info
+    found, _ = parameters(source, lambda full: full[full.index(TOWER) + len(TOWER) :] if TOWER in full else None)
     return {name: partial(_expanded, source, infos) for name, infos in found.items()}
 
 
 def _expanded(source: Source, infos: Infos) -> torch.Tensor:
     """A parameter of the tower, whatever it is stored as."""
-    storage, _ = recognise(source, infos)
-    return storage.expand({part: source.read(info.name) for part, info in infos.items()}, torch.float32)
+    return expanded(source, StoredWeight(infos, recognise(source, infos)[0], ()), torch.float32)

@@ -169,6 +169,6 @@ def _files(
     if comfy and any(adapter.magnitude is not None for adapter in layers.values()):
         raise ValueError("`also` holds comfy, which has no common form for DoRA: train without `dora`.")
     header = {"format": "pt"} | {name: str(value) for name, value in metadata.items()}
-    lora = Lora("the trained adapter", "peer", layers, header)
+    lora = Lora("the trained adapter", "diffusers", layers, header)
     forms = {FILE: lora} | ({COMFY_FILE: to_comfy(lora)} if comfy else {})
     return {name: (form.tensors(), form.metadata) for name, form in forms.items()}

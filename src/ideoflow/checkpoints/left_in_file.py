@@ -14,7 +14,7 @@ from .errors import CheckpointError
 Reader = partial[Tensor]  # its first argument is the source that it reads from
 
 
-class Resting(nn.Module):
+class LeftInFile(nn.Module):
     """Stands for a layer whose weights stay in their file. A state dict has them all the same.
 
     Args:
@@ -53,6 +53,6 @@ class Resting(nn.Module):
         unexpected: list[str] = args[-2]
         unexpected[:] = [key for key in unexpected if not key.startswith(prefix)]
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Resting:
+    def _apply(self, fn: Any, recurse: bool = True) -> LeftInFile:
         self.dtype = fn(torch.empty(1, dtype=self.dtype)).dtype
         return self

@@ -12,14 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
-from .base import AT_ONCE, Infos, Parts, Storage
+from .errors import CheckpointError
+from .storage import AT_ONCE, Infos, Parts, Storage
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-    from ...model import Ideogram4Transformer2DModel
 
 STATE = "weight.quant_state.bitsandbytes__"  # and the kind of the table: nf4 or fp4
 ABSMAX, TABLE = "weight.absmax", "weight.quant_map"
@@ -191,20 +189,20 @@ class NF4(Storage):
         layer.support_avx512bf16_for_cpu = False
         return layer
 
-    def finish(self, model: Ideogram4Transformer2DModel, dtype: torch.dtype) -> None:
+    def finish(self, model: Any, dtype: torch.dtype) -> None:
         """Tell diffusers and peft whose layers these are: adapters, saving and moving of such models differ."""
         from bitsandbytes.nn import Linear4bit
         from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer
         from diffusers.quantizers.quantization_config import BitsAndBytesConfig
         from torch import nn
 
-        from ..resting import Resting
+        from .left_in_file import LeftInFile
 
         kept = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
         plain = [
             name
             for name, layer in model.named_modules()
-            if isinstance(layer, (nn.Linear, Resting)) and not isinstance(layer, Linear4bit)
+            if isinstance(layer, (nn.Linear, LeftInFile)) and not isinstance(layer, Linear4bit)
         ]
         config = BitsAndBytesConfig(
             load_in_4bit=True,
