@@ -7,6 +7,7 @@ those that must be moved: every argument read once, the result written once.
 
 from __future__ import annotations
 
+import copy
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks._gpu import CALLS, alternate_kernels, default_device
 from benchmarks._measure import machine, make_parser, publish
@@ -22,6 +23,7 @@ from benchmarks.step import CONFIG
 from ideoflow.ops import kernels
 from ideoflow.ops.kernels import cpu_kernels as lean
 from ideoflow.ops.kernels import torch_kernels as plain
+from ideoflow.ops.rms_norm import RMSNorm
 
 EPS = 1e-5
 NAMES = ("norm_scale", "gate_norm_add", "norm_rotate", "swiglu")
@@ -51,16 +53,21 @@ def arguments(name: str, sizes: Sizes, tokens: int, dtype: torch.dtype, device: 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, device=device, dtype=dtype)
 
+    def norm(width: int) -> RMSNorm:
+        made = RMSNorm(width, EPS, device=device, dtype=dtype)
+        made.weight = nn.Parameter(draw(width), requires_grad=False)
+        return made
+
     channels, head_dim = sizes.channels, sizes.head_dim
     modulation = draw(sizes.times, channels)
     row = torch.arange(tokens, device=device) * sizes.times // tokens if sizes.times > 1 else None
     if name == "norm_scale":
-        return draw(tokens, channels), draw(channels), EPS, modulation, row
+        return norm(channels), draw(tokens, channels), modulation, row
     if name == "gate_norm_add":
-        return draw(tokens, channels), draw(tokens, channels), draw(channels), EPS, modulation, row
+        return norm(channels), draw(tokens, channels), draw(tokens, channels), modulation, row
     if name == "norm_rotate":
         query = draw(tokens, 3 * channels)[:, :channels].unflatten(-1, (sizes.heads, head_dim))
-        return query, draw(head_dim), EPS, draw(tokens, head_dim), draw(tokens, head_dim)
+        return norm(head_dim), query, draw(tokens, head_dim), draw(tokens, head_dim)
     return draw(tokens, 2 * sizes.inner).chunk(2, dim=-1)
 
 
@@ -78,7 +85,7 @@ def measure(
         raise SystemExit(f"`{name}` fell back to plain torch: there is nothing to compare.")
 
     some = slice(0, min(tokens, 256))  # float64 of all tokens is slow
-    wide = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in given]
+    wide = [_wide(a) for a in given]
     exact = getattr(plain, name)(*(a[some] if isinstance(a, Tensor) and len(a) == tokens else a for a in wide))
     errors = {side: float((r[some] - exact).abs().max() / exact.abs().max()) for side, r in results.items()}
     for side, error in errors.items():
@@ -87,7 +94,7 @@ def measure(
 
     calls: dict[str, Callable[[], object]] = {side: lambda f=f: f(*given) for side, f in functions.items()}  # type: ignore[misc]
     median = {side: statistics.median(values) for side, values in alternate_kernels(calls, rounds, device).items()}
-    moved = sum(t.numel() * t.element_size() for t in (*given, results[own]) if isinstance(t, Tensor))
+    moved = sum(t.nbytes for t in (*map(_weight, given), results[own]) if isinstance(t, Tensor))
     return {
         "kernel": name,
         "dtype": str(dtype).removeprefix("torch."),
@@ -99,6 +106,17 @@ def measure(
         f"times_{own}": {side: value / median[own] for side, value in median.items() if side != own},
         "error_of_largest": errors,
     }
+
+
+def _weight(argument: Any) -> Any:
+    return argument.weight if isinstance(argument, RMSNorm) else argument
+
+
+def _wide(argument: Any) -> Any:
+    """The same in float64."""
+    if isinstance(argument, RMSNorm):
+        return copy.deepcopy(argument).double()
+    return argument.double() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
 
 
 def _sides(own: str, module: ModuleType, name: str, compiled: bool) -> dict[str, Callable[..., Tensor]]:

@@ -210,6 +210,11 @@ class Layout:
         return Bounds(runs, self.cu_seqlens, self.image, begins.to(self.device, non_blocking=True))
 
     @cached_property
+    def image_segment(self) -> Tensor:
+        """(image_tokens,) the segment that each image token belongs to."""
+        return self.segment if len(self.image) == self.tokens else self.segment.index_select(0, self.image)
+
+    @cached_property
     def order(self) -> Tensor:
         """(tokens,) where each token of the stream stands when `other` and then `image` lie one after another."""
         order = torch.empty_like(self.segment)

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-from ideoflow.model import attention
-from ideoflow.model.attention import attend_by
-from ideoflow.ops import backends
+from ideoflow.ops import backends, ragged_attention
+from ideoflow.ops.ragged_attention import attend
 from ideoflow.packing import Bounds
 
 NATIVE, MATH = AttentionBackendName.NATIVE, AttentionBackendName._NATIVE_MATH
@@ -42,7 +41,7 @@ def test_exact_is_softmax_attention_of_the_ends(lengths):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_this_machine_has_is_timed_and_the_rest_is_told(dtype, caplog):
     with caplog.at_level(logging.INFO, logger="ideoflow.ops.backends"):
-        seconds = backends.time_backends(attend_by, (2, 32), [40, 70], dtype, torch.device("cpu"), rounds=2)
+        seconds = backends.time_backends((2, 32), [40, 70], dtype, torch.device("cpu"), rounds=2)
     assert {"native", "_native_math"} <= seconds.keys()
     assert list(seconds.values()) == sorted(seconds.values())
     told = {record.args[0] for record in caplog.records}
@@ -50,18 +49,19 @@ def test_what_this_machine_has_is_timed_and_the_rest_is_told(dtype, caplog):
 
 
 def test_a_wrong_backend_is_not_used(monkeypatch, caplog):
-    def wrong(backend, *parts):
-        return attend_by(backend, *parts) * (1.001 if backend == MATH else 1)
+    def wrong(query, key, value, bounds, backend):
+        return attend(query, key, value, bounds, backend) * (1.001 if backend == MATH else 1)
 
+    monkeypatch.setattr(backends, "attend", wrong)
     with caplog.at_level(logging.INFO, logger="ideoflow.ops.backends"):
-        seconds = backends.time_backends(wrong, (2, 32), [40], torch.float32, torch.device("cpu"), rounds=1)
+        seconds = backends.time_backends((2, 32), [40], torch.float32, torch.device("cpu"), rounds=1)
     assert "native" in seconds and "_native_math" not in seconds
     assert any("_native_math is not used: it is 1.0e-03 of the largest" in record.message for record in caplog.records)
 
 
 def test_the_fastest_is_used_from_then_on(ours, inputs, monkeypatch):
     expected = ours(**inputs).sample
-    monkeypatch.setattr("ideoflow.model.transformer.time_backends", lambda *args: {"_native_math": 1.0, "native": 2.0})
+    monkeypatch.setattr("ideoflow.ops.accelerated.time_backends", lambda *args: {"_native_math": 1.0, "native": 2.0})
     assert list(ours.tune_attention([11])) == ["_native_math", "native"]
     assert all(processor._attention_backend == MATH for processor in ours.attn_processors.values())
     used = []
@@ -94,16 +94,16 @@ def test_lengths_must_be_numbers_of_tokens(ours, lengths):
 def test_a_backends_ragged_kernel_takes_several_segments_at_once(backend, is_tuple, monkeypatch):
     """The kernels need CUDA: one that does the same stands in for them."""
     query, key, value, bounds = stream((5, 9, 9))
-    expected = attend_by(NATIVE, query, key, value, bounds)
+    expected = attend(query, key, value, bounds, NATIVE)
     calls = []
 
     def ragged(q, k, v, cu_queries, cu_keys, most_queries, longest):
         calls.append((cu_queries.tolist(), cu_keys.tolist(), most_queries, longest))
         segments = zip(*(x.tensor_split(cu_keys[1:-1].long()) for x in (q, k, v)), strict=True)
-        out = torch.cat([attend_by(MATH, *parts, Bounds.of((len(parts[0]),), cu_keys)) for parts in segments])
+        out = torch.cat([attend(*parts, Bounds.of((len(parts[0]),), cu_keys), MATH) for parts in segments])
         return (out, None) if is_tuple else out
 
-    monkeypatch.setattr(attention, "_varlen_takes", lambda query: True)
-    monkeypatch.setitem(attention.RAGGED_KERNELS, backend, ragged)
-    assert torch.allclose(attend_by(backend, query, key, value, bounds), expected, atol=1e-6)
+    monkeypatch.setattr(ragged_attention, "_ragged_takes", lambda query: True)
+    monkeypatch.setitem(ragged_attention.RAGGED_KERNELS, backend, ragged)
+    assert torch.allclose(attend(query, key, value, bounds, backend), expected, atol=1e-6)
     assert calls == [([0, 5, 14, 23], [0, 5, 14, 23], 9, 9)]

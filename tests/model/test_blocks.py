@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ideoflow.ops import kernels
+from ideoflow.model import attention, blocks
 from ideoflow.packing import Layout
 
 LAYOUT = Layout.of_samples([(5, 2, 3), (2, 3, 3)])
@@ -40,9 +40,14 @@ def test_norms_whose_forward_was_replaced_are_called(ours, stream):
 def test_a_step_goes_through_the_kernels(ours, stream, monkeypatch):
     """Each of the four places of each block asks them, on a CPU to get the plain form."""
     calls = []
-    for name in ("norm_scale", "gate_norm_add", "norm_rotate", "swiglu"):
-        plain = getattr(kernels, name)
-        monkeypatch.setattr(kernels, name, lambda *args, n=name, f=plain: (calls.append(n), f(*args))[1])
+    for file, name in (
+        (blocks, "norm_scale"),
+        (blocks, "gate_norm_add"),
+        (attention, "norm_rotate"),
+        (blocks, "swiglu"),
+    ):
+        plain = getattr(file, name)
+        monkeypatch.setattr(file, name, lambda *args, n=name, f=plain: (calls.append(n), f(*args))[1])
 
     ours.velocity(*stream)
 

@@ -12,9 +12,8 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor
 
 from ideoflow.engine import Denoiser, Request
-from ideoflow.model.attention import attend_by
-from ideoflow.model.blocks import norm_scale
 from ideoflow.ops import kernels, quantize_
+from ideoflow.ops.ragged_attention import attend
 from ideoflow.packing import LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR, Layout
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,8 +78,8 @@ def parts_off(model, device: str, dtype: torch.dtype) -> dict[str, float]:
     gate = torch.ones(1, 512)
     computed = {
         "product": lambda x, heads, gate, bounds: block.feed_forward.w1(x),
-        "norm": lambda x, heads, gate, bounds: norm_scale(block.attention_norm1, x, gate, None),
-        "attention": lambda x, heads, gate, bounds: attend_by(AttentionBackendName.NATIVE, heads, heads, heads, bounds),
+        "norm": lambda x, heads, gate, bounds: kernels.norm_scale(block.attention_norm1, x, gate, None),
+        "attention": lambda x, heads, gate, bounds: attend(heads, heads, heads, bounds, AttentionBackendName.NATIVE),
         "silu": lambda x, heads, gate, bounds: kernels.swiglu(x, x),
     }
 

@@ -137,11 +137,11 @@ def test_a_backend_set_on_the_model_or_around_the_call_is_used(ours, inputs, bac
 
 def test_attention_goes_through_the_dispatcher(ours, inputs, monkeypatch):
     """Equal lengths in one batch, others one by one: rows of lengths 6, 6 and 11 are two calls a layer."""
-    import ideoflow.model.attention as attention
+    from ideoflow.ops import ragged_attention
 
-    shapes, dispatch = [], attention.dispatch_attention_fn
+    shapes, dispatch = [], ragged_attention.dispatch_attention_fn
     monkeypatch.setattr(
-        attention,
+        ragged_attention,
         "dispatch_attention_fn",
         lambda query, key, value, **kwargs: shapes.append(tuple(query.shape)) or dispatch(query, key, value, **kwargs),
     )

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ideoflow.model.rope import rotary_tables, rotate
+from ideoflow.model.rope import rotary_tables
+from ideoflow.ops.kernels.torch_kernels import rotate
 from ideoflow.packing import IMAGE_POSITION_OFFSET, Layout
 
 NEIGHBOURS = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 63, 63]]) + IMAGE_POSITION_OFFSET

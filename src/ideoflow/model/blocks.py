@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import kernels
+from ..ops.compiled_block import CompiledBlock
 from ..ops.fused_projections import FusedProjections
-from ..ops.hooks import is_plain
+from ..ops.kernels import at_tokens, gate_norm_add, norm_scale, swiglu
 from ..ops.linear import Linear
+from ..ops.rms_norm import RMSNorm
 from ..packing import Bounds
-from .attention import Ideogram4Attention, RMSNorm
+from .attention import Ideogram4Attention
 
 TIME_SCALE = 1e4  # model times in [0, 1] are stretched to [0, 1e4] before the sinusoid
 LONGEST_PERIOD = 1e4
@@ -27,25 +28,6 @@ def sinusoid(t: Tensor, dim: int) -> Tensor:
     frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * -step)
     angles = (TIME_SCALE * t.to(torch.float32))[:, None] * frequencies
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
-
-
-def at_tokens(x: Tensor, time_of_token: Tensor | None) -> Tensor:
-    """Give each token the row of its time: (times, n) to (tokens, n), or (1, n), which broadcasts, if all share one."""
-    return x if time_of_token is None else x.index_select(0, time_of_token)
-
-
-def norm_scale(norm: nn.Module, x: Tensor, scale: Tensor, time_of_token: Tensor | None) -> Tensor:
-    """Normalise x (tokens, channels) and scale each token by the row of its time, in one pass if possible."""
-    if is_plain(norm, RMSNorm):
-        return kernels.norm_scale(x, norm.weight, norm.epsilon, scale, time_of_token)
-    return norm(x) * at_tokens(scale, time_of_token)
-
-
-def gate_norm_add(norm: nn.Module, h: Tensor, y: Tensor, gate: Tensor, time_of_token: Tensor | None) -> Tensor:
-    """Add the normalised y to h, both (tokens, channels), gated by the rows of their times, in one pass if possible."""
-    if is_plain(norm, RMSNorm):
-        return kernels.gate_norm_add(h, y, norm.weight, norm.epsilon, gate, time_of_token)
-    return h + at_tokens(gate, time_of_token) * norm(y)
 
 
 class TimeEmbedding(nn.Module):
@@ -74,10 +56,10 @@ class FeedForward(FusedProjections, nn.Module):
         self.w3 = Linear(dim, hidden_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(kernels.swiglu(*self.project(x)))
+        return self.w2(swiglu(*self.project(x)))
 
 
-class Ideogram4TransformerBlock(nn.Module):
+class Ideogram4TransformerBlock(CompiledBlock, nn.Module):
     """Attention and feed-forward, each normalised before and after, scaled and gated by the time."""
 
     def __init__(
@@ -97,17 +79,11 @@ class Ideogram4TransformerBlock(nn.Module):
         scale1, gate1, scale2, gate2 = self.adaln_modulation(conditioning).chunk(4, dim=-1)
         return torch.cat((1 + scale1, gate1.tanh(), 1 + scale2, gate2.tanh()), dim=-1)
 
-    def unfuse_stale(self) -> None:
-        """Before a compiled call, which cannot see where weights lie, nor where hooks will have put them."""
-        moves = "_hf_hook" in self.__dict__ or "_diffusers_hook" in self.__dict__
-        for part in (self.attention, self.feed_forward):
-            part.unfuse_projections() if moves else part.unfuse_stale()
-
     def forward(
         self,
         hidden_states: Tensor,
         conditioning: Tensor | None,
-        time_of_token: Tensor | None,
+        time_of_token: Tensor,
         rotary: tuple[Tensor, Tensor],
         bounds: Bounds,
         attention_kwargs: dict[str, Any] | None = None,
@@ -121,7 +97,7 @@ class Ideogram4TransformerBlock(nn.Module):
         Args:
             hidden_states: (tokens, channels).
             conditioning: (times, adaln_dim), one row for each distinct time; None where `modulation` is given.
-            time_of_token: (tokens,) row of `conditioning` of each token, or None if all tokens share one time.
+            time_of_token: (tokens,) row of `conditioning`, or of `modulation`, of each token.
             rotary: cos and sin, each (tokens, head_dim).
             bounds: the segments of the stream.
             attention_kwargs: passed to the attention processor.
@@ -135,7 +111,7 @@ class Ideogram4TransformerBlock(nn.Module):
         attended = self.attention(scaled, rotary, bounds, **(attention_kwargs or {}))
         if bounds.wanted is not None:
             hidden_states = hidden_states.index_select(0, bounds.wanted)
-            time_of_token = None if time_of_token is None else time_of_token.index_select(0, bounds.wanted)
+            time_of_token = time_of_token.index_select(0, bounds.wanted)
         hidden_states = gate_norm_add(self.attention_norm2, hidden_states, attended, gate1, time_of_token)
         fed = self.feed_forward(norm_scale(self.ffn_norm1, hidden_states, scale2, time_of_token))
         return gate_norm_add(self.ffn_norm2, hidden_states, fed, gate2, time_of_token)
@@ -158,7 +134,7 @@ class FinalLayer(nn.Module):
         self,
         hidden_states: Tensor,
         conditioning: Tensor | None,
-        time_of_token: Tensor | None,
+        time_of_token: Tensor,
         modulation: Tensor | None = None,
     ) -> Tensor:
         """(tokens, channels) to (tokens, out_channels), from conditioning or, where it is known, from `modulation`."""

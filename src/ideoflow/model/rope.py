@@ -39,16 +39,3 @@ def rotary_tables(
     angles = position_ids[:, axis.to(device)].to(torch.float32) * frequencies.to(device)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the channel pairs (i, i + head_dim / 2) of each head.
-
-    Args:
-        x: (tokens, heads, head_dim) queries or keys.
-        cos: (tokens, head_dim) from `rotary_tables`.
-        sin: (tokens, head_dim) from `rotary_tables`.
-    """
-    first, second = x.chunk(2, dim=-1)
-    swapped = torch.cat((second, first), dim=-1)
-    return x * cos[:, None] + swapped * sin[:, None]

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models.attention import AttentionMixin
-from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import RMSNorm
@@ -20,19 +19,15 @@ from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from ..configuration import check_config
-from ..ops.backends import time_backends
-from ..ops.fused_projections import FusedProjections
+from ..ops.accelerated import Accelerated
 from ..ops.hooks import fires_hooks, is_hooked, is_plain, with_hooks
 from ..ops.linear import Linear
 from ..packing import Bounds, Layout, rows_to_layout
 from .adapters import TransformerAdapters
-from .attention import attend_by
 from .blocks import FinalLayer, Ideogram4TransformerBlock, TimeEmbedding
 from .export import velocity_of_rows
 from .rope import rotary_tables
 from .tensor_checks import check_autocast, check_float, check_integer, check_times
-
-RECOMPILE_LIMIT = 64  # of compiled blocks, in place of torch's 8: two graphs of each piece for each set of adapters
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,9 @@ class Prepared:
         return Prepared(self.context.to(device, non_blocking), modulation)
 
 
-class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, TransformerAdapters, FromOriginalModelMixin):
+class Ideogram4Transformer2DModel(
+    ModelMixin, ConfigMixin, AttentionMixin, TransformerAdapters, FromOriginalModelMixin, Accelerated
+):
     """The flow-matching transformer of Ideogram 4, over a ragged stream of text and image tokens.
 
     A token attends to its own segment only, and no padding is ever computed. Parameter names and configuration are
@@ -192,67 +189,6 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
             for _ in range(num_layers)
         )
         self.final_layer = FinalLayer(hidden_size, in_channels, adaln_dim)
-
-    def compile_blocks(self, **options: Any) -> None:
-        """Compile the blocks once for streams of any length and layout; attention runs between the compiled graphs.
-
-        Weights may be changed and replaced afterwards, fused or not. A model that `torch.compile` compiles as a whole
-        does not see that fused weights were put elsewhere: unfuse it first.
-
-        What `compile_repeated_blocks` of diffusers does, which compiles anew for each layout of segments.
-
-        Args:
-            options: of `torch.compile`, all but `dynamic` and `fullgraph`.
-        """
-        for processor in self.attn_processors.values():
-            processor.breaks_graphs = True
-        # Each adapter is a model of another structure; at the limit torch would go on without compiling.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
-        self.compile_repeated_blocks(dynamic=True, **options)
-
-    def tune_attention(self, lengths: Sequence[int], rounds: int = 5) -> dict[str, float]:
-        """Time the attention backends that this machine has at a stream like those to come, and use the fastest.
-
-        Only exact ones are tried, in this model's type, on its device, with its heads, and each is compared with
-        float64 first. Those that cannot be used are logged with the reason (level INFO). `reset_attention_backend`
-        undoes it.
-
-        Args:
-            lengths: tokens of each segment, text and image.
-            rounds: calls of each backend, in turn; the median counts.
-
-        Returns:
-            Seconds of each backend that can be used, the fastest first.
-
-        Raises:
-            ValueError: no length, or one that is not a positive integer.
-            RuntimeError: no backend runs where the weights lie.
-        """
-        if not lengths or not all(isinstance(length, int) and length > 0 for length in lengths):
-            raise ValueError(f"`lengths` is {lengths!r}: give the tokens of each segment, such as [1500, 4596].")
-        shape = (self.config.num_attention_heads, self.config.attention_head_dim)
-        seconds = time_backends(attend_by, shape, lengths, self.dtype, self.device, rounds)
-        if not seconds:
-            raise RuntimeError(f"No attention backend runs in {self.dtype} on {self.device}: tune before offloading.")
-        for processor in self.attn_processors.values():
-            processor._attention_backend = AttentionBackendName(next(iter(seconds)))
-        return seconds
-
-    def fuse_projections(self) -> None:
-        """Compute q, k and v as one product in each block, and w1 and w3, unless their weights are to have gradients.
-
-        Names, files and adapters stay as they are. `fuse_qkv_projections`, as diffusers has it, does the first alone.
-        Call it before offloading is set up.
-        """
-        for module in self.modules():
-            if isinstance(module, FusedProjections):
-                module.fuse_projections()
-
-    def unfuse_projections(self) -> None:
-        """Undo `fuse_projections`."""
-        for module in self.modules():
-            if isinstance(module, FusedProjections):
-                module.unfuse_projections()
 
     def save_pretrained(
         self,
@@ -514,24 +450,25 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
         if torch.compiler.is_exporting():  # what is traced must not be kept in the caller's layout
             context = replace(context, layout=replace(context.layout))
         layout = context.layout
-        times = times.to(latents.device)
-        time_of_token = None if len(layout.lengths) == 1 else layout.segment
         # No token asks the last block for more than its image tokens.
         hidden_states, conditioning = self._run(
-            latents, times, time_of_token, context, attention_kwargs, layout.image_bounds, modulation
+            latents,
+            times.to(latents.device),
+            layout.segment,
+            context,
+            attention_kwargs,
+            layout.image_bounds,
+            modulation,
         )
-        if time_of_token is not None:
-            time_of_token = time_of_token.to(hidden_states.device)
-            if len(layout.image) < layout.tokens:
-                time_of_token = time_of_token.index_select(0, layout.image.to(hidden_states.device))
-        final = None if modulation is None else modulation.final.to(hidden_states.device)
-        return self.final_layer(hidden_states, conditioning, time_of_token, final)
+        device = hidden_states.device
+        final = None if modulation is None else modulation.final.to(device)
+        return self.final_layer(hidden_states, conditioning, layout.image_segment.to(device), final)
 
     def _run(
         self,
         latents: Tensor,
         times: Tensor,
-        time_of_token: Tensor | None,
+        time_of_token: Tensor,
         context: Context,
         attention_kwargs: dict[str, Any] | None,
         last_bounds: Bounds,
@@ -553,34 +490,18 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
 
         conditioning = self._conditioning(times, latents.dtype).to(device) if modulation is None else None
         modulation = None if modulation is None else modulation.to(device)
-        time_of_token = None if time_of_token is None else time_of_token.to(device)
+        time_of_token = time_of_token.to(device)
         last_bounds = last_bounds.to(device)
         rotary = (context.cos.to(device), context.sin.to(device))
-        compiled = any(block._compiled_call_impl is not None for block in self.layers)
-        if compiled and time_of_token is None:
-            time_of_token = torch.zeros_like(layout.segment)
         for number, block in enumerate(self.layers):
             bounds = last_bounds if block is self.layers[-1] else layout.bounds
             rows = None if modulation is None else modulation.blocks[number]
-            if compiled:
-                block.unfuse_stale()  # type: ignore[operator]
-                rows = self._as_compiled(block, conditioning, rows)
             inputs = (hidden_states, conditioning, time_of_token, rotary, bounds, attention_kwargs, rows)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(block, *inputs)
             else:
                 hidden_states = block(*inputs)
         return hidden_states, conditioning
-
-    @staticmethod
-    def _as_compiled(block: nn.Module, conditioning: Tensor | None, rows: Tensor | None) -> Tensor | None:
-        """The modulation in the one form that graphs are compiled for: known, and of two times or more."""
-        if rows is None and is_plain(block, Ideogram4TransformerBlock):
-            assert conditioning is not None
-            rows = block.modulation(conditioning)
-        if rows is None:
-            return None
-        return torch.cat((rows, rows)) if len(rows) == 1 else rows.clone()  # no view, of which graphs hold the base
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -645,23 +566,21 @@ class Ideogram4Transformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, Trans
 
         context = self._prepare(features, layout)
         stream, conditioning = self._run(latents, times, time_of_token, context, attention_kwargs, layout.bounds)
-        time_of_token = None if time_of_token is None else time_of_token.to(stream.device)
-        velocity = self.final_layer(stream, conditioning, time_of_token)
+        velocity = self.final_layer(stream, conditioning, time_of_token.to(stream.device))
 
         padded = velocity.new_zeros(hidden_states.shape).flatten(0, 1)
         output = padded.index_copy(0, index.to(velocity.device), velocity).view(hidden_states.shape)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
 
-def _distinct_times(timestep: Tensor, index: Tensor, length: int) -> tuple[Tensor, Tensor | None]:
+def _distinct_times(timestep: Tensor, index: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """The times of the tokens at `index` (tokens,) of flattened rows, each once where no gradient is asked for.
 
     Returns:
-        Times (times,) and the row of each token in them (tokens,), None if all share one time.
+        Times (times,) and the row of each token in them (tokens,).
     """
     times = timestep[index // length] if timestep.ndim == 1 else timestep.flatten()[index]
     check_times("timestep", times)
     if times.requires_grad:
         return times, torch.arange(len(times), device=times.device)
-    times, time_of_token = torch.unique(times.float(), return_inverse=True)
-    return times, None if len(times) == 1 else time_of_token
+    return torch.unique(times.float(), return_inverse=True)

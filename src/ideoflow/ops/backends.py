@@ -6,13 +6,14 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 from torch import Tensor
 
 from ..packing import Bounds
+from .ragged_attention import attend
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,6 @@ CANDIDATES = (
 )
 FARTHEST = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # from float64, of the largest value
 CHECKED = 64  # queries at both ends of the stream, against float64
-
-Attend = Callable[[AttentionBackendName, Tensor, Tensor, Tensor, Bounds], Tensor]
 
 
 def exact(query: Tensor, key: Tensor, value: Tensor, bounds: Bounds) -> Tensor:
@@ -65,7 +64,6 @@ def distance(attended: Tensor, expected: Tensor) -> float:
 
 @torch.no_grad()
 def time_backends(
-    attend: Attend,
     shape: tuple[int, int],
     lengths: Sequence[int],
     dtype: torch.dtype,
@@ -77,7 +75,6 @@ def time_backends(
     The others are logged (level INFO) with what they failed from.
 
     Args:
-        attend: Attends by a backend.
         shape: (heads, head_dim).
         lengths: Tokens of each segment of the stream.
         dtype: Of queries, keys and values.
@@ -96,7 +93,7 @@ def time_backends(
         try:
             _check_attention_backend_requirements(backend)
             with warnings.catch_warnings(action="ignore"):  # flex's, that it is slow unless compiled
-                off = distance(attend(backend, query, key, value, bounds), expected)
+                off = distance(attend(query, key, value, bounds, backend), expected)
         except Exception as error:  # whatever a library raises that cannot be used here
             reason = str(error).split("\n")[0] or type(error).__name__
             logger.info("Attention backend %s cannot be used: %s", name, reason)
@@ -109,7 +106,7 @@ def time_backends(
         for name, seconds in right.items():
             _wait(device)
             begun = time.perf_counter()
-            attend(AttentionBackendName(name), query, key, value, bounds)
+            attend(query, key, value, bounds, AttentionBackendName(name))
             _wait(device)
             seconds.append(time.perf_counter() - begun)
     medians = {name: statistics.median(seconds) for name, seconds in right.items()}

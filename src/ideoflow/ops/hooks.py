@@ -1,33 +1,40 @@
-"""Hooks: whether a module has any, and `fires_hooks`, by which offloading sees other methods than `forward`."""
+"""Hooks on modules: torch's, which see a module called, and those of accelerate and diffusers, which move weights.
+
+Every question about hooks is asked here. They are asked anew at each step, since a hook may be set between two.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
+from itertools import chain
 from typing import Any, TypeGuard, TypeVar
 
 import torch
-from diffusers.hooks.group_offloading import _GROUP_OFFLOADING
+from diffusers.hooks.group_offloading import _GROUP_OFFLOADING, _get_group_onload_device
 from torch import nn
-from torch.nn.modules import module as of_all_modules
+from torch.nn.modules import module as torch_modules
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 Kind = TypeVar("Kind", bound=nn.Module)
+
+# Packages whose hooks bring weights to where, and to the type in which, a module computes, and do nothing else.
+OFFLOADING = ("accelerate.hooks", "diffusers.hooks.group_offloading", "diffusers.hooks.layerwise_casting", "ideoflow.")
 
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether something (an offload hook, say) has to see the module called, so that nothing may take its weights."""
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(own) or "forward" in module.__dict__ or any(_of_all())
+    return any(own) or "forward" in module.__dict__ or any(_global_hooks())
 
 
-def _of_all() -> tuple[Any, ...]:
+def _global_hooks() -> tuple[Any, ...]:
     """Hooks that torch calls for every module, as profilers set them."""
     return (
-        of_all_modules._global_forward_hooks,
-        of_all_modules._global_forward_pre_hooks,
-        of_all_modules._global_backward_hooks,
-        of_all_modules._global_backward_pre_hooks,
+        torch_modules._global_forward_hooks,
+        torch_modules._global_forward_pre_hooks,
+        torch_modules._global_backward_hooks,
+        torch_modules._global_backward_pre_hooks,
     )
 
 
@@ -37,6 +44,45 @@ def is_plain(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
     A subclass may have a `forward` of its own.
     """
     return type(module) is kind and not is_hooked(module)
+
+
+def parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and all within it, in no order: for questions at each step, since `modules()` takes ten times as long.
+
+    A module that stands in two places comes twice.
+    """
+    left = [module]
+    while left:
+        part = left.pop()
+        yield part
+        for child in part._modules.values():
+            if child is not None:
+                left.append(child)
+
+
+def offload_hooks(module: nn.Module) -> list[Any]:
+    """The hooks of accelerate and diffusers on this very module, in the order in which they are set up."""
+    own = module.__dict__
+    hooks = [own["_hf_hook"]] if "_hf_hook" in own else []
+    return [*hooks, *own["_diffusers_hook"].hooks.values()] if "_diffusers_hook" in own else hooks
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether hooks bring `module`, or parts of it, to the device, or cast them, when they are called."""
+    return any(offload_hooks(part) for part in parts(module))
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """The device on which `module` computes, which under an offload hook is not where its parameters are kept."""
+    try:
+        return _get_group_onload_device(module)
+    except ValueError:
+        pass  # no group offloading
+    for part in module.modules():
+        device = getattr(part.__dict__.get("_hf_hook"), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(module.parameters()).device
 
 
 def fires_hooks(method: Method) -> Method:
@@ -65,3 +111,24 @@ def with_hooks(module: nn.Module, function: Callable[..., Any], *args: Any, **kw
     for hook in reversed(hooks):
         output = hook.post_forward(module, output)
     return output
+
+
+def computed_type_key(part: nn.Module) -> Hashable | None:
+    """What hooks of offloading on this very module say of the type it computes in; None with hooks of any other kind.
+
+    Those may change what the module computes, and nothing tells when.
+    """
+    if part._forward_hooks or part._forward_pre_hooks:
+        return None
+    if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
+        return None
+    hooks = offload_hooks(part)
+    forward = part.__dict__.get("_old_forward") if "_hf_hook" in part.__dict__ else None
+    if forward is not None and getattr(forward, "__func__", None) is not type(part).forward:
+        return None
+    if "forward" in part.__dict__ and not hooks:
+        return None
+    hooks += chain.from_iterable(getattr(hook, "hooks", ()) for hook in list(hooks))
+    if not all(type(hook).__module__.startswith(OFFLOADING) for hook in hooks):
+        return None
+    return tuple((type(hook), hook.compute_dtype) for hook in hooks if hasattr(hook, "compute_dtype"))

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..model import Ideogram4Transformer2DModel
+from .accelerated import Accelerated
 from .fused_projections import FusedProjections
+from .hooks import offload_hooks
 from .linear import Linear
 from .quantized_layers import is_quantized_layer
 from .quantized_linear import Float8Linear, Int8Linear, QuantizedLinear
@@ -39,15 +40,11 @@ def quantize_(module: nn.Module, kind: str, skip: str | Sequence[str] = ()) -> l
         ValueError: an unknown kind, a pattern that matches nothing, hooks on the layers, or weights that are not
             finite.
     """
-    if not isinstance(module, Ideogram4Transformer2DModel):
+    if not isinstance(module, Accelerated):
         raise TypeError(f"`module` is a {type(module).__name__}: give an Ideogram4Transformer2DModel.")
     if kind not in KINDS:
         raise ValueError(f"`kind` is {kind!r}: choose one of {', '.join(KINDS)}.")
-    hooked = [
-        name
-        for name, part in module.layers.named_modules()
-        if hasattr(part, "_hf_hook") or getattr(getattr(part, "_diffusers_hook", None), "hooks", None)
-    ]
+    hooked = [name for name, part in module.get_submodule("layers").named_modules() if offload_hooks(part)]
     if hooked:
         raise ValueError(
             f"`module` has hooks on its layers (the first on layers.{hooked[0]}): quantize it before offloading or"
@@ -62,7 +59,7 @@ def quantize_(module: nn.Module, kind: str, skip: str | Sequence[str] = ()) -> l
 
     module.unfuse_projections()
     for name in names:
-        module.set_submodule(name, KINDS[kind].from_linear(module.get_submodule(name)))
+        module.set_submodule(name, KINDS[kind].from_linear(module.get_submodule(name)))  # type: ignore[arg-type]
     module.fuse_projections()
     return [name.removesuffix(".base_layer") for name in names]
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_modules
+
+from .hooks import computed_type_key
 
 PLAIN = (
     bool,
@@ -28,8 +29,6 @@ PLAIN = (
     BuiltinFunctionType,
     type(None),
 )  # attributes that are compared
-# Whose hooks bring weights to where, and to the type in which, a module computes, and do nothing else.
-OFFLOADING = ("accelerate.hooks", "diffusers.hooks.group_offloading", "diffusers.hooks.layerwise_casting", "ideoflow.")
 LANES = 1021  # sums of a checksum; a prime, so that neither rows nor columns of a matrix can change places in one lane
 SMALL = 2**11  # words; tensors up to here are laid together before they are summed
 _KEPT = "_key_of_weights_let_go"
@@ -107,24 +106,7 @@ def snapshot(modules: Sequence[nn.Module]) -> Snapshot | None:
 
 def _hooks_key(part: nn.Module) -> Hashable | None:
     """Hooks of a module that change types; None if it has adapters, or hooks that might do anything."""
-    if "base_layer" in part._modules or part._forward_hooks or part._forward_pre_hooks:
-        return None
-    if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
-        return None
-    hooks: list[Any] = []
-    if "_hf_hook" in part.__dict__:
-        hooks.append(part.__dict__["_hf_hook"])
-        forward = part.__dict__.get("_old_forward")
-        if forward is not None and getattr(forward, "__func__", None) is not type(part).forward:
-            return None
-    if "_diffusers_hook" in part.__dict__:
-        hooks += part.__dict__["_diffusers_hook"].hooks.values()
-    if "forward" in part.__dict__ and not hooks:
-        return None
-    hooks += chain.from_iterable(getattr(hook, "hooks", ()) for hook in list(hooks))
-    if not all(type(hook).__module__.startswith(OFFLOADING) for hook in hooks):
-        return None
-    return tuple((type(hook), hook.compute_dtype) for hook in hooks if hasattr(hook, "compute_dtype"))
+    return None if "base_layer" in part._modules else computed_type_key(part)
 
 
 def _attributes_key(part: nn.Module) -> Hashable:

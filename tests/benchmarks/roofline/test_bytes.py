@@ -63,9 +63,8 @@ def test_our_blocks_move_the_counted_bytes(dtype, samples):
         torch.randn(rows, width, dtype=getattr(torch, dtype))
         for rows, width in ((layout.tokens, 128), (len(samples), 12), (layout.tokens, 32))
     )
-    time_of_token = layout.segment if len(samples) > 1 else None
     with torch.no_grad(), Traffic(besides=PRODUCTS) as traffic:
-        block(hidden, conditioning, time_of_token, (table, table), layout.bounds)
+        block(hidden, conditioning, layout.segment, (table, table), layout.bounds)
     parts = count(Config.of(LARGER | dict(num_layers=1)), samples, WHOLE, dtype, device="cpu")
     counted = bytes_moved([part for part in parts if part.name == ELEMENTWISE])
     assert (traffic.read, traffic.written) == pytest.approx(counted, rel=0.02)

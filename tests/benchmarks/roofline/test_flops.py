@@ -22,7 +22,7 @@ from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.engine import Denoiser, Request
 from ideoflow.engine import denoiser as denoiser_module
 from ideoflow.model import Context
-from ideoflow.model.rope import rotate
+from ideoflow.ops.kernels.torch_kernels import rotate
 from ideoflow.packing import Layout
 
 from .cases import NARROW, NONE_GUIDED, ONE, OURS, SEVERAL, SHALLOW, SOME_UNGUIDED, WIDE, peer_inputs

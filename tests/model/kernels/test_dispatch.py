@@ -16,16 +16,41 @@ from torch.autograd import forward_ad
 from ideoflow.ops import kernels
 from ideoflow.ops.kernels import cpu_kernels as lean
 from ideoflow.ops.kernels import torch_kernels as plain
+from ideoflow.ops.rms_norm import RMSNorm
 
 EPS = 1e-5
 NAMES = ("norm_scale", "gate_norm_add", "norm_rotate", "swiglu")
 X, WEIGHT, SCALE, ROW = torch.randn(5, 48), torch.randn(48), torch.randn(3, 48), torch.tensor([0, 2, 1, 1, 0])
+
+
+def rms(weight: Tensor, eps: float = EPS) -> RMSNorm:
+    norm = RMSNorm(len(weight), eps=eps, device="meta")
+    norm.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
+    return norm
+
+
+NORM, NORM_OF_HEADS = rms(WEIGHT), rms(WEIGHT[:12])
 ARGUMENTS = {
-    "norm_scale": (X, WEIGHT, EPS, SCALE, ROW),
-    "gate_norm_add": (X, X, WEIGHT, EPS, SCALE, ROW),
-    "norm_rotate": (X.unflatten(1, (4, 12)), WEIGHT[:12], EPS, X[:, :12], X[:, 12:24]),
+    "norm_scale": (NORM, X, SCALE, ROW),
+    "gate_norm_add": (NORM, X, X, SCALE, ROW),
+    "norm_rotate": (NORM_OF_HEADS, X.unflatten(1, (4, 12)), X[:, :12], X[:, 12:24]),
     "swiglu": (X, X),
 }
+
+
+def cast(arguments: tuple, dtype: torch.dtype) -> tuple:
+    """The same with norms and floating-point tensors in that type."""
+
+    def one(argument):
+        if isinstance(argument, RMSNorm):
+            return rms(argument.weight.to(dtype), argument.epsilon)
+        return argument.to(dtype) if isinstance(argument, Tensor) and argument.is_floating_point() else argument
+
+    return tuple(map(one, arguments))
+
+
+def first(arguments: tuple) -> Tensor:
+    return next(each for each in arguments if isinstance(each, Tensor))
 
 
 class StandIn(SimpleNamespace):
@@ -39,9 +64,8 @@ class StandIn(SimpleNamespace):
 
     def kernel(self, name: str) -> Callable[..., Tensor]:
         def run(*arguments):
-            self.calls.append((name, len(arguments[0])))
-            floats = (a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments)
-            return getattr(plain, name)(*floats).to(arguments[0].dtype)
+            self.calls.append((name, len(first(arguments))))
+            return getattr(plain, name)(*cast(arguments, torch.float32)).to(first(arguments).dtype)
 
         return run
 
@@ -71,8 +95,7 @@ def test_a_right_kernel_is_checked_once_for_each_type_and_width_and_then_used(na
     assert triton.uses(name) == 3
     checks = len(triton.calls) - 3
     assert checks in (1, 2)  # with and without rows
-    halves = tuple(a.bfloat16() if isinstance(a, Tensor) and a.is_floating_point() else a for a in ARGUMENTS[name])
-    call(name, halves)
+    call(name, cast(ARGUMENTS[name], torch.bfloat16))
     assert len(triton.calls) == 3 + checks + 1 + checks
     assert len(kernels._checked) == 2
 
@@ -84,19 +107,16 @@ def test_the_check_leaves_random_numbers_as_they_are(triton):
 
 
 WRONG = {
-    "eps is left out": ("norm_scale", lambda f, x, w, eps, s, r: f(x, w, 0.0, s, r)),
-    "rows are left out": ("norm_scale", lambda f, x, w, eps, s, r: f(x, w, eps, s[:1], None)),
-    "the weight is left out": ("norm_scale", lambda f, x, w, eps, s, r: f(x, torch.ones_like(w), eps, s, r)),
-    "the last channel is left out": ("norm_scale", lambda f, x, *a: f(x, *a) * (torch.arange(48) < 47)),
+    "eps is left out": ("norm_scale", lambda f, n, *a: f(rms(n.weight, 0.0), *a)),
+    "rows are left out": ("norm_scale", lambda f, n, x, s, r: f(n, x, s[:1], None)),
+    "the weight is left out": ("norm_scale", lambda f, n, *a: f(rms(torch.ones_like(n.weight)), *a)),
+    "the last channel is left out": ("norm_scale", lambda f, *a: f(*a) * (torch.arange(48) < 47)),
     "a hundredth too much": ("norm_scale", lambda f, *a: f(*a) * 1.01),
     "not a number": ("norm_scale", lambda f, *a: f(*a) * torch.nan),
-    "nothing is added": ("gate_norm_add", lambda f, h, *a: f(torch.zeros_like(h), *a)),
-    "gates of other rows": (
-        "gate_norm_add",
-        lambda f, h, y, w, e, g, r: f(h, y, w, e, g, None if r is None else 1 - r),
-    ),
-    "turned the other way": ("norm_rotate", lambda f, x, w, e, c, s: f(x, w, e, c, -s)),
-    "heads in another order": ("norm_rotate", lambda f, x, *a: f(x.flip(1), *a)),
+    "nothing is added": ("gate_norm_add", lambda f, n, h, *a: f(n, torch.zeros_like(h), *a)),
+    "gates of other rows": ("gate_norm_add", lambda f, n, h, y, g, r: f(n, h, y, g, None if r is None else 1 - r)),
+    "turned the other way": ("norm_rotate", lambda f, n, x, c, s: f(n, x, c, -s)),
+    "heads in another order": ("norm_rotate", lambda f, n, x, *a: f(n, x.flip(1), *a)),
     "the wrong half": ("swiglu", lambda f, x1, x3: f(x3, x1)),
 }
 
@@ -106,7 +126,7 @@ WRONG = {
 def test_a_wrong_kernel_gives_way_to_plain_for_good_and_warns_once(name, wrong, dtype, triton):
     right = getattr(triton, name)
     setattr(triton, name, lambda *arguments: wrong(right, *arguments))
-    arguments = tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in ARGUMENTS[name])
+    arguments = cast(ARGUMENTS[name], dtype)
     with pytest.warns(RuntimeWarning, match=f"`{name}` is not used.*WrongResult: off by"):
         result = call(name, arguments)
     assert torch.equal(result, getattr(plain, name)(*arguments))
@@ -161,10 +181,10 @@ def uses_plain(triton: StandIn, function: Callable[..., Tensor], *arguments) -> 
 
 def test_gradients_go_through_plain(triton):
     weight = nn.Parameter(WEIGHT.clone())
-    uses_plain(triton, kernels.norm_scale, X, weight, EPS, SCALE, ROW).sum().backward()
+    uses_plain(triton, kernels.norm_scale, rms(weight), X, SCALE, ROW).sum().backward()
     assert weight.grad is not None
     with torch.no_grad():
-        kernels.norm_scale(X, weight, EPS, SCALE, ROW)
+        kernels.norm_scale(rms(weight), X, SCALE, ROW)
     assert triton.uses("norm_scale") == 1
 
 
@@ -176,7 +196,7 @@ def test_forward_gradients_go_through_plain(triton):
 
 def test_autocast_goes_through_plain(triton):
     with torch.autocast("cpu", torch.bfloat16):
-        uses_plain(triton, kernels.norm_scale, X, WEIGHT, EPS, SCALE, ROW)
+        uses_plain(triton, kernels.norm_scale, NORM, X, SCALE, ROW)
 
 
 def test_torch_compile_sees_plain(triton):
@@ -186,7 +206,7 @@ def test_torch_compile_sees_plain(triton):
 
 
 def test_mixed_types_go_through_plain(triton):
-    assert uses_plain(triton, kernels.norm_scale, X.bfloat16(), WEIGHT, EPS, SCALE, ROW).dtype == torch.float32
+    assert uses_plain(triton, kernels.norm_scale, NORM, X.bfloat16(), SCALE, ROW).dtype == torch.float32
 
 
 def test_other_types_and_devices_go_through_plain(triton):
@@ -198,28 +218,30 @@ def test_subclasses_go_through_plain(triton):
     class Sharded(Tensor):
         pass
 
-    uses_plain(triton, kernels.norm_scale, X, WEIGHT.as_subclass(Sharded), EPS, SCALE, ROW)
+    sharded = rms(WEIGHT)
+    sharded.weight = nn.Parameter(WEIGHT.as_subclass(Sharded), requires_grad=False)
+    uses_plain(triton, kernels.norm_scale, sharded, X, SCALE, ROW)
 
 
 def test_what_the_kernels_cannot_read_goes_through_plain(triton):
     assert uses_plain(triton, kernels.swiglu, X[:0], X[:0]).shape == (0, 48)
     uses_plain(triton, kernels.swiglu, X[None], X[None])
     uses_plain(triton, kernels.swiglu, X.mT, X.mT)
-    uses_plain(triton, kernels.norm_scale, X, WEIGHT, EPS, X, None)  # a row for each token
-    uses_plain(triton, kernels.norm_rotate, X[:, None, :9], WEIGHT[:9], EPS, X[:, :9], X[:, :9])
+    uses_plain(triton, kernels.norm_scale, NORM, X, X, None)  # a row for each token
+    uses_plain(triton, kernels.norm_rotate, rms(WEIGHT[:9]), X[:, None, :9], X[:, :9], X[:, :9])
     wide = torch.randn(2, kernels.MAX_WIDTH + 1)
-    uses_plain(triton, kernels.norm_scale, wide, wide[0], EPS, wide[:1])
+    uses_plain(triton, kernels.norm_scale, rms(wide[0]), wide, wide[:1])
 
 
 @pytest.mark.parametrize(
     "name, arguments",
     [
-        ("norm_scale", (X, WEIGHT[1:], EPS, SCALE, ROW)),
-        ("norm_scale", (X, WEIGHT, EPS, SCALE[:, 1:], ROW)),
-        ("norm_scale", (X, WEIGHT, EPS, SCALE, ROW[1:])),
-        ("norm_scale", (X, WEIGHT, EPS, SCALE, None)),
-        ("gate_norm_add", (X[:3], X, WEIGHT, EPS, SCALE, ROW)),
-        ("norm_rotate", (X.unflatten(1, (4, 12)), WEIGHT[:12], EPS, X[1:, :12], X[1:, :12])),
+        ("norm_scale", (rms(WEIGHT[1:]), X, SCALE, ROW)),
+        ("norm_scale", (NORM, X, SCALE[:, 1:], ROW)),
+        ("norm_scale", (NORM, X, SCALE, ROW[1:])),
+        ("norm_scale", (NORM, X, SCALE, None)),
+        ("gate_norm_add", (NORM, X[:3], X, SCALE, ROW)),
+        ("norm_rotate", (NORM_OF_HEADS, X.unflatten(1, (4, 12)), X[1:, :12], X[1:, :12])),
         ("swiglu", (X, X[:, 1:])),
     ],
 )
@@ -239,7 +261,7 @@ def test_cpu_tensors_do_not_ask_for_triton(monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cpu_takes_lean_torch_but_for_gradients_and_other_types(name, dtype, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    arguments = tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in ARGUMENTS[name])
+    arguments = cast(ARGUMENTS[name], dtype)
     used = []
     right = getattr(lean, name)
     monkeypatch.setattr(lean, name, lambda *given: used.append(name) or right(*given))
@@ -247,7 +269,9 @@ def test_a_cpu_takes_lean_torch_but_for_gradients_and_other_types(name, dtype, m
     assert bool(used) == (dtype != torch.float64) and result.dtype == dtype
     assert torch.allclose(result.double(), getattr(plain, name)(*arguments).double(), rtol=0.02, atol=0.1)
     used.clear()
-    call(name, (arguments[0].clone().requires_grad_(), *arguments[1:])).sum().backward()
+    at = int(name != "swiglu")  # behind the norm
+    leaf = arguments[at].clone().requires_grad_()
+    call(name, (*arguments[:at], leaf, *arguments[at + 1 :])).sum().backward()
     assert not used
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ideoflow.ops.rms_norm import RMSNorm
+
 pytest.importorskip("triton", reason="triton is not installed")
 
 interpreting = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets in this process")
@@ -68,13 +70,13 @@ def test_the_kernels_compile_for_the_full_model_and_move_16_bytes_at_a_time(capa
     monkeypatch.setattr(JITFunction, "run", compile_only)
     monkeypatch.setattr(driver, "_active", Gpu(capability))
     x, y, _ = torch.empty(4, 3 * 4608, dtype=dtype).chunk(3, dim=-1)
-    weight, scale = torch.empty(4608, dtype=dtype), torch.empty(2, 4608, dtype=dtype)
+    norm, scale = RMSNorm(4608, eps=1e-5, dtype=dtype), torch.empty(2, 4608, dtype=dtype)
     row = torch.zeros(4, dtype=torch.long)
-    triton_kernels.norm_scale(x, weight, 1e-5, scale[:1])
-    triton_kernels.norm_scale(x, weight, 1e-5, scale, row)
-    triton_kernels.gate_norm_add(x, y, weight, 1e-5, scale, row)
+    triton_kernels.norm_scale(norm, x, scale[:1])
+    triton_kernels.norm_scale(norm, x, scale, row)
+    triton_kernels.gate_norm_add(norm, x, y, scale, row)
     table = torch.empty(4, 256, dtype=dtype)
-    triton_kernels.norm_rotate(x.unflatten(-1, (18, 256)), weight[:256], 1e-5, table, table)
+    triton_kernels.norm_rotate(RMSNorm(256, eps=1e-5, dtype=dtype), x.unflatten(-1, (18, 256)), table, table)
     triton_kernels.swiglu(*torch.empty(4, 2 * 12288, dtype=dtype).chunk(2, dim=-1))
     assert len(made) == 5
     for kernel in made:

@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ideoflow.model.rope import rotate
 from ideoflow.ops import kernels
 from ideoflow.ops.kernels import cpu_kernels as lean
 from ideoflow.ops.kernels import torch_kernels as plain
+from ideoflow.ops.kernels.torch_kernels import rotate
+from ideoflow.ops.rms_norm import RMSNorm
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 EPS = 1e-5
@@ -99,6 +100,12 @@ def compiled(implementation: Implementation) -> Implementation:
     return implementation
 
 
+def rms(weight: Tensor, eps: float = EPS) -> RMSNorm:
+    norm = RMSNorm(len(weight), eps=eps, device="meta")
+    norm.weight = nn.Parameter(weight, requires_grad=False)
+    return norm
+
+
 def wide(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.cpu().double() for x in tensors)
 
@@ -119,7 +126,7 @@ def test_norm_scale_is_near_float64(implementation, tokens, width, times, dtype,
     x, weight = draw.tokens(tokens, width, strided=strided), draw(width)
     scale, row = draw(times, 4 * width)[:, :width], draw.rows(times, tokens)
     expected = norm(x, weight) * at_tokens(scale, row)
-    implementation.assert_close(implementation.module.norm_scale(x, weight, EPS, scale, row), expected, expected.abs())
+    implementation.assert_close(implementation.module.norm_scale(rms(weight), x, scale, row), expected, expected.abs())
 
 
 @hypothetical
@@ -130,7 +137,7 @@ def test_gate_norm_add_is_near_float64(implementation, tokens, width, times, dty
     weight, gate, row = draw(width), draw(times, 4 * width)[:, width : 2 * width], draw.rows(times, tokens)
     gated = at_tokens(gate, row) * norm(y, weight)
     expected, terms = wide(h)[0] + gated, wide(h)[0].abs() + gated.abs()
-    implementation.assert_close(implementation.module.gate_norm_add(h, y, weight, EPS, gate, row), expected, terms)
+    implementation.assert_close(implementation.module.gate_norm_add(rms(weight), h, y, gate, row), expected, terms)
 
 
 @hypothetical
@@ -141,7 +148,7 @@ def test_norm_rotate_is_near_float64(implementation, tokens, heads, half, dtype,
     cos, sin = draw(tokens, 2 * half), draw(tokens, 2 * half)
     expected = rotate(norm(x, weight), *wide(cos, sin))
     terms = rotate(norm(x, weight).abs(), *(table.abs() for table in wide(cos, sin)))
-    implementation.assert_close(implementation.module.norm_rotate(x, weight, EPS, cos, sin), expected, terms)
+    implementation.assert_close(implementation.module.norm_rotate(rms(weight), x, cos, sin), expected, terms)
 
 
 @hypothetical
@@ -169,14 +176,14 @@ def test_the_full_models_shapes(implementation):
     weight, scale, row = draw(4608), draw(2, 4608), torch.tensor([0, 1, 1, 0, 1], device=implementation.device)
 
     scaled = norm(key, weight) * at_tokens(scale, row)
-    implementation.assert_close(module.norm_scale(key, weight, EPS, scale, row), scaled, scaled.abs())
+    implementation.assert_close(module.norm_scale(rms(weight), key, scale, row), scaled, scaled.abs())
     added, terms = wide(query)[0] + scaled, wide(query)[0].abs() + scaled.abs()
-    implementation.assert_close(module.gate_norm_add(query, key, weight, EPS, scale, row), added, terms)
+    implementation.assert_close(module.gate_norm_add(rms(weight), query, key, scale, row), added, terms)
 
     heads, cos, sin = query.unflatten(-1, (18, 256)), draw(5, 256), draw(5, 256)
     turned = rotate(norm(heads, weight[:256]), *wide(cos, sin))
     terms = rotate(norm(heads, weight[:256]).abs(), *(table.abs() for table in wide(cos, sin)))
-    implementation.assert_close(module.norm_rotate(heads, weight[:256], EPS, cos, sin), turned, terms)
+    implementation.assert_close(module.norm_rotate(rms(weight[:256]), heads, cos, sin), turned, terms)
 
     x1, x3 = draw.tokens(5, 2 * 12288, strided=False).chunk(2, dim=-1)
     fed = nn.functional.silu(wide(x1)[0]) * wide(x3)[0]
@@ -193,7 +200,7 @@ def test_rounding_once_is_nearer_to_float64_than_plain(implementation, dtype):
     h, y, weight, gate = draw(8, 512), draw(8, 512), draw(512), draw(1, 512)
     expected = wide(h)[0] + wide(gate)[0] * norm(y, weight)
     errors = [
-        (module.gate_norm_add(h, y, weight, EPS, gate).cpu().double() - expected).abs().mean()
+        (module.gate_norm_add(rms(weight), h, y, gate).cpu().double() - expected).abs().mean()
         for module in (implementation.module, plain)
     ]
     assert errors[0] < errors[1]
@@ -207,9 +214,9 @@ def test_the_public_functions_use_the_kernels_here(implementation, monkeypatch, 
     x, weight, scale, heads = draw(3, 48), draw(48), draw(1, 48), draw(3, 4, 12)
     assert kernels.available(x)
     triton = implementation.module
-    assert torch.equal(kernels.norm_scale(x, weight, EPS, scale), triton.norm_scale(x, weight, EPS, scale))
-    assert torch.equal(kernels.gate_norm_add(x, x, weight, EPS, scale), triton.gate_norm_add(x, x, weight, EPS, scale))
-    arguments = heads, weight[:12], EPS, x[:, :12], x[:, 12:24]
+    assert torch.equal(kernels.norm_scale(rms(weight), x, scale), triton.norm_scale(rms(weight), x, scale))
+    assert torch.equal(kernels.gate_norm_add(rms(weight), x, x, scale), triton.gate_norm_add(rms(weight), x, x, scale))
+    arguments = rms(weight[:12]), heads, x[:, :12], x[:, 12:24]
     assert torch.equal(kernels.norm_rotate(*arguments), triton.norm_rotate(*arguments))
     assert torch.equal(kernels.swiglu(x[:, :24], x[:, 24:]), triton.swiglu(x[:, :24], x[:, 24:]))
     assert {key[0] for key in kernels._checked} == {"norm_scale", "gate_norm_add", "norm_rotate", "swiglu"}
@@ -223,13 +230,13 @@ def test_a_kernel_made_wrong_gives_way_to_plain(implementation, monkeypatch):
     monkeypatch.setattr(kernels, "_broken", set())
     right = implementation.module.norm_scale
     monkeypatch.setattr(
-        implementation.module, "norm_scale", lambda x, weight, eps, scale, row: right(x, weight, 0.0, scale, row)
+        implementation.module, "norm_scale", lambda norm, *others: right(rms(norm.weight, 0.0), *others)
     )
     draw = implementation.draw(0, torch.float32)
     x, weight, scale = draw(3, 48), draw(48), draw(1, 48)
     with pytest.warns(RuntimeWarning, match="`norm_scale` is not used.*WrongResult"):
-        result = kernels.norm_scale(x, weight, EPS, scale)
-    assert torch.equal(result, plain.norm_scale(x, weight, EPS, scale))
+        result = kernels.norm_scale(rms(weight), x, scale)
+    assert torch.equal(result, plain.norm_scale(rms(weight), x, scale))
 
 
 def test_a_stream_may_have_more_than_2_to_the_31_elements(compiled):
@@ -237,21 +244,21 @@ def test_a_stream_may_have_more_than_2_to_the_31_elements(compiled):
     x.copy_(torch.randn(3, 64))
     weight = torch.ones(64, dtype=torch.float16, device="cuda")
     assert torch.equal(
-        compiled.module.norm_scale(x, weight, EPS, weight[None]),
-        compiled.module.norm_scale(x.contiguous(), weight, EPS, weight[None]),
+        compiled.module.norm_scale(rms(weight), x, weight[None]),
+        compiled.module.norm_scale(rms(weight), x.contiguous(), weight[None]),
     )
 
 
 def test_a_captured_graph_replays_the_kernels(compiled):
     draw = compiled.draw(0, torch.bfloat16)
     x, weight, scale = draw(3, 48), draw(48), draw(1, 48)
-    kernels.norm_scale(x, weight, EPS, scale)
+    kernels.norm_scale(rms(weight), x, scale)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        result = kernels.norm_scale(x, weight, EPS, scale)
+        result = kernels.norm_scale(rms(weight), x, scale)
     x.copy_(draw(3, 48))
     graph.replay()
-    assert torch.equal(result, kernels.norm_scale(x, weight, EPS, scale))
+    assert torch.equal(result, kernels.norm_scale(rms(weight), x, scale))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -260,9 +267,9 @@ def test_lean_torch_takes_some_tokens_at_a_time_and_gives_the_same(block, dtype,
     draw = Draw(torch.Generator().manual_seed(0), dtype, "cpu")
     x, h, weight, scale, row = draw(37, 48), draw(37, 48), draw(48), draw(3, 48), torch.randint(3, (37,))
     calls = {
-        "norm_scale": (x, weight, EPS, scale, row),
-        "gate_norm_add": (h, x, weight, EPS, scale, row),
-        "norm_rotate": (x.unflatten(1, (4, 12)), weight[:12], EPS, h[:, :12], h[:, 12:24]),
+        "norm_scale": (rms(weight), x, scale, row),
+        "gate_norm_add": (rms(weight), h, x, scale, row),
+        "norm_rotate": (rms(weight[:12]), x.unflatten(1, (4, 12)), h[:, :12], h[:, 12:24]),
     }
     whole = {name: getattr(lean, name)(*arguments) for name, arguments in calls.items()}
     monkeypatch.setattr(lean, "BLOCK", block)
@@ -278,9 +285,9 @@ def test_plain_is_torchs_own_arithmetic_bit_for_bit(dtype):
     x, h, modulation, row = draw(6, 48), draw(6, 48), draw(3, 48), torch.tensor([0, 2, 1, 1, 0, 2])
     module = nn.RMSNorm(48, eps=EPS, dtype=dtype).requires_grad_(False)
     module.weight.copy_(draw(48))
-    assert torch.equal(plain.norm_scale(x, module.weight, EPS, modulation, row), module(x) * modulation[row])
+    assert torch.equal(plain.norm_scale(rms(module.weight), x, modulation, row), module(x) * modulation[row])
     expected = h + modulation[row] * module(x)
-    assert torch.equal(plain.gate_norm_add(h, x, module.weight, EPS, modulation, row), expected)
+    assert torch.equal(plain.gate_norm_add(rms(module.weight), h, x, modulation, row), expected)
     heads, cos, sin = draw(6, 3, 48), draw(6, 48), draw(6, 48)
-    assert torch.equal(plain.norm_rotate(heads, module.weight, EPS, cos, sin), rotate(module(heads), cos, sin))
+    assert torch.equal(plain.norm_rotate(rms(module.weight), heads, cos, sin), rotate(module(heads), cos, sin))
     assert torch.equal(plain.swiglu(x, h), nn.functional.silu(x) * h)

@@ -1,4 +1,4 @@
-"""The element-wise parts of a block, each in the fastest way there is: Triton on CUDA, lean torch on a CPU, else plain.
+"""The element-wise parts of a block, each in the fastest way there is: Triton on CUDA, few passes on a CPU, else plain.
 
 Both fast ways take tensors of one type (float32, bfloat16 or float16) while no gradient is needed; with
 TRITON_INTERPRET=1 in the environment Triton's interpreter also takes CPU tensors, for tests. Each Triton kernel is
@@ -12,16 +12,19 @@ import os
 import warnings
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from . import cpu_kernels as lean
+from ..hooks import is_plain
+from ..rms_norm import RMSNorm
+from . import cpu_kernels
 from . import torch_kernels as plain
+from .torch_kernels import at_tokens
 
-__all__ = ["available", "gate_norm_add", "norm_rotate", "norm_scale", "swiglu"]
+__all__ = ["at_tokens", "available", "gate_norm_add", "norm_rotate", "norm_scale", "swiglu"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_WIDTH = 16384  # channels that one program holds in registers
@@ -46,62 +49,60 @@ def available(tensor: Tensor) -> bool:
     return kernels is not None and kernels.INTERPRETED
 
 
-def norm_scale(x: Tensor, weight: Tensor, eps: float, scale: Tensor, row: Tensor | None = None) -> Tensor:
-    """RMSNorm(x) * weight * scale[row].
+def norm_scale(norm: nn.Module, x: Tensor, scale: Tensor, row: Tensor | None = None) -> Tensor:
+    """Normalise and scale each token: norm(x) * scale[row].
 
     Args:
+        norm: the blocks' `RMSNorm`, or what was put in its place, which is called.
         x: (tokens, channels).
-        weight: (channels,).
-        eps: added to the mean square.
         scale: (times, channels).
-        row: (tokens,) integers, the row of `scale` of each token, each in [0, times); None if times is 1.
+        row: (tokens,) integers, the row of `scale` of each token, each in [0, times); not looked at if times is 1.
 
     Returns:
         (tokens, channels).
     """
-    fits = x.ndim == 2 and _normalises(x, weight) and _modulates(scale, row, x)
-    if fits and _takes(x, weight, scale, row=row):
-        return _fused("norm_scale", x, weight, eps, scale, row)
-    return plain.norm_scale(x, weight, eps, scale, row)
+    row = None if scale.shape[0] == 1 else row
+    if _normalises(norm, x, 2) and _modulates(scale, row, x) and _takes(x, norm.weight, scale, row=row):
+        return _fused("norm_scale", norm, x, scale, row)
+    return plain.norm_scale(norm, x, scale, row)
 
 
-def gate_norm_add(h: Tensor, y: Tensor, weight: Tensor, eps: float, gate: Tensor, row: Tensor | None = None) -> Tensor:
-    """h + gate[row] * RMSNorm(y) * weight.
+def gate_norm_add(norm: nn.Module, h: Tensor, y: Tensor, gate: Tensor, row: Tensor | None = None) -> Tensor:
+    """Add what a layer gave, normalised and gated: h + gate[row] * norm(y).
 
     Args:
+        norm: as in `norm_scale`.
         h: (tokens, channels), what is added to.
         y: (tokens, channels), what is normalised.
-        weight: (channels,).
-        eps: added to the mean square.
         gate: (times, channels).
-        row: (tokens,) integers, the row of `gate` of each token, each in [0, times); None if times is 1.
+        row: (tokens,) integers, the row of `gate` of each token, each in [0, times); not looked at if times is 1.
 
     Returns:
         (tokens, channels).
     """
-    fits = y.ndim == 2 and h.shape == y.shape and _normalises(y, weight) and _modulates(gate, row, y)
-    if fits and _takes(y, h, weight, gate, row=row):
-        return _fused("gate_norm_add", h, y, weight, eps, gate, row)
-    return plain.gate_norm_add(h, y, weight, eps, gate, row)
+    row = None if gate.shape[0] == 1 else row
+    fits = h.shape == y.shape and _modulates(gate, row, y)
+    if fits and _normalises(norm, y, 2) and _takes(y, h, norm.weight, gate, row=row):
+        return _fused("gate_norm_add", norm, h, y, gate, row)
+    return plain.gate_norm_add(norm, h, y, gate, row)
 
 
-def norm_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
-    """RMSNorm(x) * weight over each head, then rotated as `ideoflow.model.rope.rotate` does.
+def norm_rotate(norm: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Normalise each head and rotate it: the channel pairs (i, i + head_dim / 2) by the angles of their token.
 
     Args:
+        norm: as in `norm_scale`, over a head.
         x: (tokens, heads, head_dim), head_dim even.
-        weight: (head_dim,).
-        eps: added to the mean square.
         cos: (tokens, head_dim) from `rotary_tables`.
         sin: (tokens, head_dim) from `rotary_tables`, negated in the first half.
 
     Returns:
         (tokens, heads, head_dim).
     """
-    fits = x.ndim == 3 and x.shape[2] % 2 == 0 and _normalises(x, weight)
-    if fits and cos.shape == sin.shape == (x.shape[0], x.shape[2]) and _takes(x, weight, cos, sin):
-        return _fused("norm_rotate", x, weight, eps, cos, sin)
-    return plain.norm_rotate(x, weight, eps, cos, sin)
+    fits = x.shape[-1] % 2 == 0 and cos.shape == sin.shape == (x.shape[0], x.shape[-1])
+    if fits and _normalises(norm, x, 3) and _takes(x, norm.weight, cos, sin):
+        return _fused("norm_rotate", norm, x, cos, sin)
+    return plain.norm_rotate(norm, x, cos, sin)
 
 
 def swiglu(x1: Tensor, x3: Tensor) -> Tensor:
@@ -122,14 +123,15 @@ def _triton_kernels() -> ModuleType | None:
     return triton_kernels
 
 
-def _normalises(x: Tensor, weight: Tensor) -> bool:
-    """Whether `weight` is that of a norm over the last dimension of x, and the kernels can hold that."""
-    return weight.shape == x.shape[-1:] and x.shape[-1] <= MAX_WIDTH
+def _normalises(norm: nn.Module, x: Tensor, dims: int) -> TypeGuard[RMSNorm]:
+    """Whether `norm` is the blocks' own, over the last of so many dimensions of x, and the kernels can hold that."""
+    width = x.shape[-1]
+    return is_plain(norm, RMSNorm) and x.ndim == dims and norm.weight.shape == (width,) and width <= MAX_WIDTH
 
 
 def _modulates(modulation: Tensor, row: Tensor | None, x: Tensor) -> bool:
     """Whether `modulation` has a row for each token of x (tokens, channels)."""
-    if modulation.ndim != 2 or modulation.shape[1] != x.shape[1]:
+    if x.ndim != 2 or modulation.ndim != 2 or modulation.shape[1] != x.shape[1]:
         return False
     if row is None:
         return modulation.shape[0] == 1
@@ -155,10 +157,10 @@ def _takes(x: Tensor, *others: Tensor, row: Tensor | None = None) -> bool:
 
 
 def _fused(name: str, *arguments: Any) -> Tensor:
-    """The kernel's result, unless it is wrong or does not compile: then that of plain torch. Lean torch's on a CPU."""
-    x: Tensor = arguments[0]
+    """The kernel's result, unless it is wrong or does not compile: then that of plain torch."""
+    x: Tensor = next(each for each in arguments if isinstance(each, Tensor))
     if not available(x):
-        return getattr(lean, name)(*arguments)
+        return getattr(cpu_kernels, name)(*arguments)
     key = (name, x.dtype, x.shape[1:], x.device)
     # The check waits for its result, which a graph that is being captured does not allow.
     checkable = key in _checked or not (x.is_cuda and torch.cuda.is_current_stream_capturing())
@@ -186,7 +188,7 @@ def _fused(name: str, *arguments: Any) -> Tensor:
 def _check(name: str, like: Tensor) -> None:
     """Raise WrongResult if the kernel is off by more than rounding on random tokens of the width and type of `like`."""
     for arguments in _samples(name, like):
-        wide = (a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments)
+        wide = (_wide(each) for each in arguments)
         expected = getattr(plain, name)(*wide)
         error = (getattr(_triton_kernels(), name)(*arguments).float() - expected).abs()
         numbers = torch.finfo(like.dtype)
@@ -196,6 +198,19 @@ def _check(name: str, like: Tensor) -> None:
         allowed = numbers.eps * size.clamp(min=numbers.smallest_normal) + 2**-18 * largest
         if not bool((error <= allowed).all()):
             raise WrongResult(f"off by up to {(error / allowed).max():.3g} times what rounding explains")
+
+
+def _wide(argument: Any) -> Any:
+    """The same in float32."""
+    if isinstance(argument, RMSNorm):
+        return _norm(argument.weight.float())
+    return argument.float() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
+
+
+def _norm(weight: Tensor) -> RMSNorm:
+    norm = RMSNorm(len(weight), eps=1e-5, device="meta")
+    norm.weight = nn.Parameter(weight, requires_grad=False)
+    return norm
 
 
 def _samples(name: str, like: Tensor) -> list[tuple[Any, ...]]:
@@ -210,16 +225,12 @@ def _samples(name: str, like: Tensor) -> list[tuple[Any, ...]]:
         x = draw(len(sizes), *like.shape[1:])
         return (x.transpose(0, -1) * sizes).transpose(0, -1).contiguous().to(like)
 
-    channels, eps = like.shape[-1], 1e-5
+    channels = like.shape[-1]
     if name == "swiglu":
         return [(tokens(), tokens())]
-    weight = (1 + 0.1 * draw(channels)).to(like)
+    norm = _norm((1 + 0.1 * draw(channels)).to(like))
     if name == "norm_rotate":
-        return [(tokens(), weight, eps, *(draw(len(sizes), channels).to(like) for _ in "cs"))]
-    first = (
-        (tokens(), weight, eps)
-        if name == "norm_scale"
-        else (draw(len(sizes), channels).to(like), tokens(), weight, eps)
-    )
+        return [(norm, tokens(), *(draw(len(sizes), channels).to(like) for _ in "cs"))]
+    first = (norm, tokens()) if name == "norm_scale" else (norm, draw(len(sizes), channels).to(like), tokens())
     modulation, row = draw(2, channels).to(like), torch.tensor([1, 0, 1], device=like.device)
     return [(*first, modulation, row), (*first, modulation[:1], None)]

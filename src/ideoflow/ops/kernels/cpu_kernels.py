@@ -12,36 +12,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..rms_norm import RMSNorm
 from ..scratch import BLOCK
 
 
-def norm_scale(x: Tensor, weight: Tensor, eps: float, scale: Tensor, row: Tensor | None = None) -> Tensor:
+def norm_scale(norm: RMSNorm, x: Tensor, scale: Tensor, row: Tensor | None = None) -> Tensor:
     """See `ideoflow.ops.kernels.norm_scale`."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     for part in _parts(x):
         wide = x[part].float()
-        wide = torch.mul(wide, _inverse_rms(wide, eps), out=_room(out[part], wide))
-        wide.mul_(_factor(weight, scale, row, part))
+        wide = torch.mul(wide, _inverse_rms(wide, norm.epsilon), out=_room(out[part], wide))
+        wide.mul_(_factor(norm.weight, scale, row, part))
         _round_into(out[part], wide)
     return out
 
 
-def gate_norm_add(h: Tensor, y: Tensor, weight: Tensor, eps: float, gate: Tensor, row: Tensor | None = None) -> Tensor:
+def gate_norm_add(norm: RMSNorm, h: Tensor, y: Tensor, gate: Tensor, row: Tensor | None = None) -> Tensor:
     """See `ideoflow.ops.kernels.gate_norm_add`."""
     out = torch.empty_like(y, memory_format=torch.contiguous_format)
     for part in _parts(y):
         wide = y[part].float()
-        wide = torch.mul(wide, _inverse_rms(wide, eps), out=_room(out[part], wide))
-        torch.addcmul(h[part].float(), wide, _factor(weight, gate, row, part), out=wide)
+        wide = torch.mul(wide, _inverse_rms(wide, norm.epsilon), out=_room(out[part], wide))
+        torch.addcmul(h[part].float(), wide, _factor(norm.weight, gate, row, part), out=wide)
         _round_into(out[part], wide)
     return out
 
 
-def norm_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+def norm_rotate(norm: RMSNorm, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """See `ideoflow.ops.kernels.norm_rotate`."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     half = x.shape[-1] // 2
-    weight = weight.float()
+    weight = norm.weight.float()
     swapped = weight.roll(half)
     for part in _parts(x):
         wide = x[part].float()
@@ -50,7 +51,7 @@ def norm_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor)
         rotated = torch.mul(wide, cosine, out=out[part] if out.dtype == wide.dtype else torch.empty_like(wide))
         rotated[..., :half].addcmul_(wide[..., half:], sine[..., :half])
         rotated[..., half:].addcmul_(wide[..., :half], sine[..., half:])
-        rotated.mul_(_inverse_rms(wide, eps))
+        rotated.mul_(_inverse_rms(wide, norm.epsilon))
         _round_into(out[part], rotated)
     return out
 

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..rms_norm import RMSNorm
+
 # Triton reads it when a kernel is decorated, so it holds for as long as this module does.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # What is raised where a kernel does not compile: Triton calls other compilers, and one of them may be missing.
@@ -22,37 +24,38 @@ SWIGLU_BLOCK = 1024  # channels of a program: 4 warps, and 16 bytes of each fact
 HEADS_BLOCK = 1024  # channel pairs that a program rotates at a time
 
 
-def norm_scale(x: Tensor, weight: Tensor, eps: float, scale: Tensor, row: Tensor | None = None) -> Tensor:
+def norm_scale(norm: RMSNorm, x: Tensor, scale: Tensor, row: Tensor | None = None) -> Tensor:
     """See `ideoflow.ops.kernels.norm_scale`."""
     tokens, channels = x.shape
     out = torch.empty((tokens, channels), dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(channels)
     _norm_scale[(tokens,)](
-        x, weight, scale, row, out, eps, x.stride(0), scale.stride(0), channels, block, num_warps=_warps(block)
-    )  # fmt: skip
-    return out
-
-
-def gate_norm_add(h: Tensor, y: Tensor, weight: Tensor, eps: float, gate: Tensor, row: Tensor | None = None) -> Tensor:
-    """See `ideoflow.ops.kernels.gate_norm_add`."""
-    tokens, channels = y.shape
-    out = torch.empty((tokens, channels), dtype=y.dtype, device=y.device)
-    block = triton.next_power_of_2(channels)
-    _gate_norm_add[(tokens,)](
-        h, y, weight, gate, row, out, eps, h.stride(0), y.stride(0), gate.stride(0), channels, block,
+        x, norm.weight, scale, row, out, norm.epsilon, x.stride(0), scale.stride(0), channels, block,
         num_warps=_warps(block),
     )  # fmt: skip
     return out
 
 
-def norm_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+def gate_norm_add(norm: RMSNorm, h: Tensor, y: Tensor, gate: Tensor, row: Tensor | None = None) -> Tensor:
+    """See `ideoflow.ops.kernels.gate_norm_add`."""
+    tokens, channels = y.shape
+    out = torch.empty((tokens, channels), dtype=y.dtype, device=y.device)
+    block = triton.next_power_of_2(channels)
+    _gate_norm_add[(tokens,)](
+        h, y, norm.weight, gate, row, out, norm.epsilon, h.stride(0), y.stride(0), gate.stride(0), channels, block,
+        num_warps=_warps(block),
+    )  # fmt: skip
+    return out
+
+
+def norm_rotate(norm: RMSNorm, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """See `ideoflow.ops.kernels.norm_rotate`."""
     tokens, heads, head_dim = x.shape
     out = torch.empty((tokens, heads, head_dim), dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(head_dim // 2)
     group = min(triton.next_power_of_2(heads), max(1, HEADS_BLOCK // block))
     _norm_rotate[(tokens,)](
-        x, weight, cos, sin, out, eps, x.stride(0), x.stride(1), cos.stride(0), sin.stride(0),
+        x, norm.weight, cos, sin, out, norm.epsilon, x.stride(0), x.stride(1), cos.stride(0), sin.stride(0),
         heads, head_dim, group, block, num_warps=_warps(2 * group * block),
     )  # fmt: skip
     return out
