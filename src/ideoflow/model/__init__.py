@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING
 from .._imports import lazily
 
 if TYPE_CHECKING:
-    from .transformer import Context, Ideogram4Transformer2DModel, Modulation
+    from .context import Context, Modulation
+    from .transformer import Ideogram4Transformer2DModel
 
 __all__ = ["Context", "Ideogram4Transformer2DModel", "Modulation"]
 
-__getattr__ = lazily(__name__, {".transformer": ("Context", "Ideogram4Transformer2DModel", "Modulation")})
+__getattr__ = lazily(
+    __name__, {".context": ("Context", "Modulation"), ".transformer": ("Ideogram4Transformer2DModel",)}
+)

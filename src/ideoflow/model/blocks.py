@@ -1,8 +1,7 @@
-"""The parts of the transformer over a stream of tokens, in the paper's order: time embedding, block, final layer."""
+"""The parts of the transformer over a stream of tokens, in the paper's order: feed-forward, block, final layer."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -16,32 +15,6 @@ from ..ops.linear import Linear
 from ..ops.rms_norm import RMSNorm
 from ..packing import Bounds
 from .attention import Ideogram4Attention
-
-TIME_SCALE = 1e4  # model times in [0, 1] are stretched to [0, 1e4] before the sinusoid
-LONGEST_PERIOD = 1e4
-
-
-def sinusoid(t: Tensor, dim: int) -> Tensor:
-    """Sines, then cosines, of times (times,) at dim / 2 frequencies: (times, dim) in float32."""
-    half = dim // 2
-    step = math.log(LONGEST_PERIOD) / (half - 1)
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * -step)
-    angles = (TIME_SCALE * t.to(torch.float32))[:, None] * frequencies
-    return torch.cat((angles.sin(), angles.cos()), dim=-1)
-
-
-class TimeEmbedding(nn.Module):
-    """Sinusoid of the time, then a two-layer perceptron."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.mlp_in = Linear(dim, dim)
-        self.mlp_out = Linear(dim, dim)
-
-    def forward(self, times: Tensor, dtype: torch.dtype) -> Tensor:
-        """Times (times,) in [0, 1] to (times, dim); `dtype` is the type to compute the perceptron in."""
-        return self.mlp_out(F.silu(self.mlp_in(sinusoid(times, self.dim).to(dtype))))
 
 
 class FeedForward(FusedProjections, nn.Module):

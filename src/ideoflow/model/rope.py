@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..configuration import AXES
+from ..ops.host import HOST
 
 
 def rotary_tables(
@@ -27,10 +28,10 @@ def rotary_tables(
     Returns:
         Two tensors (tokens, head_dim).
     """
-    # On the CPU on every device: a last-bit difference of a frequency is 1e-3 of a turn at position 65536.
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+    # On the host for every device: a last-bit difference of a frequency is 1e-3 of a turn at position 65536.
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=HOST) / head_dim
     frequencies = 1.0 / theta**exponents
-    axis = torch.zeros(head_dim // 2, dtype=torch.long, device="cpu")
+    axis = torch.zeros(head_dim // 2, dtype=torch.long, device=HOST)
     for h_or_w in (1, 2):
         axis[h_or_w : AXES * sections[h_or_w] : AXES] = h_or_w
 

@@ -45,15 +45,6 @@ def check_autocast(model: ModelMixin, given: Any) -> None:
         )
 
 
-def check_times(name: str, times: Tensor) -> None:
-    """Raise unless all times lie in [0, 1]. Waits for the device."""
-    wrong = ~((times >= 0) & (times <= 1))
-    if wrong.any():
-        raise ValueError(
-            f"`{name}` must lie in [0, 1] (0 is pure noise, 1 is clean data), got {times[wrong].flatten()[0].item()}."
-        )
-
-
 def _check_shape(name: str, value: Any, shape: Mapping[str, int | None]) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a tensor, got {type(value).__name__}.")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
@@ -21,103 +18,19 @@ from torch import Tensor, nn
 from ..configuration import check_config
 from ..ops.accelerated import Accelerated
 from ..ops.hooks import fires_hooks, is_hooked, is_plain, with_hooks
+from ..ops.host import is_readable
 from ..ops.linear import Linear
 from ..packing import Bounds, Layout, rows_to_layout
-from .adapters import TransformerAdapters
-from .blocks import FinalLayer, Ideogram4TransformerBlock, TimeEmbedding
+from .blocks import FinalLayer, Ideogram4TransformerBlock
+from .context import Context, Modulation, Prepared
 from .export import velocity_of_rows
 from .rope import rotary_tables
-from .tensor_checks import check_autocast, check_float, check_integer, check_times
+from .tensor_checks import check_autocast, check_float, check_integer
+from .times import TimeEmbedding, check_times, distinct_times
+from .transformer_files import TransformerFiles
 
 
-@dataclass(frozen=True)
-class Context:
-    """All that the segments of a stream need and that no step changes.
-
-    Attributes:
-        layout: the segments.
-        text: (tokens - image_tokens, channels) embeddings of the tokens that are not image tokens, in stream order.
-        cos: (tokens, head_dim) rotary table.
-        sin: (tokens, head_dim) rotary table.
-    """
-
-    layout: Layout
-    text: Tensor
-    cos: Tensor
-    sin: Tensor
-
-    @classmethod
-    def cat(cls, contexts: Sequence[Context]) -> Context:
-        """One stream of several streams' segments, in the order given."""
-        if len(contexts) == 1:
-            return contexts[0]
-        return cls(
-            layout=Layout.cat([context.layout for context in contexts]),
-            text=torch.cat([context.text for context in contexts]),
-            cos=torch.cat([context.cos for context in contexts]),
-            sin=torch.cat([context.sin for context in contexts]),
-        )
-
-    def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Context:
-        """The same context with its tensors on `device`; hooks that leave things where they are hand over None."""
-        if device is None:
-            return self
-        return Context(
-            layout=self.layout.to(device, non_blocking),
-            text=self.text.to(device, non_blocking=non_blocking),
-            cos=self.cos.to(device, non_blocking=non_blocking),
-            sin=self.sin.to(device, non_blocking=non_blocking),
-        )
-
-
-@dataclass(frozen=True)
-class Modulation:
-    """What the blocks and the final layer take from times, which are known before the first step.
-
-    Attributes:
-        blocks: (layers, times, 4 * channels).
-        final: (times, channels).
-    """
-
-    blocks: Tensor
-    final: Tensor
-
-    def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Modulation:
-        """The same modulation on `device`; where it is if None."""
-        if device is None:
-            return self
-        return Modulation(*(rows.to(device, non_blocking=non_blocking) for rows in (self.blocks, self.final)))
-
-    @classmethod
-    def of_steps(cls, steps: Sequence[tuple[Modulation, int]]) -> Modulation:
-        """One row of each of several schedules."""
-        return cls(
-            blocks=torch.stack([schedule.blocks[:, step] for schedule, step in steps], dim=1),
-            final=torch.stack([schedule.final[step] for schedule, step in steps]),
-        )
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What `velocity` calls the model with in place of text features, so that hooks see each pass of an engine.
-
-    Attributes:
-        context: of the stream.
-        modulation: of its times, if it is known.
-    """
-
-    context: Context
-    modulation: Modulation | None
-
-    def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Prepared:
-        """The same on `device`; where it is if None."""
-        modulation = None if self.modulation is None else self.modulation.to(device, non_blocking)
-        return Prepared(self.context.to(device, non_blocking), modulation)
-
-
-class Ideogram4Transformer2DModel(
-    ModelMixin, ConfigMixin, AttentionMixin, TransformerAdapters, FromOriginalModelMixin, Accelerated
-):
+class Ideogram4Transformer2DModel(TransformerFiles, ModelMixin, ConfigMixin, AttentionMixin, Accelerated):
     """The flow-matching transformer of Ideogram 4, over a ragged stream of text and image tokens.
 
     A token attends to its own segment only, and no padding is ever computed. Parameter names and configuration are
@@ -189,76 +102,6 @@ class Ideogram4Transformer2DModel(
             for _ in range(num_layers)
         )
         self.final_layer = FinalLayer(hidden_size, in_channels, adaln_dim)
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike[str],
-        is_main_process: bool = True,
-        save_function: Callable[..., Any] | None = None,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str = "10GB",
-        push_to_hub: bool = False,
-        use_flashpack: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Write the weights and the configuration into a folder in diffusers' layout, whole or not at all.
-
-        Args:
-            save_directory: A new folder, or one whose earlier weights of this variant are replaced; other files stay.
-            is_main_process: False for processes that take part in gathering the weights and write nothing.
-            save_function: Not used, as in diffusers.
-            safe_serialization: True; pickles are not written, since none are opened.
-            variant: Part of the files' names, such as "fp16".
-            max_shard_size: Of a file, in bytes or as "5GB".
-            push_to_hub: Whether to upload what was written.
-            use_flashpack: Refused: its files are not opened here.
-            kwargs: Of the upload.
-
-        Raises:
-            CheckpointError: a ValueError: weights that could not be opened again (adapters' wrappers, GGUF's blocks,
-                int8 of `pipe.quantize`, offloaded ones), or a folder that cannot be written.
-        """
-        from ..checkpoints.save import save_model  # what knows the files imports the model, not the reverse
-
-        options = {"variant": variant, "max_shard_size": max_shard_size, "push_to_hub": push_to_hub, **kwargs}
-        save_model(
-            self, super().save_pretrained, save_directory, is_main_process, safe_serialization, use_flashpack, **options
-        )
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Load a transformer from a folder or a hub id, in any form that the checkpoint may have.
-
-        Args:
-            pretrained_model_name_or_path: Folder, hub id, or file.
-            kwargs: diffusers' arguments (`torch_dtype` or `dtype`, float32 by default; `subfolder`, `variant`,
-                `device_map`, `quantization_config`, those of the hub), and
-                `dequantize=True` to expand weights that are stored in few bits;
-                `text_projection=False` to leave the projection of text features in its file;
-                `config`, a configuration for weights without one;
-                `check=False` to spare a pass over the weights that looks for values that are not finite.
-
-        Raises:
-            CheckpointError: a ValueError that names the file, and the tensor, that cannot be used.
-        """
-        from ..checkpoints.pretrained import from_pretrained  # what knows the files imports the model, not the reverse
-
-        return from_pretrained(cls, super().from_pretrained, pretrained_model_name_or_path, **kwargs)
-
-    @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path_or_dict: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Load a transformer from one file of any form, or from the hub's address of one.
-
-        Args:
-            pretrained_model_link_or_path_or_dict: The file's path or address.
-            kwargs: As in `from_pretrained`, and `branch="unconditional_transformer"` for the other transformer of a
-                file that holds both. Without `config`, a `config.json` beside the file is taken, or its header's, or
-                what the shapes tell.
-        """
-        from ..checkpoints.pretrained import from_single_file
-
-        return from_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs)
 
     @apply_lora_scale("attention_kwargs")
     @fires_hooks
@@ -429,7 +272,7 @@ class Ideogram4Transformer2DModel(
         layout = context.layout
         check_float("latents", latents, {"image_tokens": len(layout.image), "in_channels": self.in_channels})
         check_float("times", times, {"segments": len(layout.lengths)})
-        if times.device.type == "cpu" and not torch.compiler.is_compiling():
+        if is_readable(times):
             check_times("times", times)
         output = self(
             hidden_states=latents,
@@ -562,7 +405,7 @@ class Ideogram4Transformer2DModel(
         layout, index = rows_to_layout(*(ids.to(device) for ids in (position_ids, segment_ids, indicator)))
         features = encoder_hidden_states.flatten(0, 1).index_select(0, index[layout.text])
         latents = hidden_states.flatten(0, 1).index_select(0, index[layout.image])
-        times, time_of_token = _distinct_times(timestep, index, rows["length"])
+        times, time_of_token = distinct_times(timestep, index, rows["length"])
 
         context = self._prepare(features, layout)
         stream, conditioning = self._run(latents, times, time_of_token, context, attention_kwargs, layout.bounds)
@@ -571,16 +414,3 @@ class Ideogram4Transformer2DModel(
         padded = velocity.new_zeros(hidden_states.shape).flatten(0, 1)
         output = padded.index_copy(0, index.to(velocity.device), velocity).view(hidden_states.shape)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
-
-
-def _distinct_times(timestep: Tensor, index: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The times of the tokens at `index` (tokens,) of flattened rows, each once where no gradient is asked for.
-
-    Returns:
-        Times (times,) and the row of each token in them (tokens,).
-    """
-    times = timestep[index // length] if timestep.ndim == 1 else timestep.flatten()[index]
-    check_times("timestep", times)
-    if times.requires_grad:
-        return times, torch.arange(len(times), device=times.device)
-    return torch.unique(times.float(), return_inverse=True)

@@ -166,6 +166,11 @@ class FactoredLinear(nn.Module, LycorisLayer):
         raise NotImplementedError
 
 
+def factored_adapters(model: nn.Module) -> set[str]:
+    """Names of the LoKr and LoHa adapters of a model."""
+    return {name for part in model.modules() if isinstance(part, FactoredLinear) for name in part.factors}
+
+
 def add_factored(model: nn.Module, adapter_name: str, layers: Mapping[str, tuple[Factors, float]]) -> None:
     """Put an adapter on layers of a model, under whatever adapters they have already, and have it alone act.
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 
-from ideoflow.model.transformer import Prepared
+from ideoflow.model.context import Prepared
 
 CAPTION = '{"compositional_deconstruction":{"background":"white","elements":[]}}'
 
