@@ -24,7 +24,8 @@ from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import CheckpointError, open_checkpoint
 from ideoflow.checkpoints import convert as module
 from ideoflow.checkpoints.convert import convert
-from ideoflow.checkpoints.write import DTYPES, Entry, bits, in_place, write_safetensors
+from ideoflow.checkpoints.replace import in_place
+from ideoflow.checkpoints.write import DTYPES, Entry, bits, write_safetensors
 
 from .forms import (
     SMALL,

@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKLFlux2
 from transformers import Qwen3VLConfig
 
-from .errors import CheckpointError, read_json, some
+from .errors import CheckpointError, read_object, some
 
 LARGEST = 2**24  # of any size of a model; a damaged one would fill the memory before weights are compared
 DEEPEST = 1024  # layers
@@ -62,7 +62,7 @@ def read_text_encoder_config(folder: Path) -> tuple[Qwen3VLConfig, bool]:
         CheckpointError: naming the file and what is wrong in it.
     """
     file = _config_file(folder, "text encoder")
-    found = _object(read_json(file), file)
+    found = read_object(file)
     if found.get("model_type") != "qwen3_vl":
         raise CheckpointError(
             f"{file}: `model_type` is {found.get('model_type')!r}; the text encoder of this model is a qwen3_vl."
@@ -87,7 +87,7 @@ def read_autoencoder_config(folder: Path) -> dict[str, Any]:
         CheckpointError: naming the file and what is wrong in it.
     """
     file = _config_file(folder, "autoencoder")
-    found = _object(read_json(file), file)
+    found = read_object(file)
     name = found.get("_class_name", AutoencoderKLFlux2.__name__)
     if name != AutoencoderKLFlux2.__name__:
         raise CheckpointError(
@@ -132,12 +132,6 @@ def _config_file(folder: Path, what: str) -> Path:
     if not file.exists():
         raise CheckpointError(f"{folder} holds no config.json, without which the {what} cannot be made.")
     return file
-
-
-def _object(found: Any, file: Path) -> Mapping[str, Any]:
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"{file} holds no configuration: it must be a JSON object.")
-    return found
 
 
 def _list(found: Any, file: Path) -> list[Any]:

@@ -35,8 +35,8 @@ def parse_config(found: Any, where: str) -> dict[str, Any]:
     """The model's configuration from either form's keys; others are left out.
 
     Args:
-        found: What JSON gave.
-        where: Named in errors.
+        found: the value that JSON gave.
+        where: the place of it, for messages.
     """
     if not isinstance(found, Mapping):
         raise CheckpointError(f"{where} holds no configuration: it must be a JSON object.")

@@ -23,15 +23,15 @@ from .config import DEFAULTS, HEADER, original_config
 from .errors import CheckpointError, some
 from .forms import Checkpoint, open_checkpoint
 from .load import QUIET_SECONDS, TYPES, Finite, read_parts
-from .names import ORIGINAL, QKV, Branch, Naming, current_form, original_name
+from .names import BRANCHES, ORIGINAL, QKV, Branch, Naming, current_form, original_name
+from .replace import in_place
 from .source import SafetensorsSource
 from .storage import Float8
 from .stored import Piece, StoredWeight
-from .write import Entry, bits, in_place, write_safetensors
+from .write import Entry, bits, write_safetensors
 
 To = Literal["diffusers", "original", "fp8"]
 FORMS: tuple[To, ...] = ("diffusers", "original", "fp8")
-BRANCHES: tuple[Branch, ...] = ("transformer", "unconditional_transformer")
 STEMS = {"diffusers": "diffusion_pytorch_model", "original": "model", "fp8": "diffusion_pytorch_model"}
 SHARD = 5_000_000_000  # bytes, as diffusers splits
 
@@ -51,18 +51,18 @@ def convert(
     """Write a checkpoint in another form. What comes out is read back and compared before it gets its name.
 
     Args:
-        source: A transformer of any form: file, index or folder; or a pipeline's folder, of which both transformers are
+        source: a transformer of any form: file, index or folder; or a pipeline's folder, of which both transformers are
             converted and everything else is copied.
-        destination: A folder; of a single transformer also a `.safetensors` file, with its configuration in the header.
+        destination: a folder; of a single transformer also a `.safetensors` file, with its configuration in the header.
             It is there whole, or not at all.
         to: "diffusers" for its names; "original" for the original's, with q, k and v as one; "fp8" for linear layers of
             the blocks in float8_e4m3fn, with a scale for each row, under the names that the source has.
-        overwrite: Whether `destination` may be replaced.
-        dtype: Of all weights that are not in fp8; None keeps types, and takes bfloat16 for weights in few bits.
-        max_shard_bytes: Of a file, where a folder is written.
-        variant: Of the source's files.
-        config: As in `open_checkpoint`.
-        branch: Which transformer, of a file that holds both.
+        overwrite: whether `destination` may be replaced.
+        dtype: type of all weights that are not in fp8; None keeps types, and takes bfloat16 for weights in few bits.
+        max_shard_bytes: the most bytes of a file, where a folder is written.
+        variant: the variant of the source's files.
+        config: as in `open_checkpoint`.
+        branch: which transformer, of a file that holds both.
 
     Returns:
         `destination`.

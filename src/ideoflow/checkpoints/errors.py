@@ -30,8 +30,8 @@ def refuse_pickle(path: Path, head: bytes) -> None:
     """Raise for files that only unpickling could read, which may run any code: it is never done here.
 
     Args:
-        path: Of the file.
-        head: Its first bytes, nine or more. The first eight of a safetensors file are the length of its header, which
+        path: the file.
+        head: its first bytes, nine or more. The first eight of a safetensors file are the length of its header, which
             may look like anything; the ninth is a brace.
     """
     if head[8:9] == b"{":
@@ -49,6 +49,18 @@ def some(names: list[str] | tuple[str, ...], most: int = 6) -> str:
     more = len(names) - most
     short = [printable(name if len(name) <= LONGEST else f"{name[:LONGEST]}...") for name in names[:most]]
     return ", ".join(short) + (f" and {more} more" if more > 0 else "")
+
+
+def read_object(path: Path, most: int = 2**20) -> dict[str, Any]:
+    """A configuration in a JSON file, read as by `read_json`.
+
+    Raises:
+        CheckpointError: a file that cannot be read, or that is no JSON object.
+    """
+    found = read_json(path, most)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds no configuration: it must be a JSON object.")
+    return found
 
 
 def read_json(path: Path, most: int = 2**20) -> Any:

@@ -19,7 +19,7 @@ from diffusers import SchedulerMixin
 from transformers import PreTrainedTokenizerBase
 
 from .component_configs import making, not_misspelt
-from .errors import CheckpointError, read_json, some
+from .errors import CheckpointError, read_json, read_object, some
 
 INDEX = "model_index.json"
 LARGEST = 256 * 2**20  # bytes of a tokenizer's file; Qwen's has 11 MB
@@ -47,8 +47,8 @@ def index_of(folder: Path, given: Collection[str] = ()) -> dict[str, Any]:
     """The index of a pipeline's folder: the one it holds, or one made by the folders in it. Everything is there.
 
     Args:
-        folder: Of the pipeline.
-        given: Components that the caller has, so that they need not be there.
+        folder: the pipeline's.
+        given: components that the caller has, so that they need not be there.
 
     Raises:
         CheckpointError: naming the component, and the folder, that is missing or not what it should be.
@@ -167,7 +167,7 @@ def load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
     """
     file = folder / "scheduler" / "scheduler_config.json"
     kind = _class(folder, "scheduler", index, SchedulerMixin, diffusers)
-    found = _config(file)
+    found = read_object(file)
     not_misspelt(found, kind._get_init_keys(kind), file)
     for key, value in found.items():
         if isinstance(value, (dict, list)) and key in kind._get_init_keys(kind) and "betas" not in key:
@@ -257,13 +257,6 @@ def _loaded(kind: Any, place: Path) -> Any:
         if type(error).__name__ == "PanicException":
             raise ValueError(str(error)) from error
         raise
-
-
-def _config(file: Path) -> dict[str, Any]:
-    found = read_json(file)
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{file} holds no configuration: it must be a JSON object.")
-    return found
 
 
 def _class(folder: Path, name: str, index: Mapping[str, Any], base: type, library: Any) -> Any:

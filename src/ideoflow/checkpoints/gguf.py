@@ -66,7 +66,7 @@ class GgufSource:
     shape.
 
     Args:
-        path: Of the file.
+        path: the file.
 
     Raises:
         CheckpointError: a file that is cut off or damaged, or of a kind that is not known.

@@ -24,10 +24,10 @@ def local_folder(path: str | os.PathLike[str], subfolder: str | None, variant: s
     """The folder on this machine: as it is, or of a hub id after fetching its configuration and weights.
 
     Args:
-        path: A folder, or a hub id such as `name/model`.
-        subfolder: Of either.
-        variant: Whose weights are fetched.
-        hub: Arguments of `huggingface_hub`, those of `HUB_ARGUMENTS`.
+        path: a folder, or a hub id such as `name/model`.
+        subfolder: a folder in it.
+        variant: the variant whose weights are fetched.
+        hub: arguments of `huggingface_hub`, those of `HUB_ARGUMENTS`.
 
     Raises:
         CheckpointError: what is no folder here, and no model that the hub gives.

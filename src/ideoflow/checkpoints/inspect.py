@@ -14,13 +14,11 @@ from ..ops.quantized_layers import is_quantized_layer
 from ..pictures import FORMATS, read_settings
 from .errors import CheckpointError
 from .forms import Checkpoint, open_checkpoint
-from .names import ANCHORS, Branch
+from .names import ANCHORS, BRANCHES, UNUSED, Branch
 from .source import open_source
 from .tensors import Source, TensorInfo
 
-BRANCHES: tuple[Branch, ...] = ("transformer", "unconditional_transformer")
 SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
-UNUSED = ("llm_cond_norm", "llm_cond_proj")  # of the unconditional transformer
 LONGEST = 200  # characters of a header's entry that are shown
 
 
@@ -33,9 +31,9 @@ def inspect(
     """Describe a model's file or folder, an adapter, or a picture of ours, in what JSON can hold.
 
     Args:
-        path: File, index or folder.
-        variant: Of a folder's files.
-        config: Of a transformer, where none is beside the file, in it, or told by its shapes; as in `open_checkpoint`.
+        path: a file, index or folder.
+        variant: the variant of a folder's files.
+        config: a transformer's configuration, where none is beside the file, in it, or told by its shapes.
 
     Returns:
         "path", "kind" ("pipeline", "transformer", "transformers", "text encoder", "autoencoder", "adapter", "adapters",
@@ -176,7 +174,7 @@ def memory(shapes: Mapping[str, tuple[int, ...]], mode: str) -> int:
     """Bytes of weights of the model in a mode: in fp8 and int8, layers of the blocks take a byte a weight and 4 a row.
 
     Args:
-        shapes: Of the model's parameters, by name.
+        shapes: shapes of the model's parameters, by name.
         mode: "float32", "bfloat16", "fp8" or "int8"; in the last two, the other weights are in bfloat16.
     """
     total = 0

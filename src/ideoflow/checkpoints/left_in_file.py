@@ -18,9 +18,9 @@ class LeftInFile(nn.Module):
     """Stands for a layer whose weights stay in their file. A state dict has them all the same.
 
     Args:
-        readers: What gives each tensor of the layer, by its name in the layer.
-        why: Ends the sentence of the error that a call raises.
-        dtype: That the tensors would have been loaded in.
+        readers: a reader for each tensor of the layer, by its name in the layer.
+        why: the end of the error's sentence that a call raises.
+        dtype: the type that the tensors would have been loaded in.
     """
 
     def __init__(self, readers: Mapping[str, Reader], why: str, dtype: torch.dtype) -> None:

@@ -14,13 +14,13 @@ from ..ops.quantized_linear import Float8Linear
 from .errors import CheckpointError
 from .forms import Checkpoint
 from .left_in_file import LeftInFile
+from .names import UNUSED
 from .on_the_fly import plan
 from .storage import Storage
 from .stored import StoredWeight
 from .tensors import Source
 
 FIRST = "input_proj"  # never kept in few bits: the type of its weight is taken for the model's
-UNUSED = ("llm_cond_norm", "llm_cond_proj")  # what the unconditional branch has and never uses
 NO_TEXT = "the unconditional branch takes no text. Load the model with `text_projection=True` to give it text tokens."
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 QUIET_SECONDS = 2  # before a progress bar is shown

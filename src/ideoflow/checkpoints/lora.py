@@ -86,7 +86,7 @@ class Adapter:
     Attributes:
         down: `(rank, inputs)`, lora_A.
         up: `(outputs, rank)`, lora_B.
-        alpha: One number; None for the rank.
+        alpha: one number; None for the rank.
         magnitude: `(outputs,)` with DoRA: what the rows of the sum are scaled to.
         bias: `(outputs,)` of `up`, scaled like it.
     """
@@ -117,13 +117,13 @@ class Lora:
     """The adapters of one file.
 
     Attributes:
-        origin: The file, for messages.
+        origin: the file, for messages.
         form: "diffusers" has its names and keeps strengths in the header; "comfy" has the original's names, q, k and v
             as one, and a tensor `alpha` beside each layer whose strength is not 1.
-        layers: By the layer's name.
-        metadata: The file's header: trigger words, settings of the training. Strengths that stand there alone are in
+        layers: LoRA and DoRA, by the layer's name.
+        metadata: the file's header: trigger words, settings of the training. Strengths that stand there alone are in
             the adapters.
-        unknown: Tensors that are not loaded, and why.
+        unknown: tensors that are not loaded, and why.
         factored: LoKr and LoHa, by the model's own name of the layer: q, k and v apart.
     """
 
@@ -173,10 +173,10 @@ def read_lora(
     with LoRA, DoRA, LoKr or LoHa; see docs/lora.md. Nothing is unpickled.
 
     Args:
-        source: A safetensors file, or tensors by their names in one.
-        config: Of the transformer, to check shapes; None to check that each adapter fits itself.
-        ignore_unknown: Warn of tensors that are no adapters of this model, and leave them out; False to refuse them.
-        prefix: Read only names that begin with it and a dot, without it; None for all.
+        source: a safetensors file, or tensors by their names in one.
+        config: the transformer's configuration, to check shapes; None to check that each adapter fits itself.
+        ignore_unknown: warn of tensors that are no adapters of this model, and leave them out; False to refuse them.
+        prefix: read only names that begin with it and a dot, without it; None for all.
 
     Raises:
         CheckpointError: a ValueError that names the file and the tensor that cannot be used, and says why.

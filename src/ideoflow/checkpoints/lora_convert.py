@@ -21,7 +21,7 @@ from .errors import CheckpointError
 from .lora import Adapter, Lora, read_lora
 from .lora_strength import HEADER, as_alpha, peft_header
 from .names import ORIGINAL, current_form, original_name, targets
-from .write import in_place
+from .replace import in_place
 
 FORMS = ("comfy-lora", "diffusers-lora")
 
@@ -127,19 +127,15 @@ def convert_lora(
         raise CheckpointError(f"{destination}: give a name that ends in .safetensors, which readers look for.")
     if destination.is_dir() or not destination.parent.is_dir():
         raise CheckpointError(f"{destination}: this is a folder, or its folder is not there.")
-    if destination.exists() and not overwrite:
-        raise CheckpointError(
-            f"{destination} exists: name another destination, or allow it to be replaced (--overwrite)."
-        )
-    read = read_lora(source, ignore_unknown=ignore_unknown)
-    if read.factored:
-        raise CheckpointError(
-            f"{source} holds {' and '.join(sorted(read.kinds))}, which matrices of LoRA cannot say exactly: it is"
-            " loaded as it is, and not converted."
-        )
-    made = to_comfy(read) if to == "comfy-lora" else to_diffusers(read)
-    tensors = {name: tensor.contiguous() for name, tensor in made.tensors().items()}
     with in_place(destination, overwrite) as temporary:
+        read = read_lora(source, ignore_unknown=ignore_unknown)
+        if read.factored:
+            raise CheckpointError(
+                f"{source} holds {' and '.join(sorted(read.kinds))}, which matrices of LoRA cannot say exactly: it is"
+                " loaded as it is, and not converted."
+            )
+        made = to_comfy(read) if to == "comfy-lora" else to_diffusers(read)
+        tensors = {name: tensor.contiguous() for name, tensor in made.tensors().items()}
         save_file(tensors, temporary, metadata={"format": "pt"} | made.metadata)
         again = read_lora(temporary)
         for name, adapter in made.layers.items():

@@ -39,11 +39,11 @@ class Factored:
 
     Attributes:
         kind: "LoKr" or "LoHa".
-        left: Of the product: one matrix, or two whose product is meant.
-        right: Of the product, likewise.
-        alpha: One number; None for the rank.
-        given: A scale that a configuration gives, in place of `alpha / rank`.
-        rows: The first row that is wanted and the one after the last; None for all.
+        left: the left factor: one matrix, or two whose product is meant.
+        right: the right factor, likewise.
+        alpha: one number; None for the rank.
+        given: the scale that a configuration gives, in place of `alpha / rank`.
+        rows: the first row that is wanted and the one after the last; None for all.
     """
 
     kind: Kind
@@ -96,9 +96,9 @@ def check(origin: str, layer: str, infos: Mapping[str, TensorInfo]) -> None:
     """Raise unless the tensors of a layer are the factors of one kind, whole, and fit each other.
 
     Args:
-        origin: The file, for messages.
-        layer: Its name.
-        infos: Of its tensors, by part.
+        origin: the file, for messages.
+        layer: the layer's name.
+        infos: what the header says of its tensors, by part.
 
     Raises:
         CheckpointError: naming the tensor.

@@ -14,6 +14,8 @@ from typing import Any, Literal
 Naming = Literal["diffusers", "original"]
 RENAMED = {"peer": "diffusers", "peer-lora": "diffusers-lora"}  # old words for forms, until the next version
 Branch = Literal["transformer", "unconditional_transformer"]
+BRANCHES: tuple[Branch, ...] = ("transformer", "unconditional_transformer")
+UNUSED = ("llm_cond_norm", "llm_cond_proj")  # layers that the unconditional branch has and never uses
 
 DIFFUSERS: Naming = "diffusers"
 ORIGINAL: Naming = "original"

@@ -198,24 +198,30 @@ class NF4(Storage):
 
         from .left_in_file import LeftInFile
 
-        kept = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
         plain = [
             name
             for name, layer in model.named_modules()
             if isinstance(layer, (nn.Linear, LeftInFile)) and not isinstance(layer, Linear4bit)
         ]
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=kept[0].weight.quant_type,
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_use_double_quant=any(layer.weight.quant_state.nested for layer in kept),
-            llm_int8_skip_modules=plain,
-        )
+        config = BitsAndBytesConfig(**bitsandbytes_settings(model, dtype), llm_int8_skip_modules=plain)
         for mark in ("is_quantized", "is_loaded_in_4bit", "is_4bit_serializable"):
             setattr(model, mark, True)
         model.quantization_method = config.quant_method
         model.hf_quantizer = BnB4BitDiffusersQuantizer(config, pre_quantized=True)
         model.register_to_config(quantization_config=config)
+
+
+def bitsandbytes_settings(model: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """What a configuration of bitsandbytes says of the layers in 4 bits that a model has."""
+    from bitsandbytes.nn import Linear4bit
+
+    kept = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": kept[0].weight.quant_type,
+        "bnb_4bit_compute_dtype": dtype,
+        "bnb_4bit_use_double_quant": any(layer.weight.quant_state.nested for layer in kept),
+    }
 
 
 def scales_of(parts: Parts) -> Tensor:

@@ -18,9 +18,9 @@ class OnTheFly:
     """Drives a quantizer of diffusers as its own loader does.
 
     Args:
-        config: A `quantization_config` of diffusers (bitsandbytes, torchao ...), or its dictionary.
-        dtype: That weights have before they are quantized.
-        device: Where they go.
+        config: a `quantization_config` of diffusers (bitsandbytes, torchao ...), or its dictionary.
+        dtype: the type of weights before they are quantized.
+        device: the place of the quantized weights.
 
     Raises:
         ImportError, RuntimeError: from diffusers: a library is missing, or it needs another device.

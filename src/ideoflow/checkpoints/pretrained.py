@@ -56,10 +56,10 @@ def from_pretrained(
     """Load a transformer of any form from a folder, a file, an index or a hub id.
 
     Args:
-        cls: The class to make.
+        cls: the class to make.
         theirs: diffusers' loader, for what it alone does: device maps over several devices, offloading to disk.
-        path: Where from.
-        kwargs: As in `Ideogram4Transformer2DModel.from_pretrained`.
+        path: the folder, file, index or hub id.
+        kwargs: as in `Ideogram4Transformer2DModel.from_pretrained`.
     """
     given = {key: value for key, value in kwargs.items() if value is not None and value is not False}
     device = one_device(kwargs.get("device_map"))
@@ -119,14 +119,24 @@ def _load(cls: type[Model], checkpoint: Checkpoint, device: torch.device, kwargs
     unknown -= {"config", "subfolder", "variant", "device_map", "dtype", "torch_dtype"}
     if unknown:
         raise TypeError(f"{', '.join(sorted(unknown))}: no such argument of `from_pretrained` or `from_single_file`.")
-    dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
-        raise ValueError(
-            f"`dtype` is {dtype!r}: give torch.float32, torch.bfloat16 or torch.float16. Weights that are stored in"
-            " fewer bits stay so without it; to store others so, use `quantize` or a `quantization_config`."
-        )
+    dtype = asked_dtype(kwargs)
     options = {**(_for_components.get() or {}), **{key: kwargs[key] for key in OURS if key in kwargs}}
     return load_transformer(checkpoint, cls, dtype=dtype, device=device, **options)
+
+
+def asked_dtype(kwargs: Mapping[str, Any], otherwise: torch.dtype = torch.float32) -> torch.dtype:
+    """The type that a loader is asked for.
+
+    Raises:
+        ValueError: what is no floating-point type of 16 bits or more.
+    """
+    dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or otherwise
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise ValueError(
+            f"`dtype` is {dtype!r}: give torch.float32, torch.bfloat16 or torch.float16. To"
+            " store weights in fewer bits, use `quantize` or a `quantization_config`."
+        )
+    return dtype
 
 
 def one_device(device_map: Any) -> torch.device | None:

@@ -35,9 +35,9 @@ class SafetensorsSource:
     """Tensors of safetensors files; their headers are checked here, their values when they are read.
 
     Args:
-        path: What the user gave: a file, an index or a folder.
-        files: The files that hold the tensors, absolute: they may be read when the working directory is another.
-        expected: What an index says: the file of each tensor.
+        path: the file, index or folder that the user named.
+        files: the files that hold the tensors, absolute: they may be read when the working directory is another.
+        expected: the file of each tensor, by an index.
 
     Raises:
         CheckpointError: a file that is missing, cut off, or not in this format, or that differs from the index.
@@ -102,8 +102,8 @@ def open_source(path: str | os.PathLike[str], variant: str | None = None) -> Sou
     What a file is, its first bytes tell and not its name.
 
     Args:
-        path: Of a safetensors file, of a GGUF file, of an index, or of a folder.
-        variant: Of a folder's files: `diffusion_pytorch_model.VARIANT.safetensors`.
+        path: a safetensors file, a GGUF file, an index, or a folder.
+        variant: the variant of a folder's files: `diffusion_pytorch_model.VARIANT.safetensors`.
 
     Raises:
         CheckpointError: naming the file, and saying what was found in place of what is known.

@@ -15,10 +15,10 @@ class TensorInfo:
     """What a file's header says of a tensor.
 
     Attributes:
-        name: In the file.
-        dtype: As the format spells it: `BF16`, `F8_E4M3`, `U8`; `Q8_0` and the like in GGUF files.
-        shape: Of the tensor as the file holds it.
-        file: That holds it.
+        name: the name in the file.
+        dtype: the type as the format spells it: `BF16`, `F8_E4M3`, `U8`; `Q8_0` and the like in GGUF files.
+        shape: the shape in the file.
+        file: the file that holds it.
     """
 
     name: str

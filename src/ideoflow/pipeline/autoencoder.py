@@ -14,7 +14,7 @@ from ..checkpoints.component_configs import making, read_autoencoder_config
 from ..checkpoints.errors import CheckpointError, some
 from ..checkpoints.hub import HUB_ARGUMENTS, local_folder
 from ..checkpoints.load import fill
-from ..checkpoints.pretrained import IGNORED, one_device
+from ..checkpoints.pretrained import IGNORED, asked_dtype, one_device
 from ..checkpoints.source import open_source
 from ..checkpoints.stored import match_tensors
 from ..checkpoints.tensors import Source
@@ -79,9 +79,7 @@ def _check_names(source: Source) -> None:
 
 
 def _load(source: Source, config: dict[str, Any], **kwargs: Any) -> AutoencoderKLFlux2:
-    dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
-        raise ValueError(f"`dtype` is {dtype!r}: give torch.float32, torch.bfloat16 or torch.float16.")
+    dtype = asked_dtype(kwargs)
     _check_names(source)
     device = one_device(kwargs.get("device_map"))
     assert device is not None

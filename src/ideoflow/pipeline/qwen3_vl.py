@@ -21,7 +21,8 @@ from ..checkpoints.errors import CheckpointError, read_json, some
 from ..checkpoints.hub import HUB_ARGUMENTS, local_folder
 from ..checkpoints.left_in_file import LeftInFile, Reader
 from ..checkpoints.load import expanded, fill
-from ..checkpoints.pretrained import one_device, option
+from ..checkpoints.nf4 import bitsandbytes_settings
+from ..checkpoints.pretrained import asked_dtype, one_device, option
 from ..checkpoints.save import FLOAT8
 from ..checkpoints.source import open_source
 from ..checkpoints.storage import Infos, Storage
@@ -128,11 +129,10 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
 
     @classmethod
     def _load(cls, source: Source, config: Qwen3VLConfig, fp8: bool, name: str, **kwargs: Any) -> Qwen3VLModel:
-        dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.get_default_dtype()
-        if isinstance(dtype, str):
-            dtype = config.dtype or torch.float32 if dtype == "auto" else getattr(torch, dtype, None)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
-            raise ValueError(f"`dtype` is {dtype!r}: give torch.float32, torch.bfloat16 or torch.float16.")
+        named = kwargs.get("dtype") or kwargs.get("torch_dtype")
+        if isinstance(named, str):  # as transformers allows
+            named = config.dtype or torch.float32 if named == "auto" else getattr(torch, named, named)
+        dtype = asked_dtype({"dtype": named}, torch.get_default_dtype())
         config.dtype = config.text_config.dtype = config.vision_config.dtype = dtype
         config.name_or_path = name
         for mark in ("quantization_config", "ideogram_fp8_weight_only"):  # of the file, not of what becomes of it
@@ -233,19 +233,12 @@ def _finish(model: Qwen3VLModel, storage: Storage, dtype: torch.dtype) -> None:
     if storage.name != "nf4":
         storage.finish(model, dtype)
         return
-    from bitsandbytes.nn import Linear4bit
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-    layers = [part for part in model.modules() if isinstance(part, Linear4bit)]
     plain = [name for name, part in model.named_modules() if type(part) is nn.Linear]
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=layers[0].weight.quant_type,
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_use_double_quant=any(layer.weight.quant_state.nested for layer in layers),
-        llm_int8_skip_modules=["visual", "lm_head", *plain],
-    )
+    skipped = ["visual", "lm_head", *plain]
+    config = BitsAndBytesConfig(**bitsandbytes_settings(model, dtype), llm_int8_skip_modules=skipped)
     model.hf_quantizer = Bnb4BitHfQuantizer(config, pre_quantized=True)
     model.hf_quantizer.postprocess_model(model)
 
