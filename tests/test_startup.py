@@ -1,4 +1,4 @@
-"""What is imported: nothing heavy for help, headers, captions, simulations and refusals, and nothing with remarks."""
+"""What is imported: nothing heavy where weights are not needed (help, headers, plans ...), and nothing with remarks."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ LIGHT = {
     "inspect a pipeline": ["inspect", "sketch"],
     "inspect, for programs": ["inspect", "sketch", "--json"],
     "inspect tensors": ["inspect", "some.safetensors"],
+    "plan": ["plan", "--memory", "9GB"],
+    "plan a table": ["plan", "--memory", "9GB", "--memory", "1GB", "--model", "sketch", "--dtype", "float32"],
+    "plan on a CPU": ["plan", "--memory", "auto", "--device", "cpu", "--model", "sketch", "--size", "64x64"],
     "inspect nothing": ["inspect", "missing.safetensors"],
     "check": ["caption", "check", str(CAPTION)],
     "simulate": ["simulate", "-j", "512x512:turbo", "--cost", "1,1", "--count", "3"],

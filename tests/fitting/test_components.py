@@ -10,7 +10,9 @@ from transformers import AutoModel, Qwen3VLTextConfig
 from ideoflow import Ideogram4Transformer2DModel, sketch
 from ideoflow.fitting import Model
 from ideoflow.fitting.components import FULL_TEXT
+from ideoflow.fitting.loaded import weigh
 from ideoflow.fitting.precisions import quantized_bytes
+from ideoflow.fitting.shapes import AUTOENCODER_DEFAULTS, TEXT_DEFAULTS, autoencoder_shapes, text_encoder_shapes
 from ideoflow.ops import quantize_
 
 from .configs import AUTOENCODER, TEXT, TRANSFORMER
@@ -37,6 +39,71 @@ def test_the_text_encoder_of_the_full_configuration_is_counted_by_hand(full):
     parameters = vocabulary * hidden + 36 * layer + hidden
     assert full.components["text_encoder"].numbers - parameters in range(1, 200)  # rotary frequencies
     assert full.components["text_encoder"].bytes("float32") == 4 * full.components["text_encoder"].numbers
+
+
+AUTOENCODERS = [
+    {},
+    AUTOENCODER,
+    dict(AUTOENCODER, layers_per_block=1, mid_block_add_attention=False, latent_channels=8),
+    dict(decoder_block_out_channels=(32, 64, 64, 96), block_out_channels=(32, 64, 96, 96), use_quant_conv=False),
+    dict(AUTOENCODER, in_channels=4, out_channels=5, use_post_quant_conv=False, patch_size=(1, 2)),
+]
+TEXTS = [
+    FULL_TEXT,
+    {},
+    TEXT,
+    dict(TEXT, attention_bias=True, num_key_value_heads=None, head_dim=24, vocab_size=7, num_hidden_layers=1),
+]
+
+
+def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(x.shape) for name, x in [*module.named_parameters(), *module.named_buffers()]}
+
+
+@pytest.mark.parametrize("config", AUTOENCODERS, ids=str)
+def test_the_autoencoders_parameters_are_those_of_diffusers(config):
+    with torch.device("meta"):
+        built = AutoencoderKLFlux2(**config)
+    assert autoencoder_shapes({**AUTOENCODER_DEFAULTS, **config}) == shapes_of(built)
+    own = dict(built.config)
+    assert {name: own[name] for name in AUTOENCODER_DEFAULTS} == {**AUTOENCODER_DEFAULTS, **config}
+
+
+@pytest.mark.parametrize("config", TEXTS, ids=str)
+def test_the_text_encoders_parameters_are_those_of_transformers(config):
+    with torch.device("meta"):
+        built = AutoModel.from_config(Qwen3VLTextConfig(**config))
+    whole = {name: getattr(built.config, name) for name in TEXT_DEFAULTS}
+    assert text_encoder_shapes(whole) == shapes_of(built)
+    model = Model.of_configs(config, TRANSFORMER, None, AUTOENCODER)
+    assert {name: model.text[name] for name in TEXT_DEFAULTS} == whole
+    assert model.components["text_encoder"].layers == weigh(built)[0]
+
+
+@pytest.mark.parametrize("config", [{}, TRANSFORMER], ids=str)
+def test_the_transformers_layers_are_those_of_the_class(config):
+    with torch.device("meta"):
+        built = Ideogram4Transformer2DModel(**config)
+    model = Model.of_configs(TEXT, config, config, AUTOENCODER)
+    assert model.components["transformer"].layers == weigh(built)[0]
+    unused = ("llm_cond_norm", "llm_cond_proj")
+    kept = tuple(layer for layer in weigh(built)[0] if layer.name not in unused)
+    assert model.components["unconditional_transformer"].layers == kept
+
+
+@pytest.mark.parametrize(
+    ("part", "config", "says"),
+    [
+        ("text", {"hidden_size": "wide"}, "the text encoder has 'wide' as `hidden_size`"),
+        ("text", {"num_hidden_layers": 0}, "`num_hidden_layers`"),
+        ("transformer", {"num_layers": -1}, "the transformer has -1 as `num_layers`"),
+        ("autoencoder", {"latent_channels": None}, "the autoencoder has None as `latent_channels`"),
+    ],
+)
+def test_a_configuration_that_makes_no_model_is_named(part, config, says):
+    configs = dict(text=TEXT, transformer=TRANSFORMER, unconditional=None, autoencoder=AUTOENCODER)
+    with pytest.raises(ValueError, match=says):
+        Model.of_configs(**{**configs, part: {**configs[part], **config}})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -76,12 +143,11 @@ def test_the_bytes_of_a_quantized_weight_follow_the_formulas():
 def test_nf4_weighs_what_bitsandbytes_holds(small):
     pytest.importorskip("bitsandbytes")
     from ideoflow.fitting.apply import to_nf4
-    from ideoflow.fitting.components import _stored
 
     module = Ideogram4Transformer2DModel(**TRANSFORMER).bfloat16()
     to_nf4(module)
     module.to("cpu")  # rounds
-    held = sum(_stored(module).values())
+    held = sum(weigh(module)[1].values())
     assert small.components["transformer"].bytes("nf4", "bfloat16") == pytest.approx(held, rel=1e-3)
 
 

@@ -9,7 +9,7 @@ import typer
 from .. import sketch
 from ..bundled import SKETCH
 from ..schedule import MAX_STEPS
-from .console import WRONG_INPUT, err, fail, out, plain_errors, starting
+from .console import WRONG_INPUT, err, fail, out, plain_errors
 from .values import check_device, expanded, parse_amount, parse_device, parse_dtype, parse_size
 
 if TYPE_CHECKING:
@@ -98,9 +98,8 @@ def plan(
         folder = None if model is None else sketch.path() if model == SKETCH else expanded("--model", model)
         if folder is not None and not folder.is_dir():
             raise ValueError(f"--model {model!r}: there is no such folder. Give a model's folder, or {SKETCH!r}.")
-        with starting("importing torch and diffusers"):
-            from ..fitting import DoesNotFit, Model, free_memory, table
-            from ..fitting import plan as make_plan
+        from ..fitting import DoesNotFit, Model, free_memory, table
+        from ..fitting import plan as make_plan
 
         subject = Model.full(dtype) if folder is None else Model.of_folder(folder, dtype)
         options: dict[str, Any] = dict(

@@ -7,10 +7,11 @@ from .memory import free_memory, parse_memory
 
 if TYPE_CHECKING:
     from .apply import carry_out, fit_memory
+    from .choice import DoesNotFit, plan
     from .components import Component, Model
-    from .plans import DoesNotFit, Plan, plan
+    from .plans import Plan
     from .speed import Rates
-    from .text import table
+    from .tables import table
 
 __all__ = [
     "Component",
@@ -30,10 +31,11 @@ __getattr__ = lazily(
     __name__,
     {
         ".apply": ("carry_out", "fit_memory"),
+        ".choice": ("DoesNotFit", "plan"),
         ".components": ("Component", "Model"),
-        ".plans": ("DoesNotFit", "Plan", "plan"),
+        ".plans": ("Plan",),
         ".speed": ("Rates",),
-        ".text": ("table",),
+        ".tables": ("table",),
     },
     renamed={"fit": "fit_memory"},
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..ops.scratch import FLOAT, attention_bytes, expanded_bytes, int8_bytes, kernel_bytes
+from ..ops.scratch import FLOAT, attention_bytes, expanded_bytes, int8_bytes, norm_bytes, rotation_bytes
 from .components import Model
 from .precisions import ITEMSIZE, ONE_BYTE
 
@@ -158,7 +158,7 @@ class Call:
         row = tokens * hidden * b
         fed = tokens * wide * b
         embedded = {"embedded image": image * hidden * b}
-        some = kernel_bytes(tokens * hidden, b)
+        heads, head = config["num_attention_heads"], config["attention_head_dim"]
         # Block's input, normed and scaled, attended, their sum, normed and scaled.
         stream = {**embedded, "stream": 5 * row}
         yield Stage("feed-forward of a block", {**stream, "w1, w3, product": 3 * fed})
@@ -168,11 +168,12 @@ class Call:
         if self.expands:
             weight = expanded_bytes(hidden, wide, b)
             yield Stage("w3 of a block, expanded", {**stream, "w1, w3": 2 * fed, "expanded weight": weight})
-        yield Stage("norm of a block", {**embedded, "stream": 6 * row, "norm": some})
-        heads = {**embedded, "stream": 2 * row, "queries, keys, values": 4 * row}
-        yield Stage("rotation in a block", {**heads, "rotated": row, "in float32": some})
-        scratch = attention_bytes(segment, config["attention_head_dim"], b)
-        yield Stage("attention of a block", {**heads, "rotated, attended": 2 * row, "a head's scores": scratch})
+        yield Stage("norm of a block", {**embedded, "stream": 6 * row, "norm": norm_bytes(tokens * hidden, b)})
+        projected = {**embedded, "stream": 2 * row, "queries, keys, values": 4 * row}
+        rotation = rotation_bytes(tokens, heads, head, b)
+        yield Stage("rotation in a block", {**projected, "rotated": row, "in float32": rotation})
+        scores = attention_bytes(segment, head, b)
+        yield Stage("attention of a block", {**projected, "rotated, attended": 2 * row, "a head's scores": scores})
 
     # Decoding
 

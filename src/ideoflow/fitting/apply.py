@@ -12,10 +12,10 @@ from torch import nn
 
 from ..ops.offload import is_offloaded
 from ..ops.weights import keep_contents_key
+from .choice import plan as make_plan
 from .components import AUTOENCODER, CONDITIONAL, NAMES, TEXT_ENCODER, UNCONDITIONAL
 from .memory import free_memory
 from .plans import FREED, STAYS, STREAMED, SWAPPED, TURNS, Plan
-from .plans import plan as make_plan
 from .precisions import NF4, ONE_BYTE, has_bitsandbytes
 
 HOST = torch.device("cpu")

@@ -1,51 +1,31 @@
-"""What each component of a pipeline weighs, counted layer by layer on the meta device: no weights are needed."""
+"""What each component of a pipeline weighs, and the model that they make: from configurations alone, or as loaded."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import AutoencoderKLFlux2
-from torch import nn
-from transformers import AutoModel, Qwen3VLTextConfig
+from ..configuration import DEFAULTS, TAPS, parameter_shapes
+from .loaded import dtype_of, kind_of, weigh
+from .precisions import Layer, layers_of
+from .shapes import AUTOENCODER_DEFAULTS, TEXT_DEFAULTS, autoencoder_shapes, text_encoder_shapes
 
-from ..model import Ideogram4Transformer2DModel
-from ..ops import KINDS
-from ..ops.quantized_layers import is_quantized_layer
-from ..text_encoder import TAPS
-from .precisions import Layer
+# The published model's text encoder: the language model of Qwen3-VL-8B-Instruct
+# (https://huggingface.co/Qwen/Qwen3-VL-8B-Instruct/blob/main/config.json, `text_config`). Its transformers and its
+# autoencoder are the defaults of their classes.
+FULL_TEXT: dict[str, Any] = TEXT_DEFAULTS | dict(intermediate_size=12288, num_hidden_layers=36, num_key_value_heads=8)
 
-# The published model, from its parts' configurations. Text encoder: the language model of Qwen3-VL-8B-Instruct
-# (https://huggingface.co/Qwen/Qwen3-VL-8B-Instruct/blob/main/config.json, `text_config`). Transformers and autoencoder:
-# the defaults of their classes.
-FULL_TEXT: dict[str, Any] = dict(
-    hidden_size=4096,
-    num_hidden_layers=36,
-    intermediate_size=12288,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    vocab_size=151936,
-)
-FULL_TRANSFORMER: dict[str, Any] = {}
-FULL_AUTOENCODER: dict[str, Any] = {}
-
-TEXT_ENCODER, CONDITIONAL, UNCONDITIONAL, AUTOENCODER = (
+NAMES = TEXT_ENCODER, CONDITIONAL, UNCONDITIONAL, AUTOENCODER = (
     "text_encoder",
     "transformer",
     "unconditional_transformer",
     "vae",
 )
-NAMES = (TEXT_ENCODER, CONDITIONAL, UNCONDITIONAL, AUTOENCODER)
 UNUSED = ("llm_cond_norm", "llm_cond_proj")  # layers of the unconditional transformer that no step calls
-_TEXT_LAYER = re.compile(r"(?:language_model\.)?layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)")
-_BLOCK = re.compile(r"(?:.*\.)?layers\.(\d+)(?:\..*)?")
 
 
 @dataclass(frozen=True)
@@ -55,9 +35,9 @@ class Component:
     Attributes:
         name: Its name in the pipeline.
         layers: Its layers, in order.
-        dtype: Of its weights as they are: "float32", "bfloat16" or "float16".
-        stored: Bytes of each layer as it is, by name, where they are known from weights that are there (quantized ones
-            for instance); empty for those of a configuration.
+        dtype: Type of its weights as they are: "float32", "bfloat16" or "float16".
+        stored: Bytes of each layer as it is, by name, where weights are there (quantized ones for instance); empty for
+            a configuration.
     """
 
     name: str
@@ -74,11 +54,6 @@ class Component:
     def is_quantized(self) -> bool:
         """Whether weights that can be quantized take less than two bytes as they are."""
         return any(self.stored.get(layer.name, 2 * layer.weights) < 2 * layer.weights for layer in self.layers)
-
-    def without(self, *names: str) -> Component:
-        """The component without some of its outermost layers."""
-        kept = tuple(layer for layer in self.layers if layer.name.split(".")[0] not in names)
-        return Component(self.name, kept, self.dtype, self.stored)
 
     @cached_property
     def _sizes(self) -> dict[tuple[str | None, str | None], Sizes]:
@@ -112,10 +87,10 @@ class Sizes:
     """Bytes of a component in one precision.
 
     Attributes:
-        all: Of the whole.
-        block: Of the largest of its equal blocks.
-        outside: Of what is in no block.
-        layer: Of its largest layer.
+        all: The whole component.
+        block: The largest of its equal blocks.
+        outside: All layers that are in no block.
+        layer: The largest layer.
     """
 
     all: int
@@ -125,7 +100,7 @@ class Sizes:
 
     @classmethod
     def of(cls, layers: list[tuple[int | None, int]]) -> Sizes:
-        """Of layers, each with its block and its bytes."""
+        """The sizes of layers, each given by its block and its bytes."""
         blocks: dict[int | None, int] = {}
         for block, size in layers:
             blocks[block] = blocks.get(block, 0) + size
@@ -134,65 +109,12 @@ class Sizes:
         return cls(outside + sum(blocks.values()), max(blocks.values(), default=0), outside, largest)
 
 
-def count_layers(module: nn.Module) -> tuple[Layer, ...]:
-    """The layers of a module that hold parameters or buffers themselves; those on the meta device count too."""
-    layers, seen = [], set()
-    for name, part in module.named_modules():
-        numbers = 0
-        weights = rows = 0
-        for key, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
-            if id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
-            if key == "weight" and (is_quantized_layer(name) or _TEXT_LAYER.fullmatch(name)):
-                rows = getattr(part, "out_features", 0)
-                weights = rows * getattr(part, "in_features", 0)
-            elif not (key == "weight_scale" and weights):
-                numbers += tensor.numel()
-        if weights + numbers:
-            match = _BLOCK.fullmatch(name)
-            layers.append(Layer(name, weights, rows, numbers, int(match[1]) if match else None))
-    return tuple(layers)
-
-
-def _stored(module: nn.Module) -> dict[str, int]:
-    """Bytes of each layer as it is, what quantized tensors carry beside them included."""
-    found, seen = {}, set()
-    for name, part in module.named_modules():
-        size = 0
-        for tensor in [*part.parameters(recurse=False), *part.buffers(recurse=False)]:
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                size += tensor.nbytes + _state_bytes(getattr(tensor, "quant_state", None))
-        if size:
-            found[name] = size
-    return found
-
-
-def _state_bytes(state: Any) -> int:
-    """Bytes of a quantization state of bitsandbytes."""
-    if state is None:
-        return 0
-    own = sum(getattr(state, name).nbytes for name in ("absmax", "code") if getattr(state, name, None) is not None)
-    return own + _state_bytes(getattr(state, "state2", None))
-
-
-def _dtype_of(module: nn.Module) -> str:
-    """The type that the module computes in: that of most of its numbers in 16 bits or more."""
-    counts: dict[str, int] = {}
-    for parameter in module.parameters():
-        if parameter.is_floating_point() and parameter.dtype.itemsize >= 2:
-            name = str(parameter.dtype).removeprefix("torch.")
-            counts[name] = counts.get(name, 0) + parameter.numel()
-    return max(counts, key=lambda name: counts[name], default="bfloat16")
-
-
 @dataclass(frozen=True)
 class Model:
     """All that a plan needs to know of a pipeline.
 
     Attributes:
-        components: By name; a pipeline may lack the unconditional transformer.
+        components: The components by name; a pipeline may lack the unconditional transformer.
         text: Configuration of the text encoder's language model.
         transformer: Configuration of the conditional transformer.
         unconditional: Configuration of the other one; None where there is none.
@@ -219,9 +141,7 @@ class Model:
     @classmethod
     def full(cls, dtype: str = "bfloat16") -> Model:
         """The published model's configuration, with the unconditional transformer as the loader leaves it."""
-        return cls.of_configs(
-            FULL_TEXT, FULL_TRANSFORMER, FULL_TRANSFORMER, FULL_AUTOENCODER, dtype, name="the full configuration"
-        )
+        return cls.of_configs(FULL_TEXT, {}, {}, {}, dtype, name="the full configuration")
 
     @classmethod
     def of_configs(
@@ -235,17 +155,21 @@ class Model:
         name: str = "this configuration",
     ) -> Model:
         """A model of configurations alone; arguments that they lack have their classes' defaults."""
-        encoder, text = _text_encoder(json.dumps(dict(text)))
-        conditional, transformer = _transformer(json.dumps(dict(transformer)))
-        decoder, autoencoder = _autoencoder(json.dumps(dict(autoencoder)))
-        components = {
-            TEXT_ENCODER: Component(TEXT_ENCODER, encoder, dtype),
-            CONDITIONAL: Component(CONDITIONAL, conditional, dtype),
-            AUTOENCODER: Component(AUTOENCODER, decoder, dtype),
+        if text.get("num_key_value_heads", 1) is None:
+            text = {**text, "num_key_value_heads": text.get("num_attention_heads")}
+        text = _whole("text encoder", text, TEXT_DEFAULTS)
+        transformer = _whole("transformer", transformer, DEFAULTS)
+        autoencoder = _whole("autoencoder", autoencoder, AUTOENCODER_DEFAULTS)
+        shapes = {
+            TEXT_ENCODER: text_encoder_shapes(text),
+            CONDITIONAL: parameter_shapes(transformer),
+            AUTOENCODER: autoencoder_shapes(autoencoder),
         }
         if unconditional is not None:
-            layers, unconditional = _transformer(json.dumps(dict(unconditional)))
-            components[UNCONDITIONAL] = Component(UNCONDITIONAL, layers, dtype).without(*UNUSED)
+            unconditional = _whole("unconditional transformer", unconditional, DEFAULTS)
+            used = parameter_shapes(unconditional).items()
+            shapes[UNCONDITIONAL] = {key: shape for key, shape in used if not key.startswith(UNUSED)}
+        components = {key: Component(key, layers_of(own), dtype) for key, own in shapes.items()}
         return cls(components, text, transformer, unconditional, autoencoder, taps, name)
 
     @classmethod
@@ -288,47 +212,27 @@ class Model:
         for name in NAMES:
             module = getattr(pipe, name)
             if module is not None:
-                components[name] = Component(name, count_layers(module), _dtype_of(module), _stored(module))
+                layers, stored = weigh(module)
+                components[name] = Component(name, layers, dtype_of(module), stored)
         config = pipe.text_encoder.config
         text = getattr(config, "text_config", config).to_dict()
         other = pipe.unconditional_transformer
         unconditional = None if other is None else dict(other.config)
         taps, vae = len(pipe.taps), dict(pipe.vae.config)
         conditional = dict(pipe.transformer.config)
-        kind = _kind_of(pipe.transformer) or ("other" if components[CONDITIONAL].is_quantized else None)
+        kind = kind_of(pipe.transformer) or ("other" if components[CONDITIONAL].is_quantized else None)
         return cls(components, text, conditional, unconditional, vae, taps, "this pipeline", kind)
 
 
-def _kind_of(module: nn.Module) -> str | None:
-    """ "int8" or "fp8" where layers are of that kind."""
-    kinds = (kind for kind, layer in KINDS.items() if any(type(part) is layer for part in module.modules()))
-    return next(kinds, None)
+def _whole(what: str, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the defaults of its class where it says nothing.
 
-
-# Built on the meta device, once for each configuration.
-
-
-@cache
-def _text_encoder(config: str) -> tuple[tuple[Layer, ...], dict[str, Any]]:
-    with torch.device("meta"):
-        model = AutoModel.from_config(Qwen3VLTextConfig(**json.loads(config)))
-    return count_layers(model), model.config.to_dict()
-
-
-@cache
-def _transformer(config: str) -> tuple[tuple[Layer, ...], dict[str, Any]]:
-    with torch.device("meta"):
-        model = Ideogram4Transformer2DModel(**_arguments(config))
-    return count_layers(model), dict(model.config)
-
-
-@cache
-def _autoencoder(config: str) -> tuple[tuple[Layer, ...], dict[str, Any]]:
-    with torch.device("meta"):
-        model = AutoencoderKLFlux2(**_arguments(config))
-    return count_layers(model), dict(model.config)
-
-
-def _arguments(config: str) -> dict[str, Any]:
-    """What a configuration file says beside the names of its class and version."""
-    return {key: value for key, value in json.loads(config).items() if not key.startswith("_")}
+    Raises:
+        ValueError: naming a number that is no positive one.
+    """
+    found = {**defaults, **{key: value for key, value in config.items() if not key.startswith("_")}}
+    for key, default in defaults.items():
+        value = found[key]
+        if type(default) is int and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"the configuration of the {what} has {value!r} as `{key}`: give a positive whole number.")
+    return found

@@ -85,13 +85,13 @@ def free_memory(device: str) -> int:
     Raises:
         ValueError: if the device does not tell.
     """
-    import torch
+    kind = str(device).partition(":")[0]
+    if kind in ("cuda", "mps"):
+        import torch
 
-    kind = torch.device(device).type
-    if kind == "cuda":
+        if kind == "mps":
+            return torch.mps.recommended_max_memory()
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    if kind == "mps":
-        return torch.mps.recommended_max_memory()
     information, own = Path("/proc/meminfo"), Path("/proc/self/status")
     if kind != "cpu" or not information.exists():
         raise ValueError(f"How much memory is free on {device!r} cannot be told here: name an amount, as in '12GB'.")

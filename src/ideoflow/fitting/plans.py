@@ -1,19 +1,16 @@
-"""The plan: which precision, what lies where and when, how many passes; the best one of all that fit."""
+"""A plan: which precision, what lies where and when, how many passes; what it takes and how long, and it in words."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
-from typing import Any
 
-from ..sizes import LARGEST_SIDE
 from .activations import Call, Stage
-from .components import AUTOENCODER, CONDITIONAL, TEXT_ENCODER, UNCONDITIONAL, Model, Sizes
-from .memory import HOST_ALLOCATOR_KEEPS, parse_memory, reserve, show, with_reserve
-from .precisions import NF4, ONE_BYTE, has_bitsandbytes
+from .components import AUTOENCODER, CONDITIONAL, TEXT_ENCODER, UNCONDITIONAL, Sizes
+from .memory import HOST_ALLOCATOR_KEEPS, reserve, show, with_reserve
+from .precisions import NF4, ONE_BYTE
 from .speed import Rates, decode_flops, encode_flops, pass_flops
 
 PHASES = ("encode", "denoise", "decode")
@@ -24,19 +21,10 @@ TURNS = "takes turns"  # whole on the device while its phase lasts, in host memo
 SWAPPED = "swapped"  # whole on the device for its pass of each step
 STREAMED = "streamed"  # block by block, the next one copied while one computes
 FREED = "let go"  # gone after the first captions
-WAYS_OF_BRANCHES = (
-    (STAYS, STAYS),
-    (TURNS, TURNS),
-    (STAYS, STREAMED),
-    (TURNS, STREAMED),
-    (STREAMED, STREAMED),
-    (SWAPPED, SWAPPED),
-)
 
 # The order of preference: a plan of an earlier entry is taken before any of a later one. Within an entry the faster
 # plan, by the estimate, comes first.
 LOSSES = (None, "bfloat16", "int8", "fp8", NF4)
-TILED = "tiled"
 TILES = (1024, 512, 256)  # pixels of a side
 PRECISION_LOSS = {
     "bfloat16": "float32 rounded to bfloat16",
@@ -45,14 +33,6 @@ PRECISION_LOSS = {
     NF4: "the blocks' linear layers in nf4",
 }
 TILED_LOSS = "the autoencoder decodes tiles, which do not see each other: tones may differ from tile to tile"
-
-
-class DoesNotFit(ValueError):
-    """No plan fits. `nearest` is the one that needs the least memory, `needed` how much that is, reserve included."""
-
-    def __init__(self, message: str, nearest: Plan, needed: int) -> None:
-        super().__init__(message)
-        self.nearest, self.needed = nearest, needed
 
 
 @dataclass(frozen=True)
@@ -80,11 +60,11 @@ class Plan:
     """How a call fits into a device's memory.
 
     Attributes:
-        call: What is drawn.
+        call: The pictures that are drawn, and with what.
         device: Type of the device: "cuda", "cpu" ...
-        memory: Bytes that may be taken; a plan that is not asked to fit has 0.
+        memory: Bytes that may be taken.
         places: Where each component lies, by name.
-        precision: Of the transformers' weights; None for as they are.
+        precision: Precision of the transformers' weights; None for as they are.
         cast: Type that every component is cast to; None for as it is.
         clears: Whether the transformers leave the device while pictures are decoded.
         per_pass: Pictures that go through the transformers in one pass.
@@ -237,8 +217,7 @@ class Plan:
     @property
     def rank(self) -> tuple[int, int]:
         """Place in the order of preference: of the precision, then of tiles; 0 for no loss."""
-        precision = max(LOSSES.index(self.cast), LOSSES.index(self.precision))
-        return precision, 0 if self.tile is None else 1 + TILES.index(self.tile)
+        return rank(self.cast, self.precision, self.tile)
 
     # Speed
 
@@ -282,206 +261,92 @@ class Plan:
             replace(self, places=everything, per_pass=self.call.pictures, tile=None).total_seconds / self.total_seconds
         )
 
-    def __str__(self) -> str:
-        from .text import describe
+    def in_few_words(self) -> str:
+        """Where what lies, and what is lost."""
+        places: dict[str, list[str]] = {}
+        for name, place in self.places.items():
+            places.setdefault(place, []).append(name)
+        words = [f"{', '.join(names)} {place}" for place, names in places.items()]
+        return "; ".join([*words, *(f"lossy: {loss}" for loss in self.losses)])
 
+    def __str__(self) -> str:
         return describe(self)
 
 
-def plan(
-    subject: Any = None,
-    memory: str | int | float = "24GB",
-    size: tuple[int, int] = (1024, 1024),
-    caption_tokens: int = 500,
-    pictures: int = 1,
-    device: str = "cuda",
-    allow: Sequence[str] | None = None,
-    quantize: str | None = None,
-    host_memory: str | int | float | None = None,
-    free_text_encoder: bool = False,
-    steps: int = 20,
-    rates: Rates | None = None,
-) -> Plan:
-    """Choose how a call fits into a device's memory.
-
-    The order of preference: plans without loss before those with it; of those with it, tiles, then float32 rounded to
-    bfloat16, then int8, fp8 and nf4, each with whole pictures decoded before tiles. Of equal ones the faster by the
-    estimate.
-
-    Args:
-        subject: A pipeline, a `Model` of configurations, or None for the published model's configuration.
-        memory: What the device has for this process: "12GB", "12GiB", "11500MB" or bytes. A reserve is left alone.
-        size: Width and height of the pictures.
-        caption_tokens: Of the caption, template included.
-        pictures: Drawn in one call, all of this size and caption length.
-        device: "cuda" or another accelerator, or "cpu", where `memory` is resident memory of the whole process.
-        allow: Which losses may be taken where no plan without them fits: "bfloat16" (for weights in float32), "int8",
-            "fp8", "nf4" (needs bitsandbytes) and "tiled". None for "bfloat16", "int8", "tiled", and "nf4" where
-            bitsandbytes is installed and the device is an accelerator; () for none.
-        quantize: "int8", "fp8" or "nf4" asked for, whether needed or not.
-        host_memory: For weights that wait beside an accelerator; None for no limit.
-        free_text_encoder: On a CPU, let the text encoder go once the first call's captions are encoded; captions that
-            were not among them are refused afterwards.
-        steps: Of the schedule.
-        rates: What the machine is assumed to do, for the estimates of speed.
-
-    Raises:
-        DoesNotFit: (a ValueError) if nothing fits; it names the nearest plan and the memory that needs.
-        ValueError: naming the argument that does not fit.
-    """
-    model = _model(subject)
-    amount = parse_memory(memory)
-    host = None if host_memory is None else parse_memory(host_memory)
-    kind = str(device).partition(":")[0]
-    _check(model, size, caption_tokens, pictures, steps, allow, quantize, free_text_encoder, kind)
-    call = Call(model, *size, caption_tokens, pictures, steps, dtype=model.components[CONDITIONAL].dtype)
-    allowed = _allowed(kind) if allow is None else tuple(allow)
-    best: Plan | None = None
-    least: Plan | None = None
-    for one in _candidates(call, kind, amount, allowed, quantize, free_text_encoder, rates or Rates()):
-        if host is not None and one.host > host:
-            continue
-        if least is None or one.peak < least.peak:
-            least = one
-        if one.peak <= one.capacity and (best is None or _key(one) < _key(best)):
-            best = one
-    if best is not None:
-        return best
-    raise _refusal(least, amount, host, kind)
+def rank(cast: str | None, precision: str | None, tile: int | None) -> tuple[int, int]:
+    """Place in the order of preference: of the precision, then of tiles; 0 for no loss."""
+    return max(LOSSES.index(cast), LOSSES.index(precision)), 0 if tile is None else 1 + TILES.index(tile)
 
 
-def _key(one: Plan) -> tuple[Any, ...]:
-    return one.rank, round(one.total_seconds, 6)
-
-
-def _model(subject: Any) -> Model:
-    if subject is None:
-        return Model.full()
-    return subject if isinstance(subject, Model) else Model.of_pipeline(subject)
-
-
-def _allowed(device: str) -> tuple[str, ...]:
-    nf4 = (NF4,) if device != "cpu" and has_bitsandbytes() else ()
-    return ("bfloat16", "int8", *nf4, TILED)
-
-
-def _check(
-    model: Model,
-    size: Any,
-    caption: int,
-    pictures: int,
-    steps: int,
-    allow: Sequence[str] | None,
-    quantize: str | None,
-    free: bool,
-    device: str,
-) -> None:
-    side = model.token_side
-    good = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(one, int) for one in size)
-    if not good or any(one < side or one % side or one > LARGEST_SIDE for one in size):
-        raise ValueError(
-            f"`size` is {size!r}: give (width, height) in pixels, multiples of {side} up to {LARGEST_SIDE}."
+def describe(plan: Plan) -> str:
+    """A plan in full: components, phases with their arithmetic, reserve, losses and estimated speed."""
+    call = plan.call
+    noun = "picture" if call.pictures == 1 else "pictures"
+    lines = [
+        f"Plan for {call.model.name} in {show(plan.memory)} on {plan.device}: {call.pictures} {noun} of {call.width} x"
+        f" {call.height} pixels, a caption of {call.caption} tokens, {call.steps} steps.",
+        "",
+        *_aligned(
+            [
+                ["component", "precision", "bytes", *PHASES],
+                *(
+                    [name, precision(plan, name), show(plan.weights[name])]
+                    + [plan.where(name, phase) for phase in PHASES]
+                    for name in plan.places
+                ),
+            ]
+        ),
+        "",
+    ]
+    for phase, peak in plan.peaks.items():
+        lines += [f"{phase}: at most {show(peak.bytes)}, in {peak.stage}", f"  = {_sum(peak.weights, peak.others)}"]
+    kept, left = reserve(plan.memory, plan.device), plan.capacity - plan.peak
+    lines += [
+        f"reserve: {show(kept)} for {'the interpreter' if plan.device == 'cpu' else 'context'} and fragmentation;"
+        f" {show(abs(left))} are {'left' if left >= 0 else 'missing'}.",
+        "",
+        f"transformers: {_passes(plan)}; decoding: {decoding(plan)}.",
+    ]
+    if plan.host:
+        lines.append(f"host memory: {show(plan.host)} of weights wait there.")
+    lines += ["lossy: " + loss for loss in plan.losses] or ["no loss: pictures as without a plan, but for rounding."]
+    if plan.device != "cpu":
+        seconds = ", ".join(f"{phase} {value:.1f}" for phase, value in plan.seconds.items())
+        lines.append(
+            f"speed: {plan.relative_speed:.2f} of that with everything on the device; {plan.total_seconds:.0f} s a call"
+            f" ({seconds}). Estimated from {plan.rates}; not measured."
         )
-    for name, value in (("caption_tokens", caption), ("pictures", pictures), ("steps", steps)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` is {value!r}: give a whole number, at least 1.")
-    choices = (*(kind for kind in LOSSES if kind), TILED)
-    if isinstance(allow, str) or any(one not in choices for one in allow or ()):
-        raise ValueError(f"`allow` is {allow!r}: give a list of some of {', '.join(choices)}, or () for no loss.")
-    if quantize not in (None, *ONE_BYTE, NF4):
-        raise ValueError(f"`quantize` is {quantize!r}: choose one of {', '.join((*ONE_BYTE, NF4))}.")
-    if quantize is not None and model.kind is not None:
-        raise ValueError(
-            f"`quantize` is {quantize!r}, but the transformers' weights are quantized already: leave it out."
-        )
-    if NF4 in (quantize, *(allow or ())) and device == "cpu":
-        raise ValueError("nf4 is for accelerators here: on a CPU use int8.")
-    if free and device != "cpu":
-        raise ValueError(
-            "`free_text_encoder` is for a CPU: beside an accelerator the text encoder waits in host memory."
-        )
+    return "\n".join(lines)
 
 
-def _candidates(
-    call: Call, device: str, memory: int, allowed: Iterable[str], quantize: str | None, free: bool, rates: Rates
-) -> Iterator[Plan]:
-    """All plans, the simplest first: of equally good ones the first is taken."""
-    names = call.model.components
-    stored = call.model.kind
-    casts: list[str | None] = [None]
-    if "bfloat16" in allowed and stored is None and any(component.dtype == "float32" for component in names.values()):
-        casts.append("bfloat16")
-    kinds: list[str | None] = [None] if quantize is None else [quantize]
-    if quantize is None and stored is None:
-        kinds += [kind for kind in (*ONE_BYTE, NF4) if kind in allowed]
-    tiles: list[int | None] = [None]
-    if TILED in allowed:
-        tiles += [tile for tile in TILES if tile < max(call.width, call.height)]
-    per_pass = sorted({math.ceil(call.pictures / passes) for passes in range(1, call.pictures + 1)}, reverse=True)
-    for cast, kind, tile, together, decoded in product(
-        casts, kinds, tiles, per_pass, dict.fromkeys((call.pictures, 1))
-    ):
-        kept = kind or stored
-        own = replace(call, dtype=cast or call.dtype, precision=kept, expands=_expands(device, kept))
-        for places, clears in _placements(names, device, free, kind):
-            yield Plan(own, device, memory, places, kind, cast, clears, together, decoded, tile, rates)
+def precision(plan: Plan, name: str) -> str:
+    """The precision of a component's weights in words."""
+    component = plan.call.model.components[name]
+    kept = plan.precision_of(name)
+    if kept is not None:
+        return kept
+    return f"{component.dtype}, quantized" if component.is_quantized else component.dtype
 
 
-def _expands(device: str, kind: str | None) -> bool:
-    """Whether a kind's weights are expanded before each product; where that is not known, whether they may be."""
-    if device == "cpu":
-        from ..ops.quantized_linear import HAS_VNNI
-
-        return kind is not None and not (kind == "int8" and HAS_VNNI)
-    return kind in (NF4, "fp8", "other")
+def _sum(weights: Mapping[str, int], others: Mapping[str, int]) -> str:
+    return " + ".join(f"{show(size)} {name}" for name, size in {**weights, **others}.items())
 
 
-def _placements(
-    names: Iterable[str], device: str, free: bool, kind: str | None
-) -> Iterator[tuple[dict[str, str], bool]]:
-    """Where the components may lie, and whether the transformers leave for the decoder."""
-    if device == "cpu":
-        yield {name: FREED if free and name == TEXT_ENCODER else STAYS for name in names}, False
-        return
-    for encoder, branches in product((STAYS, TURNS, STREAMED), WAYS_OF_BRANCHES):
-        if encoder == STAYS and branches[0] in (TURNS, SWAPPED):
-            continue  # the text encoder in the way all the time, and the transformers out of it
-        if kind == NF4 and STREAMED in branches:
-            continue  # bitsandbytes' weights carry tensors that group offloading does not know
-        if UNCONDITIONAL not in names and branches[0] != branches[1]:
-            continue
-        own = {TEXT_ENCODER: encoder, CONDITIONAL: branches[0], UNCONDITIONAL: branches[1], AUTOENCODER: STAYS}
-        places = {name: own[name] for name in names}
-        yield places, False
-        if TURNS in branches or SWAPPED in branches:
-            yield places, True
+def _passes(plan: Plan) -> str:
+    branches = "branches one after the other" if plan.call.guided else "one branch"
+    if plan.passes == 1:
+        return f"all pictures in one pass, {branches}"
+    return f"{plan.passes} passes of at most {plan.max_tokens} tokens a step, {branches}"
 
 
-def _refusal(least: Plan | None, memory: int, host: int | None, device: str) -> Exception:
-    beside = "" if host is None else f" beside {show(host)} of host memory"
-    if least is None:
-        assert host is not None
-        return ValueError(
-            f"`host_memory` is {show(host)}, and every plan that may be taken keeps more there: give more, or"
-            " allow a lossy precision."
-        )
-    call = least.call
-    needed = least.needed
-    kept = show(reserve(memory, device))
-    return DoesNotFit(
-        f"{call.width} x {call.height} pixels with a caption of {call.caption} tokens do not fit into {show(memory)}"
-        f"{beside} ({kept} are kept in reserve). The nearest plan needs {show(needed)}: {least_words(least)}. Give that"
-        " much, or draw smaller or fewer pictures.",
-        least,
-        needed,
-    )
+def decoding(plan: Plan) -> str:
+    if plan.tile is not None:
+        return f"tiles of {plan.tile} pixels"
+    if plan.call.pictures > 1 and plan.per_decode == 1:
+        return "whole, one by one"
+    return "whole"
 
 
-def least_words(one: Plan) -> str:
-    """A plan in a few words."""
-    places: dict[str, list[str]] = {}
-    for name, place in one.places.items():
-        places.setdefault(place, []).append(name)
-    words = [f"{', '.join(names)} {place}" for place, names in places.items()]
-    words += [f"lossy: {loss}" for loss in one.losses]
-    return "; ".join(words)
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -22,13 +22,23 @@ SUMS = 2**23
 FEWEST = 64  # and tokens at a time, at least: torch's kernels want more than 16.
 
 
-def kernel_bytes(entries: int, itemsize: int) -> int:
-    """A norm with its scale, gate or rotation, by `kernels`: what some of its inputs are in float32.
+def norm_bytes(entries: int, itemsize: int) -> int:
+    """`kernels.gate_norm_add`, and no less than `norm_scale`: in float32 both inputs and each token's modulation.
 
-    The widest is `gate_norm_add` with a row of the modulation for each token: both inputs and the modulation, which is
-    gathered in its own type first.
+    The modulation is gathered in its own type first.
     """
     return min(BLOCK, entries) * (FLOAT if itemsize == FLOAT else 3 * FLOAT + itemsize)
+
+
+def rotation_bytes(tokens: int, heads: int, head_dim: int, itemsize: int) -> int:
+    """`kernels.norm_rotate`: in float32 both tables times the weight, the input, and what becomes of it.
+
+    Where there are several blocks, those of the one before are still there when the next one's are made.
+    """
+    entries = tokens * heads * head_dim
+    block, again = min(BLOCK, entries), entries > BLOCK
+    copies, tables = (0, 1 + again) if itemsize == FLOAT else (2 + again, 1)
+    return (block * copies + 2 * tables * block // heads) * FLOAT
 
 
 def attention_bytes(length: int, head_dim: int, itemsize: int) -> int:
