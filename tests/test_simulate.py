@@ -163,15 +163,15 @@ def test_measured_steps_are_those_of_the_pipeline(monkeypatch):
 
     pipe, clock = sketch.load(), [0.0]
     true = Cost(0.5, 0.01, 1e-4)
-    plain = Denoiser.step
+    plain = Denoiser.compute
 
-    def step(self, requests):
-        plain(self, requests)
+    def compute(self, requests):
         lengths = [request.text_tokens + request.image_tokens for request in requests]
-        lengths += [request.image_tokens for request in requests if request.guidance[request.step - 1] != 1]
+        lengths += [request.image_tokens for request in requests if request.guided]
         clock[0] += true.step(lengths)
+        return plain(self, requests)
 
-    monkeypatch.setattr(Denoiser, "step", step)
+    monkeypatch.setattr(Denoiser, "compute", compute)
     monkeypatch.setattr("ideoflow.simulate.timing.time.perf_counter", lambda: clock[0])
     kinds = [(5.0, Job(20, 36, (2.0,) * 3)), (1.0, Job(30, 64, (2.0, 1.0)))]
     seen = []

@@ -211,11 +211,27 @@ def test_complete_raises_what_a_request_failed_from(engine, make_request):
 
 
 def test_advance_takes_one_step_of_each_whatever_the_budget(denoiser, make_request):
-    requests = [make_request(**sample) for sample in SAMPLES]
+    requests, called = [make_request(**sample) for sample in SAMPLES], []
+    requests[1].on_step = called.append
     requests[2].latents[0] = float("nan")
+    engine = Engine(denoiser, max_tokens=20)
 
-    assert Engine(denoiser, max_tokens=20).advance(requests) == {}
-    assert [request.step for request in requests] == [1] * len(requests)
+    failures = engine.advance(requests)
+
+    assert [request.step for request in requests] == [1] * len(requests) and called == [requests[1]]
+    assert list(failures) == [requests[2]] and isinstance(failures[requests[2]], FloatingPointError)
+    assert engine.idle and engine.step() == []
+
+
+def test_advance_makes_contexts_that_are_late_and_tells_of_what_was_added_alone(denoiser, make_request):
+    engine, calls = Engine(denoiser), []
+    added, late = engine.add(make_request(1, steps=2)), deferred(make_request, denoiser, calls, seed=2, steps=1)
+
+    assert engine.advance([added, late]) == {} and calls
+    assert late.status == "done" and late.conditional is None
+
+    events = list(engine.run())
+    assert kinds(events) == ["queued", "started", "step", "step", "finished"] and added.status == "done"
 
 
 # Contexts made late

@@ -2,18 +2,19 @@
 
 import contextlib
 import functools
+import linecache
 import signal
 import sys
 import threading
 
 import pytest
 
-from ideoflow.engine import Denoiser, Engine
+from ideoflow.engine import Engine
 from ideoflow.engine import engine as engine_module
-from ideoflow.engine import interrupts as interrupts_module
-from ideoflow.engine.interrupts import Held
+from ideoflow.engine import uninterrupted as uninterrupted_module
+from ideoflow.engine.uninterrupted import uninterrupted
 
-FILES = {engine_module.__file__, interrupts_module.__file__}
+FILES = {engine_module.__file__, uninterrupted_module.__file__}
 
 
 @pytest.fixture(autouse=True)
@@ -34,15 +35,23 @@ def at_line(number, work):
     lines = 0
 
     def trace(frame, what, _):
-        nonlocal lines
-        ours = frame.f_code.co_filename in FILES or frame.f_code is Denoiser.step.__wrapped__.__code__
-        # A tracer could raise at the end of a `with` before its lock is let go, where Python looks for no signal.
-        ours = ours and frame.f_code.co_name not in ("idle", "requests")
-        if what == "line" and ours:
-            lines += 1
-            if lines == number:
-                interrupt()
-        return trace
+        if frame.f_code.co_filename not in FILES:
+            return None
+        last = 0
+
+        def trace_line(frame, what, _):
+            nonlocal lines, last
+            # A tracer could raise at the end of a `with` before its lock is let go, where Python looks for no signal.
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+            leaves = line.startswith("with ") and frame.f_lineno < last
+            last = frame.f_lineno
+            if what == "line" and not leaves:
+                lines += 1
+                if lines == number:
+                    interrupt()
+            return trace_line
+
+        return trace_line
 
     before = sys.gettrace()
     sys.settrace(trace)
@@ -206,84 +215,39 @@ def test_an_engine_can_be_stepped_from_another_thread(engine, make_request):
 
 def test_an_interrupt_comes_after_the_block():
     done = []
-    with pytest.raises(KeyboardInterrupt), Held(), Held():
+    with pytest.raises(KeyboardInterrupt), uninterrupted(), uninterrupted():
         interrupt()
         done.append("within")
     assert done == ["within"]
 
 
-def test_what_follows_one_that_was_let_through_is_held():
-    done = []
-
-    def work():
-        with Held() as held:
-            try:
-                with held.let_through():
-                    interrupt()
-                    done.append("never")
-            finally:
-                interrupt()
-                done.append("whole")
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert done == ["whole"]
-
-
-def test_one_that_came_before_is_let_through_first():
-    done = []
-    with pytest.raises(KeyboardInterrupt), Held() as held:
+def test_an_interrupt_comes_after_a_block_that_raises():
+    with pytest.raises(KeyboardInterrupt) as caught, uninterrupted():
         interrupt()
-        with held.let_through():
-            done.append("never")
-    assert done == []
-
-
-def test_a_block_within_what_is_let_through_holds_too():
-    done = []
-    with pytest.raises(KeyboardInterrupt), Held() as held, held.let_through():
-        with Held():
-            interrupt()
-            done.append("inner")
-        done.append("never")
-    assert done == ["inner"]
+        raise ValueError("of the block")
+    assert str(caught.value.__context__) == "of the block"
 
 
 def test_a_handler_that_does_not_raise_is_called_each_time():
     seen = []
     signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-    with Held() as held:
+    with uninterrupted():
+        interrupt()
         interrupt()
         assert seen == []
-        with held.let_through():
-            assert len(seen) == 1
-            interrupt()
-            interrupt()
-            assert len(seen) == 3
-        interrupt()
-    assert len(seen) == 4
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def test_a_handler_that_is_set_within_stays():
-    def mine(number, frame):
-        raise AssertionError
-
-    with Held():
-        signal.signal(signal.SIGINT, mine)
-    assert signal.getsignal(signal.SIGINT) is mine
+    assert seen == [signal.SIGINT] * 2
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_nothing_is_done_where_interrupts_are_ignored_or_do_not_come():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with Held():
+    with uninterrupted():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     signal.signal(signal.SIGINT, signal.default_int_handler)
     seen = []
 
     def work():
-        with Held() as held, held.let_through():
+        with uninterrupted():
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)

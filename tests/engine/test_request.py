@@ -1,11 +1,15 @@
 """A request: its state, its time, and parts that do not fit."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from ideoflow.engine import Request
+
+
+def parts_of(request):
+    return {field.name: getattr(request, field.name) for field in fields(request) if field.init}
 
 
 def test_status_follows_the_steps(denoiser, make_request):
@@ -32,8 +36,7 @@ def test_times_of_the_callers_own_rounding_are_taken(make_request):
 
 
 def test_latents_are_kept_in_float32(make_request):
-    parts = vars(make_request(1)).copy()
-    parts.pop("_times"), parts.pop("_schedule")
+    parts = parts_of(make_request(1))
 
     assert Request(**{**parts, "latents": parts["latents"].bfloat16()}).latents.dtype == torch.float32
 
@@ -48,8 +51,7 @@ def test_latents_are_kept_in_float32(make_request):
     ],
 )
 def test_parts_that_do_not_fit_are_named(make_request, changes, message):
-    parts = vars(make_request(1, id="seven")).copy()
-    parts.pop("_times"), parts.pop("_schedule")
+    parts = parts_of(make_request(1, id="seven"))
     with pytest.raises(ValueError, match=f"Request seven: .*{message}"):
         Request(**{**parts, **changes})
 

@@ -139,10 +139,12 @@ def test_blocks_are_put_into_int8_on_top_of_bfloat16(pipeline):
 def test_passes_are_split_by_default_after_fit(pipeline, monkeypatch):
     from ideoflow.engine import Denoiser
 
-    expected, passes, plain = draw(pipeline, pictures=3), [], Denoiser.step
+    expected, passes, plain = draw(pipeline, pictures=3), [], Denoiser.compute
     made = plan(pipeline, "4GB", device="cpu", size=(64, 48), caption_tokens=60, pictures=3)
     carry_out(pipeline, replace(made, per_pass=1, per_decode=1), "cpu")
-    monkeypatch.setattr(Denoiser, "step", lambda self, requests: (passes.append(len(requests)), plain(self, requests)))
+    monkeypatch.setattr(
+        Denoiser, "compute", lambda self, requests: (passes.append(len(requests)), plain(self, requests))[1]
+    )
     np.testing.assert_allclose(draw(pipeline, pictures=3), expected, atol=1e-5)
     assert passes == [1] * 6 and pipeline.vae.use_slicing
     passes.clear()

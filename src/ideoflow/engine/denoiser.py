@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakSet
@@ -18,9 +18,9 @@ from ..ops.offload import execution_device, is_offloaded
 from ..ops.weights import Snapshot, snapshot
 from ..packing import Layout
 from .graphs import Graphs, Inputs, Pool
-from .interrupts import Held
 from .out_of_memory import out_of_memory
 from .request import Request
+from .uninterrupted import uninterrupted
 
 SCHEDULES = 4  # kept for each branch: at full size one of 48 steps takes 60 MB
 
@@ -83,9 +83,16 @@ class Denoiser:
         with self._exclusive():
             return self._unconditional.prepare_projected(None, grid)
 
-    @torch.no_grad()
     def step(self, requests: Sequence[Request]) -> None:
-        """Take the next step of each request, or, if anything fails, of none.
+        """Take the next step of each request, or, if anything fails, of none. Arguments and errors as `compute`."""
+        steps = self.compute(requests)
+        with uninterrupted():
+            for request, (velocity, latents) in steps.items():
+                request.take(velocity, latents)
+
+    @torch.no_grad()
+    def compute(self, requests: Sequence[Request]) -> dict[Request, tuple[Tensor, Tensor]]:
+        """The next step of each request, computed and not taken: its guided velocity, and the latents after it.
 
         Does not wait for the device, unless it records a CUDA graph.
 
@@ -97,21 +104,15 @@ class Denoiser:
                 transformer.
         """
         if not requests:
-            return
+            return {}
         self._check(requests)
         try:
-            moved = self._moved(requests)
+            return self._euler_steps(requests)
         except Exception as error:
             if not (out_of_memory(error) and self.give_up_graphs("memory ran out")):
                 raise
             traceback.clear_frames(error.__traceback__)  # they hold the pass's tensors
-            moved = None
-        if moved is None:
-            moved = self._moved(requests)
-        with Held():
-            for request, (velocity, latents) in zip(requests, moved, strict=True):
-                request.velocity, request.latents = velocity, latents
-                request.step += 1
+        return self._euler_steps(requests)
 
     def give_up_graphs(self, why: str) -> bool:
         """Free all CUDA graphs and record no more, with a warning that says why; whether there were any."""
@@ -129,32 +130,28 @@ class Denoiser:
         branches = [branch for branch in (self._conditional, self._unconditional) if branch is not None]
         return [branch.graphs for branch in branches if branch.graphs is not None]
 
-    def _moved(self, requests: Sequence[Request]) -> list[tuple[Tensor, Tensor]]:
-        """Guided velocity, and latents after the step, of each request."""
-        with self._exclusive():
-            return self._moved_alone(requests)
-
     def _exclusive(self) -> AbstractContextManager[None]:
         """While the block runs, no other thread computes with these transformers, if they bear one thread only."""
         branches = [branch for branch in (self._conditional, self._unconditional) if branch is not None]
         return exclusive(*(branch.transformer for branch in branches))
 
-    def _moved_alone(self, requests: Sequence[Request]) -> list[tuple[Tensor, Tensor]]:
-        guided = [request for request in requests if request.guided]
-        contexts = [request.conditional for request in requests]
-        conditional = self._conditional.velocities(requests, contexts)  # type: ignore[arg-type]
-        unconditional: dict[Request, Tensor] = {}
-        if guided and self._unconditional is not None:
-            contexts = [request.unconditional for request in guided]
-            unconditional = self._unconditional.velocities(guided, contexts)  # type: ignore[arg-type]
-        moved = []
+    def _euler_steps(self, requests: Sequence[Request]) -> dict[Request, tuple[Tensor, Tensor]]:
+        # Contexts are read at once: requests that are cancelled meanwhile let go of theirs.
+        conditional = {request: request.conditional for request in requests}
+        unconditional = {request: request.unconditional for request in requests if request.guided}
+        unguided: dict[Request, Tensor] = {}
+        with self._exclusive():
+            velocities = self._conditional.velocities(conditional)  # type: ignore[arg-type]
+            if self._unconditional is not None and unconditional:
+                unguided = self._unconditional.velocities(unconditional)  # type: ignore[arg-type]
+        steps = {}
         for request in requests:
-            velocity = conditional[request]
-            if request in unconditional:
+            velocity = velocities[request]
+            if request in unguided:
                 guidance = request.guidance[request.step]
-                velocity = guidance * velocity + (1.0 - guidance) * unconditional[request]
-            moved.append((velocity, request.moved(velocity)))
-        return moved
+                velocity = guidance * velocity + (1.0 - guidance) * unguided[request]
+            steps[request] = velocity, request.moved(velocity)
+        return steps
 
     def _check(self, requests: Sequence[Request]) -> None:
         if len(set(requests)) != len(requests):
@@ -217,22 +214,22 @@ class _Branch:
         layout = Layout.of_samples([(0 if text is None else len(text), *grid)], execution_device(self.transformer))
         return self.transformer.prepare_projected(text, layout)
 
-    def velocities(self, requests: Sequence[Request], contexts: Sequence[Context]) -> dict[Request, Tensor]:
+    def velocities(self, contexts: Mapping[Request, Context]) -> dict[Request, Tensor]:
         """Velocities `(image_tokens, channels)` of each request in float32, on its latents' device."""
         # Segments of equal length lie side by side, where attention takes them as one batch.
-        order = sorted(range(len(requests)), key=lambda i: contexts[i].layout.tokens)
-        parts = [contexts[i] for i in order]
-        context = self._pack(parts)
-        device = context.layout.device
-        latents = torch.cat([requests[i].latents for i in order]).to(device, self.transformer.dtype)
-        times = torch.stack([requests[i].time for i in order]).to(device)
-        inputs = Inputs(latents, times, self._modulation([requests[i] for i in order]))
+        requests = sorted(contexts, key=lambda request: contexts[request].layout.tokens)
+        parts = [contexts[request] for request in requests]
+        packed = self._pack(parts)
+        device = packed.layout.device
+        latents = torch.cat([request.latents for request in requests]).to(device, self.transformer.dtype)
+        times = torch.stack([request.time for request in requests]).to(device)
+        inputs = Inputs(latents, times, self._modulation(requests))
         if self.graphs is None:
-            velocity = self._velocity(inputs, context)
+            velocity = self._velocity(inputs, packed)
         else:
-            velocity = self.graphs.velocity(self._velocity, inputs, parts, context)
-        own = velocity.to(torch.float32).split(context.layout.image_lengths)
-        return {requests[i]: part.to(requests[i].latents.device) for i, part in zip(order, own, strict=True)}
+            velocity = self.graphs.velocity(self._velocity, inputs, parts, packed)
+        own = velocity.to(torch.float32).split(packed.layout.image_lengths)
+        return {request: part.to(request.latents.device) for request, part in zip(requests, own, strict=True)}
 
     def _velocity(self, inputs: Inputs, context: Context) -> Tensor:
         with adapters_scaled(self.transformer, self.attention_kwargs) as rest:

@@ -7,7 +7,7 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -17,37 +17,14 @@ from torch import Tensor
 from ..checks import whole
 from .denoiser import Denoiser
 from .events import Event, Kind
-from .interrupts import Held
 from .out_of_memory import out_of_memory
 from .overlap import Pending, SideStream
 from .request import Request
 from .scheduler import Policy, Scheduler
+from .uninterrupted import uninterrupted
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-_engine_of: weakref.WeakKeyDictionary[Request, weakref.ref[Engine]] = weakref.WeakKeyDictionary()  # the last one
-
-
-@dataclass(eq=False)
-class _Turn:
-    """A step under way, kept until all of it is told: one that an interrupt broke off goes on where it was.
-
-    Attributes:
-        requests: Those picked.
-        before: Steps taken by, and tokens of the step of, those that have started.
-        called: Shapes of the latents of those whose `on_step` has been called.
-        seen: Those that were looked at after their step.
-        failures: What requests failed from.
-        previews: Pictures of requests that are due one.
-    """
-
-    requests: list[Request]
-    before: dict[Request, tuple[int, int]] = field(default_factory=dict)
-    called: dict[Request, torch.Size] = field(default_factory=dict)
-    seen: set[Request] = field(default_factory=set)
-    failures: dict[Request, Exception] = field(default_factory=dict)
-    previews: dict[Request, Any] = field(default_factory=dict)
 
 
 class Engine:
@@ -55,6 +32,10 @@ class Engine:
 
     What a request is stepped with never changes its picture, so requests may come, be cancelled, fail and finish at any
     step without a trace in the others. `add` and `cancel` may be called from any thread; `step` and `run` from one.
+
+    A step computes without changing a request, then writes all that it computed at once, then tells. So an interrupt
+    from the keyboard may come anywhere: a step that is not written is taken again from its beginning, and what is
+    written stays in a queue until it is told.
 
     Args:
         denoiser: Computes a step of a set of requests.
@@ -99,15 +80,13 @@ class Engine:
         self._decode = decode
         self._to_image = to_image or (lambda tensor: tensor)
         self._scheduler: Scheduler[Request] = Scheduler(max_tokens, max_requests, policy)
-        self._lock = Lock()
+        self._lock = Lock()  # of the scheduler, the requests' state and the events, which several threads change
         self._step_lock = Lock()  # held while a step is under way
-        self._turn: _Turn | None = None  # the step under way
-        self._held = Held()  # of the step under way
-        self._done: list[Request] = []  # that have taken their last step, and are not being decoded yet
+        self._stepped: deque[Request] = deque()  # requests whose step is written and not told yet
+        self._called: Request | None = None  # the first of these, once its `on_step` has been called
+        self._done: dict[Request, Pending[Any] | None] = {}  # requests after their last step, and their pictures
         self._events: deque[Event] = deque()
-        self._started: set[Request] = set()
-        self._ahead: dict[Request, Pending[Any]] = {}  # contexts that are being made for requests that wait
-        self._decoding: list[tuple[Request, Pending[Tensor]]] = []
+        self._ahead: tuple[Request, Pending[Any]] | None = None  # contexts of the request that is to start next
         self._side = SideStream(denoiser.device)
 
     @property
@@ -125,7 +104,7 @@ class Engine:
     def idle(self) -> bool:
         """Whether there is nothing to do and nothing to tell."""
         with self._lock:  # or a request that another thread cancels could be gone and its event not there yet
-            return not (len(self._scheduler) or self._turn or self._events or self._done or self._decoding)
+            return not (len(self._scheduler) or self._done or self._events)
 
     def add(self, request: Request) -> Request:
         """Let a request take part from the next step on. From any thread.
@@ -139,9 +118,9 @@ class Engine:
                 too large.
         """
         self._check(request)
-        with Held(), self._lock:
+        with self._change():
             self._scheduler.add(request)
-            _engine_of[request] = weakref.ref(self)
+            request.engine, request.started = weakref.ref(self), False
             self._tell("queued", request)
         return request
 
@@ -151,8 +130,7 @@ class Engine:
             raise TypeError(f"`request` is a {type(request).__name__}: give a Request, as `make_requests` makes them.")
         if request.finished:
             raise ValueError(f"{request} is {request.status}: make a new one.")
-        other = _engine_of[request]() if request in _engine_of else None
-        if other is not None and other is not self and request in other._scheduler:
+        if request.engine is not None and request.engine() not in (None, self):
             raise ValueError(f"{request} is in another engine: it takes one step at a time. Make a new one.")
         self.denoiser.check(request)
         largest = max(request.tokens_of(step) for step in range(request.step, request.steps))
@@ -174,7 +152,7 @@ class Engine:
         """
         if not isinstance(request, (Request, str)):
             raise TypeError(f"`request` is a {type(request).__name__}: give a Request, or the id of one.")
-        with Held(), self._lock:
+        with self._change():
             if isinstance(request, str):
                 named = [one for one in self._scheduler.jobs if one.id == request]
                 if not named:
@@ -187,7 +165,7 @@ class Engine:
         return True
 
     def step(self) -> list[Event]:
-        """Let the next set of requests take a step, or go on with one that was interrupted.
+        """Let the next set of requests take a step, or tell of one that was interrupted after it was written.
 
         Returns:
             What has happened since the last call, oldest first; empty if the engine is idle.
@@ -201,7 +179,8 @@ class Engine:
     def run(self) -> Iterator[Event]:
         """Step until the engine is idle. It may be left at any event, or interrupted, and called again.
 
-        No event and no step is lost or comes twice; an `on_step` that was interrupted itself is not called again.
+        No event and no step is lost or comes twice. An `on_step` that was interrupted itself has been called: its step
+        is taken, and it is not called again for it.
 
         Yields:
             What happens, in order.
@@ -230,7 +209,7 @@ class Engine:
         here = set(self.requests)
         if len(set(requests)) != len(requests) or here & set(requests):
             raise ValueError("`requests` holds a request twice, or one that has been added already.")
-        with Held():
+        with uninterrupted():
             for request in requests:
                 self.add(request)
         errors = [event.error for event in self.run() if event.error is not None]
@@ -240,160 +219,120 @@ class Engine:
     def advance(self, requests: Sequence[Request]) -> dict[Request, Exception]:
         """Take one step of exactly these requests, in as many passes as the budget asks for.
 
-        A pass that fails is taken again in halves, so that a request that cannot be stepped fails alone.
+        They need not have been added; events tell only of those that were. Those that were given up are left out. A
+        pass that fails is taken again in halves, so that a request that cannot be stepped fails alone.
 
         Returns:
-            What each request failed from that did not take its step; empty if all did.
+            What each request failed from; empty if all took their step.
 
         Raises:
             ValueError: if a request occurs twice.
+            RuntimeError: as `step`.
         """
         if len(set(requests)) != len(requests):
             raise ValueError("`requests` holds a request twice: a request takes one step at a time.")
-        failures: dict[Request, Exception] = {}
-        rest = list(requests)
-        while rest:
-            count = self._fitting(rest)
-            failures |= self._pass(rest[:count])
-            rest = rest[count:]
-        return failures
+        waiting = list(requests)
+        while waiting:
+            picked = set(self._work(waiting))
+            waiting = [request for request in waiting if request not in picked]
+        return {request: request.error for request in requests if request.error is not None}
 
-    def _work(self) -> None:
-        """One step: pick, start, advance, look at the outcome, tell.
+    def _work(self, requests: Sequence[Request] | None = None) -> list[Request]:
+        """One step: pick, start, advance, settle, deliver.
 
-        An interrupt from the keyboard comes through where captions, passes, callbacks and pictures are made, and is
-        held back between, so that what is made and what is told of it stay in step.
+        Args:
+            requests: Those to pick from; None for those that were added.
+
+        Returns:
+            The requests that were picked; none where an interrupted step had something left to deliver.
         """
-        with Held() as held:
-            if not self._step_lock.acquire(blocking=False):
-                raise RuntimeError(
-                    "a step is under way: call `step` and `run` from one thread, and not from what the engine calls"
-                    " back; `add` and `cancel` may be called from anywhere."
-                )
-            try:
-                self._held = held
-                turn = self._turn or self._pick()
-                for request in turn.requests:
-                    if request not in turn.before and self._start(request):
-                        turn.before[request] = (request.step, request.tokens)
-                with held.let_through():
-                    turn.failures.update(self.advance(self._waiting(turn)))
-                self._prepare_ahead()
-                for request in turn.before:
-                    if request not in turn.failures and request not in turn.seen:
-                        try:
-                            self._look(request, turn)
-                        except Exception as error:
-                            turn.failures[request] = error
-                        turn.seen.add(request)
-                self._settle(turn)
-                while self._done:
-                    self._decode_done(self._done[0])
-                    del self._done[0]
-                self._tell_decoded()
-            finally:
-                self._step_lock.release()
+        if self._step_lock.locked():
+            raise RuntimeError(
+                "a step is under way: call `step` and `run` from one thread, and not from what the engine calls"
+                " back; `add` and `cancel` may be called from anywhere."
+            )
+        picked: list[Request] = []
+        with self._step_lock:
+            if not self._stepped:
+                picked = self._pick(requests)
+                ready = self._start(picked)
+                steps = self._advance(ready)
+                self._settle(steps)
+            self._deliver()
+        return picked
 
-    def _pick(self) -> _Turn:
-        """Begin a step."""
-        with self._lock:
+    def _pick(self, requests: Sequence[Request] | None) -> list[Request]:
+        """The requests of the step; those that were given up by their attributes leave."""
+        with self._change():
             for request in self._scheduler.jobs:
-                if request.cancelled:  # by its attribute; `cancel` has the others leave at once
-                    self._leave(request, "cancelled")
-            self._turn = _Turn(self._scheduler.pick())
-            return self._turn
+                if request.given_up:
+                    self._leave(request, "cancelled" if request.error is None else "failed", request.error)
+            return self._scheduler.pick(requests)
 
-    def _waiting(self, turn: _Turn) -> list[Request]:
-        """Those that have started and not taken the step yet: all of them, but for a step that was interrupted."""
-        return [
-            request
-            for request, (step, _) in turn.before.items()
-            if request.step == step and request not in turn.failures and request in self._scheduler
-        ]
-
-    def _settle(self, turn: _Turn) -> None:
-        """Count and tell what became of the requests of a step."""
-        with self._lock:
-            self._turn = None
-            for request in turn.requests:
-                if request not in self._scheduler:  # cancelled meanwhile
-                    request.release()
-            here = [request for request in turn.before if request in self._scheduler]  # not cancelled meanwhile
-            self._scheduler.ran(here, [turn.before[request][1] for request in here])
-            for request in here:
-                if request in turn.failures:
-                    self._leave(request, "failed", turn.failures[request])
-                    continue
-                self._tell("step", request, image=turn.previews.get(request))
-                if request.status == "done":
-                    self._scheduler.remove(request)
-                    self._done.append(request)
-
-    def _start(self, request: Request) -> bool:
-        """Make the contexts of a request that comes to its first step; whether that went well."""
-        if request not in self._scheduler:
-            return False
-        if request in self._started:
-            return not request.cancelled
-        try:
-            if request.conditional is None and request.prepare is not None:
-                with self._held.let_through():
-                    pending = self._ahead.pop(request, None) or Pending(self._retry(request.prepare))
-                    contexts = pending.take()
-                request.begin(*contexts)
-        except Exception as error:
-            with self._lock:
-                if request in self._scheduler:
-                    self._leave(request, "failed", error)
-            return False
-        with self._lock:
-            if request not in self._scheduler:
-                return False  # cancelled meanwhile: `_settle` lets go of its contexts
-            self._started.add(request)
-            self._tell("started", request)
-        return True
-
-    def _prepare_ahead(self) -> None:
-        """While the device steps, make the contexts of the request that is to start next."""
-        if self._side.stream is None or self._ahead:
-            return
-        with self._lock:
-            waiting = (request for request in self._scheduler.order() if request.conditional is None)
-            request = next(waiting, None)
-        if request is not None and request.prepare is not None:
-            try:
-                with self._held.let_through():
-                    self._ahead[request] = self._side.run(request.prepare)
-            except Exception as error:  # its own start meets it again, and tells
-                logger.debug("%s could not be prepared ahead: %s", request, error)
-
-    def _fitting(self, requests: Sequence[Request]) -> int:
-        """How many of the first requests fit in one pass."""
-        if self.max_tokens is None:
-            return len(requests)
-        count, tokens = 0, 0
+    def _start(self, requests: Sequence[Request]) -> list[Request]:
+        """Make the contexts of requests that come to their first step; the requests that can take it."""
         for request in requests:
-            tokens += request.tokens
-            if count and tokens > self.max_tokens:
-                break
-            count += 1
-        return count
+            try:
+                if request.conditional is None and request.prepare is not None and not request.given_up:
+                    request.begin(*self._contexts(request.prepare, request))
+            except Exception as error:
+                with self._change():
+                    self._fail(request, error)
+        with self._change():
+            for request in requests:
+                if request.given_up:  # perhaps while its contexts were made
+                    request.release()
+                elif request in self._scheduler and not request.started:
+                    request.started = True
+                    self._tell("started", request)
+            return [request for request in requests if not request.given_up]
 
-    def _pass(self, requests: list[Request]) -> dict[Request, Exception]:
+    def _contexts(self, prepare: Callable[[], T], request: Request) -> T:
+        """What `prepare` makes for a request, or has made ahead."""
+        ahead = self._ahead
+        if ahead is None or ahead[0] is not request:
+            return self._retry(prepare)
+        self._ahead = None
+        return ahead[1].take()
+
+    def _advance(self, requests: list[Request]) -> dict[Request, tuple[Tensor, Tensor] | Exception]:
+        """Velocity and latents of each request's step, or what it failed from. No request is changed."""
         failure = None
         try:
-            self.denoiser.step(requests)
+            return dict(self.denoiser.compute(requests))
         except Exception as error:
             failure = error
-        if failure is None:
-            return {}
         traceback.clear_frames(failure.__traceback__)  # they hold the pass's tensors
         if out_of_memory(failure):
             self._halve_budget(requests)
         if len(requests) == 1:
             return {requests[0]: failure}
         half = len(requests) // 2
-        return self._pass(requests[:half]) | self._pass(requests[half:])
+        return self._advance(requests[:half]) | self._advance(requests[half:])
+
+    def _settle(self, steps: dict[Request, tuple[Tensor, Tensor] | Exception]) -> None:
+        """Write a step into its requests, all at once; but for those that were given up meanwhile."""
+        with self._change():
+            tokens: dict[Request, int] = {}
+            for request, step in steps.items():
+                if request.given_up:
+                    continue
+                if isinstance(step, Exception):
+                    self._fail(request, step)
+                    continue
+                if request in self._scheduler:
+                    tokens[request] = request.tokens
+                request.take(*step)
+                self._stepped.append(request)
+            self._scheduler.ran(list(tokens), list(tokens.values()))
+
+    def _deliver(self) -> None:
+        """Call back, tell what has happened, and make pictures of requests that are done."""
+        self._prepare_ahead()
+        while self._stepped:
+            self._conclude(self._stepped[0])
+        self._decode_done()
+        self._tell_decoded()
 
     def _halve_budget(self, requests: Sequence[Request]) -> None:
         if torch.cuda.is_available():
@@ -408,65 +347,112 @@ class Engine:
         )  # fmt: skip
         self._scheduler.max_tokens = budget
 
-    def _look(self, request: Request, turn: _Turn) -> None:
-        """Call a request back after its step, see that its latents are finite, and add its preview if one is due."""
-        if request.on_step is not None:
-            if request not in turn.called:
-                with self._held.let_through():
-                    turn.called[request] = request.latents.shape
-                    request.on_step(request)
+    def _conclude(self, request: Request) -> None:
+        """Call the first of the stepped requests back, and tell of its step, with a preview if one is due."""
+        preview = None
+        try:
+            preview = self._look(request)
+        except Exception as error:
+            request.error = None if request.cancelled else error
+        with self._change():
+            self._stepped.popleft()
+            self._called = None
             if request.error is not None:
-                raise request.error
-            request.check_latents(turn.called[request])
+                self._fail(request, request.error)
+            elif request in self._scheduler:  # not cancelled meanwhile
+                self._tell("step", request, image=preview)
+                if request.status == "done":
+                    self._scheduler.remove(request)
+                    self._done[request] = None
+            if request.finished:
+                request.release()
+
+    def _look(self, request: Request) -> Any:
+        """Call a request back after its step, see that its latents are finite, and make its preview if one is due."""
+        if request.given_up:
+            return None
+        if request.on_step is not None:
+            assert request.velocity is not None
+            shape = request.velocity.shape
+            if request is not self._called:
+                self._called = request
+                request.on_step(request)
+            if request.error is not None:
+                return None
+            request.check_latents(shape)
         # On a device each look would wait for it: there the last step tells.
         if request.status == "done" or request.latents.device.type == "cpu":
             request.check()
         due = self.preview_every and request.step % self.preview_every == 0 and request.status != "done"
-        if due and self._decode is not None:
-            with self._held.let_through():
-                turn.previews[request] = self._to_image(self._decode(request, request.estimate))
+        if not due or self._decode is None or request not in self._scheduler:
+            return None
+        return self._to_image(self._decode(request, request.estimate))
 
-    def _decode_done(self, request: Request) -> None:
-        request.release()
-        self._started.discard(request)
+    def _prepare_ahead(self) -> None:
+        """While the device steps, make the contexts of the request that is to start next."""
+        if self._side.stream is None or self._ahead is not None:
+            return
+        with self._lock:
+            waiting = (request for request in self._scheduler.order() if request.conditional is None)
+            request = next(waiting, None)
+        if request is not None and request.prepare is not None:
+            try:
+                self._ahead = request, self._side.run(request.prepare)
+            except Exception as error:  # its own start meets it again, and tells
+                logger.debug("%s could not be prepared ahead: %s", request, error)
+
+    def _decode_done(self) -> None:
+        """Hand to the device what makes pictures of requests that are done."""
+        for request in [request for request, picture in self._done.items() if picture is None]:
+            try:
+                self._done[request] = self._decoded(request)
+            except Exception as error:
+                self._end(request, error=error)
+
+    def _decoded(self, request: Request) -> Pending[Any]:
         decode = self._decode
         if decode is None:
-            self._tell("finished", request)
-            return
-        try:
-            with self._held.let_through():
-                pending = self._side.run(lambda: self._retry(lambda: decode(request, request.latents)), request.latents)
-        except Exception as error:
-            request.error = error
-            self._tell("failed", request, error=error)
-        else:
-            self._decoding.append((request, pending))
+            return Pending(None)
+        return self._side.run(lambda: self._retry(lambda: decode(request, request.latents)), request.latents)
 
     def _tell_decoded(self) -> None:
         """Tell of pictures that are decoded; where nothing else is left to do, wait for them."""
-        for one in list(self._decoding):
-            request, pending = one
-            if not pending.ready and len(self._scheduler):
+        for request, picture in list(self._done.items()):
+            if picture is None or not (picture.ready or len(self._scheduler) == 0):
                 continue
             try:
-                with self._held.let_through():
-                    image = self._to_image(pending.take())
+                image = None if self._decode is None else self._to_image(picture.take())
             except Exception as error:
-                request.error = error
-                self._tell("failed", request, error=error)
+                self._end(request, error=error)
             else:
-                self._tell("finished", request, image=image)
-            self._decoding.remove(one)
+                self._end(request, image)
+
+    def _end(self, request: Request, image: Any = None, error: Exception | None = None) -> None:
+        with self._change():
+            del self._done[request]
+            request.engine, request.error = None, error
+            self._tell("finished" if error is None else "failed", request, image, error)
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """What the block changes is changed for other threads, and for what an interrupt leaves, all at once."""
+        with uninterrupted(), self._lock:
+            yield
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        """Have a request fail, added or not, unless it was cancelled meanwhile; within `_change`."""
+        if request in self._scheduler:
+            self._leave(request, "failed", error)
+        elif not request.cancelled:
+            request.error = error
 
     def _leave(self, request: Request, kind: Kind, error: Exception | None = None) -> None:
-        """Give up a request; the caller holds the lock."""
-        request.error = error
+        """Give up a request that was added; within `_change`."""
         self._scheduler.remove(request)
-        self._started.discard(request)
-        self._ahead.pop(request, None)
-        # Or the step under way would be left without its contexts.
-        if self._turn is None or request not in self._turn.requests:
-            request.release()
+        request.engine, request.error = None, error
+        if self._ahead is not None and self._ahead[0] is request:
+            self._ahead = None
+        request.release()
         self._tell(kind, request, error=error)
 
     def _tell(self, kind: Kind, request: Request, image: Any = None, error: Exception | None = None) -> None:
@@ -476,7 +462,7 @@ class Engine:
         """So many of the oldest events, which stay where an interrupt comes before they are handed over."""
         taken: list[Event] = []
         try:
-            with Held():
+            with uninterrupted():
                 for _ in range(count):
                     taken.append(self._events.popleft())
             return taken

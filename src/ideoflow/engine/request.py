@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..checks import all_finite, whole
 from ..model import Context
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 Status = Literal["waiting", "running", "done", "failed", "cancelled"]
 
@@ -37,12 +41,14 @@ class Request:
         prepare: Makes both contexts, `(conditional, unconditional)`, when the request starts, so that requests that
             wait hold little memory. They are let go when it is finished.
         priority: Higher goes first, under the engine's policy of that name.
-        on_step: Called with the request after each of its steps; may change its latents. What it raises fails this
-            request and no other.
+        on_step: Called with the request once after each of its steps; may change its latents. What it raises fails this
+            request and no other. An interrupt from the keyboard within it counts as its return: the step is taken.
         error: What a failed request failed from.
         cancelled: Whether it was given up.
         velocity: Guided velocity of its last step; None before the first.
         settings: What makes the picture again (`ideoflow.provenance`); None where nothing is known of it.
+        engine: The engine that it has been added to, as long as it has steps before it there.
+        started: Whether that engine has told of its start.
     """
 
     conditional: Context | None
@@ -62,6 +68,8 @@ class Request:
     cancelled: bool = False
     velocity: Tensor | None = None
     settings: dict[str, Any] | None = None
+    engine: weakref.ref[Engine] | None = field(default=None, init=False, repr=False)
+    started: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check that the parts fit.
@@ -140,6 +148,11 @@ class Request:
         return self.status not in ("waiting", "running")
 
     @property
+    def given_up(self) -> bool:
+        """Whether it has failed or was cancelled."""
+        return self.status in ("failed", "cancelled")
+
+    @property
     def guided(self) -> bool:
         """Whether its next step needs the unconditional branch."""
         return self.guidance[self.step] != 1
@@ -175,6 +188,11 @@ class Request:
         """Latents after one Euler step along the guided velocity `(image_tokens, channels)`, in float32."""
         change = float(self.sigmas[self.step + 1] - self.sigmas[self.step])
         return self.latents + change * -velocity  # the velocity points to data, where sigma falls
+
+    def take(self, velocity: Tensor, latents: Tensor) -> None:
+        """Take a step that has been computed: its guided velocity, and the latents after it."""
+        self.velocity, self.latents = velocity, latents
+        self.step += 1
 
     @property
     def estimate(self) -> Tensor:

@@ -113,11 +113,15 @@ class Scheduler(Generic[J]):
         """All jobs, the first to run first."""
         return [entry.job for entry in sorted(self._entries.values(), key=lambda e: (e.key, e.arrival))]
 
-    def pick(self) -> list[J]:
-        """The jobs of the next step, the first of the order first; empty if there is none."""
+    def pick(self, jobs: Sequence[J] | None = None) -> list[J]:
+        """The jobs of the next step, the first of the order first; empty if there is none.
+
+        Args:
+            jobs: Those to choose from, in an order of their own; all that were added if None.
+        """
         chosen: list[J] = []
         tokens = 0
-        for job in self.order():
+        for job in self.order() if jobs is None else jobs:
             if self.max_requests is not None and len(chosen) == self.max_requests:
                 break
             if self.max_tokens is not None and chosen and tokens + job.tokens > self.max_tokens:
