@@ -12,11 +12,11 @@ def whole(name: str, value: Any, least: int, otherwise: str = "", most: int | No
     """A whole number of `least` or more, of any integer type.
 
     Args:
-        name: Of the argument.
-        value: What it got.
-        least: The smallest that is allowed.
+        name: Name of the argument.
+        value: Value that the argument got.
+        least: The smallest value that is allowed.
         otherwise: What else is allowed, for the message, such as " or None".
-        most: The largest that is allowed.
+        most: The largest value that is allowed.
 
     Raises:
         TypeError: if it is no whole number; True and False are none.
@@ -44,9 +44,9 @@ def finite(name: str, value: Any, least: float = -math.inf, above: float = -math
     """A finite number.
 
     Args:
-        name: Of the argument.
-        value: What it got.
-        least: The smallest that is allowed.
+        name: Name of the argument.
+        value: Value that the argument got.
+        least: The smallest value that is allowed.
         above: What it has to be larger than.
 
     Raises:

@@ -65,7 +65,7 @@ def parameter_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model's parameters, in its order.
 
     Args:
-        config: Of the model; what it leaves out is the published model's.
+        config: The model's configuration; what it leaves out is the published model's.
 
     Raises:
         ValueError: a configuration that makes no model.

@@ -10,10 +10,14 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links answer
 OF_TEMPORARIES = 32  # bytes by which the names of temporary files are longer than those of what they become
@@ -102,6 +106,23 @@ def write_bytes(path: Path, data: bytes) -> None:
     target = resolved(path)
     with in_place(target, shown=path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file whole or not at all, making its folder.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        with in_place(path) as temporary:
+            save_file(whole, temporary, metadata=None if metadata is None else dict(metadata))
+    except SafetensorError as error:  # a full disk, in its own words
+        raise OSError(f"{path} cannot be written: {error}") from None
 
 
 def read_regular(path: Path, most: int) -> bytes:

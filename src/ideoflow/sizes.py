@@ -48,9 +48,9 @@ def sizes_of(
 
     Args:
         size: One pair `(width, height)`, or one for each prompt; None for `width` and `height`.
-        height: Of all, in pixels.
-        width: Of all, in pixels.
-        prompts: How many there are.
+        height: Height of all pictures, in pixels.
+        width: Width of all pictures, in pixels.
+        prompts: Number of prompts.
         unit: Pixels of a token's side.
         limits: Smallest and largest side that the weights were trained on; None for the published ones'. Others are
             warned about.

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ideoflow.captions import Caption
 from ideoflow.training.dataset import scan
-from ideoflow.training.images import ImageError, read, target_size
+from ideoflow.training.image_reading import ImageError, read, target_size
 
 CAPTION = {
     "compositional_deconstruction": {

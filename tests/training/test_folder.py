@@ -21,7 +21,7 @@ from ideoflow.captions import Caption
 from ideoflow.images import open_image
 from ideoflow.training import dataset
 from ideoflow.training.folder import ENDINGS, UNREAD
-from ideoflow.training.images import ImageError, _bits, read
+from ideoflow.training.image_reading import ImageError, _bits, read
 
 scan = partial(dataset.scan, wrap=False)  # plain text is compared as it stands in its file
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from ideoflow.cli import app
 from ideoflow.files import lock
 from ideoflow.interrupts import Interrupted
-from ideoflow.training import checkpoints
+from ideoflow.training import run_state
 from ideoflow.training.progress import Log
 from ideoflow.training.run import train
 from ideoflow.training.settings import Settings
@@ -79,7 +79,7 @@ def test_an_interrupted_run_saves_its_step_and_goes_on_to_the_same_bits(pictures
     with pytest.raises(Interrupted, match="after step 2, which is saved"):
         train(settings(pictures, tmp_path), watchers=[watcher])
     assert watcher.heard == 1
-    assert [path.name for path in checkpoints.saved(tmp_path / "checkpoints")] == ["step-0000002"]
+    assert [path.name for path in run_state.saved(tmp_path / "checkpoints")] == ["step-0000002"]
     assert not (tmp_path / "pytorch_lora_weights.safetensors").exists()
     assert [signal.getsignal(number) for number in numbers] == handlers
     train(settings(pictures, tmp_path), resume=True)
@@ -89,7 +89,7 @@ def test_an_interrupted_run_saves_its_step_and_goes_on_to_the_same_bits(pictures
 def test_a_second_interrupt_ends_a_run_at_once(pictures, tmp_path):
     with pytest.raises(KeyboardInterrupt) as caught:
         train(settings(pictures, tmp_path), watchers=[At(2, send(signal.SIGINT, signal.SIGINT))])
-    assert not isinstance(caught.value, Interrupted) and not checkpoints.saved(tmp_path / "checkpoints")
+    assert not isinstance(caught.value, Interrupted) and not run_state.saved(tmp_path / "checkpoints")
 
 
 def test_an_interrupt_in_the_last_step_lets_the_run_end(pictures, tmp_path, uninterrupted):
@@ -201,4 +201,4 @@ def test_a_full_disk_while_encoding_is_one_line(pictures, tmp_path, unlimited):
     limit(5_000)()  # enough for what sees whether the folder can be written, too little for a caption's features
     with pytest.raises(OSError, match=r"cache.*File too large"):
         train(chosen)
-    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    assert not list((tmp_path / "cache").rglob("*.partial"))

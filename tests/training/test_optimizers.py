@@ -11,9 +11,9 @@ import torch
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from ideoflow import Ideogram4Transformer2DModel, sketch
-from ideoflow.training.checkpoints import optimizer_tensors, restore_optimizer, restore_schedule
 from ideoflow.training.ema import Ema
 from ideoflow.training.optimizers import OPTIMIZERS, make_optimizer, make_schedule
+from ideoflow.training.run_state import optimizer_tensors, restore_optimizer, restore_schedule
 from ideoflow.training.settings import Optimizer, Schedule
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from ideoflow import sketch
-from ideoflow.training import checkpoints
+from ideoflow.training import run_state
 from ideoflow.training.parallel import Group
 from ideoflow.training.run import prepare, train
 from ideoflow.training.settings import Settings
@@ -51,7 +51,7 @@ def test_a_run_trains_an_adapter_that_both_pipelines_load(pictures, tmp_path):
     written = train(settings(pictures, tmp_path, steps=12, also=["comfy"], trigger="sks"), watchers=[count])
     assert [step.step for step in count.steps] == list(range(1, 13))
     assert all(step.samples >= 1 and 0 < step.filled <= 1 and step.norm > 0 for step in count.steps)
-    assert len(checkpoints.saved(tmp_path / "checkpoints")) == 3 and len(count.saved) == 6
+    assert len(run_state.saved(tmp_path / "checkpoints")) == 3 and len(count.saved) == 6
     adapter = tmp_path / "pytorch_lora_weights.safetensors"
     assert adapter in written and len(written) == 2
     assert any(t.any() for name, t in load_file(adapter).items() if "lora_B" in name)
@@ -125,7 +125,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(pictures, tmp_pa
         break
     for file in (
         "pytorch_lora_weights.safetensors",
-        f"checkpoints/{checkpoints.NAME.format(steps)}/optimizer.safetensors",
+        f"checkpoints/{run_state.NAME.format(steps)}/optimizer.safetensors",
     ):
         one, other = load_file(whole / file), load_file(out / file)
         assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
@@ -162,8 +162,8 @@ def test_two_interrupted_processes_save_the_same_step_and_go_on(pictures, tmp_pa
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)  # to the launcher, which ends its processes
     run.communicate(timeout=300)
-    (saved,) = checkpoints.saved(out / "checkpoints")
-    reached = checkpoints.load(saved).step
+    (saved,) = run_state.saved(out / "checkpoints")
+    reached = run_state.load(saved).step
     assert 2 <= reached < 200 and len(losses(log)) == reached
     again = options | {"out": str(out), "steps": reached + 1}
     finish(launch(again, log, processes=2, resume=True))
@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(p
     trainer.samples[3] = Broken()
     with pytest.raises(Stopped, match=rf"not taken.*nan.*{bad.name}.*last good checkpoint"):
         trainer.run()
-    last = checkpoints.load(checkpoints.saved(tmp_path / "checkpoints")[-1])
+    last = run_state.load(run_state.saved(tmp_path / "checkpoints")[-1])
     assert last.step >= 2
     assert all(w.isfinite().all() for w in last.weights.values())
     assert all(p.isfinite().all() for p in trainer.trained.values())
@@ -231,19 +231,19 @@ def test_a_half_written_checkpoint_is_never_seen(pictures, tmp_path, monkeypatch
     trainer = prepare(settings(pictures, tmp_path, steps=4), ALONE)
     trainer.run()
     folder = tmp_path / "checkpoints"
-    before = checkpoints.saved(folder)
+    before = run_state.saved(folder)
 
     def dies(*_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints, "save_file", dies)
+    monkeypatch.setattr(run_state, "save_file", dies)
     trainer.step = 9
     with pytest.raises(KeyboardInterrupt):
         trainer.save()
-    assert checkpoints.saved(folder) == before
+    assert run_state.saved(folder) == before
     (before[-1] / "optimizer.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="not a whole checkpoint"):
-        checkpoints.load(before[-1])
+        run_state.load(before[-1])
 
 
 def test_options_that_do_not_exist_or_fit_are_named(tmp_path):
@@ -291,7 +291,7 @@ def test_half_precision_stays_near_full(pictures, tmp_path, method):
     exact = curve(pictures, tmp_path / "exact", **options)
     half = curve(pictures, tmp_path / "half", dtype="bfloat16", **options)
     assert half != exact and all(abs(a - b) <= 0.05 * a for a, b in zip(exact, half, strict=True))
-    weights = checkpoints.load(checkpoints.saved(tmp_path / "half" / "checkpoints")[-1]).weights
+    weights = run_state.load(run_state.saved(tmp_path / "half" / "checkpoints")[-1]).weights
     assert {w.dtype for w in weights.values()} == {torch.float32}
 
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ideoflow.files import write_text
+
 log = logging.getLogger(__name__)
 
 
@@ -24,9 +26,7 @@ class Curve:
         lines = [line for line in read(path) if line["step"] <= step]
         self.before = lines[-1]["seconds"] if lines else 0.0
         self.begun = time.monotonic()
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        temporary.replace(path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Log the figures of a step, to the file and to whoever watches."""

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
+from ideoflow.files import in_place
 from ideoflow.pipeline import Ideogram4Pipeline
 
 from .train_transformers import Sketch
@@ -37,15 +38,12 @@ def export(folder: Path, destination: Path) -> None:
         unconditional_transformer=sketch.unconditional.half(),
         side_limits=SIDES,
     )
-    fresh = destination.with_name(destination.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    pipeline.save_pretrained(fresh)
-    # transformers loads in the type that the config names, whatever the file holds; diffusers in float32.
-    config = fresh / "text_encoder" / "config.json"
-    config.write_text(config.read_text().replace('"float16"', '"float32"'))
-    vocabulary = fresh / "tokenizer" / "tokenizer.json"  # written with indents that are half of it
-    vocabulary.write_text(json.dumps(json.loads(vocabulary.read_text()), separators=(",", ":"), ensure_ascii=False))
-    if (card := destination / "README.md").exists():
-        shutil.copy(card, fresh)
-    shutil.rmtree(destination, ignore_errors=True)
-    fresh.rename(destination)
+    with in_place(destination) as fresh:
+        pipeline.save_pretrained(fresh)
+        # transformers loads in the type that the config names, whatever the file holds; diffusers in float32.
+        config = fresh / "text_encoder" / "config.json"
+        config.write_text(config.read_text().replace('"float16"', '"float32"'))
+        vocabulary = fresh / "tokenizer" / "tokenizer.json"  # written with indents that are half of it
+        vocabulary.write_text(json.dumps(json.loads(vocabulary.read_text()), separators=(",", ":"), ensure_ascii=False))
+        if (card := destination / "README.md").exists():
+            shutil.copy(card, fresh)

@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from ideoflow.files import write_tensors
+from ideoflow.training.ema import Ema
 
 SAVE_EVERY = 500  # steps
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
 
-class Average:
-    """Exponential moving average of a module's parameters, warmed up: decay `min(decay, (1 + n) / (10 + n))`."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        parameters = dict(module.named_parameters())
-        torch._foreach_lerp_(list(self.values.values()), [parameters[n] for n in self.values], 1 - decay)
-
-    @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
-        for name, parameter in module.named_parameters():
-            parameter.copy_(self.values[name])
-
-
-def save_state(path: Path, step: int, module: nn.Module, optimizers: Optimizers, average: Average) -> None:
-    """Write weights, averaged weights, optimizer states and the step to `path`, then rename into place."""
-    tensors: dict[str, Tensor] = {f"model/{k}": v.contiguous() for k, v in module.state_dict().items()}
+def save_state(path: Path, step: int, module: nn.Module, optimizers: Optimizers, average: Ema) -> None:
+    """Write weights, averaged weights, optimizer states and the step to `path`."""
+    tensors: dict[str, Tensor] = {f"model/{k}": v for k, v in module.state_dict().items()}
     tensors |= {f"average/{k}": v for k, v in average.values.items()}
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer{number}/{index}/{k}": v for k, v in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"step": str(step)})
-    os.replace(temporary, path)
+    write_tensors(path, tensors, {"step": str(step)})
 
 
-def load_state(path: Path, module: nn.Module, optimizers: Optimizers, average: Average) -> int:
+def load_state(path: Path, module: nn.Module, optimizers: Optimizers, average: Ema) -> int:
     """Restore what `save_state` wrote; returns the step, or 0 with nothing changed when there is no file."""
     if not path.exists():
         return 0
@@ -57,6 +36,7 @@ def load_state(path: Path, module: nn.Module, optimizers: Optimizers, average: A
         step = int(file.metadata()["step"])
     module.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
     average.values = {k: tensors[f"average/{k}"].to(v.device) for k, v in average.values.items()}
+    average.updates = step
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():

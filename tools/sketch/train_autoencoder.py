@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ideoflow.latents import patchify
 from ideoflow.sketch.world import sample
+from ideoflow.training.ema import Ema
 
 from .curve import Curve
-from .resume import SAVE_EVERY, Average, load_state, save_state
+from .resume import SAVE_EVERY, load_state, save_state
 
 CONFIG = dict(
     block_out_channels=(16, 24, 48, 64),
@@ -55,7 +56,7 @@ def train(
     torch.manual_seed(0)
     vae = AutoencoderKLFlux2(**CONFIG).to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    average = Average(vae, 0.999)
+    average = Ema(dict(vae.named_parameters()), 0.999)
     state = folder / "autoencoder.safetensors"
     step = load_state(state, vae, [optimizer], average)
     curve, begun = Curve(folder / "autoencoder.jsonl", step), time.monotonic()
@@ -74,7 +75,7 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
-        average.update(vae, step)
+        average.update()
         step += 1
         if step % 100 == 0:
             decibel = -10 * float(torch.log10(error.detach().div(2).square().mean()))
@@ -84,9 +85,9 @@ def train(
     save_state(state, step, vae, [optimizer], average)
     if step < total_steps:
         return
-    average.copy_to(vae)
-    measure_latents(vae)
-    vae.save_pretrained(folder / "vae")
+    with average.swapped():
+        measure_latents(vae)
+        vae.save_pretrained(folder / "vae")
 
 
 def train_decoder(
@@ -106,7 +107,7 @@ def train_decoder(
     vae.encoder.requires_grad_(False)
     decoder = nn.ModuleList([vae.decoder, vae.post_quant_conv])
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    average = Average(decoder, 0.999)
+    average = Ema(dict(decoder.named_parameters()), 0.999)
     state = folder / "decoder.safetensors"
     step = load_state(state, decoder, [optimizer], average)
     curve, begun = Curve(folder / "decoder.jsonl", step), time.monotonic()
@@ -125,7 +126,7 @@ def train_decoder(
         loss.backward()
         nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
-        average.update(decoder, step)
+        average.update()
         step += 1
         if step % 100 == 0:
             decibel = -10 * float(torch.log10(error.detach().div(2).square().mean()))
@@ -133,8 +134,8 @@ def train_decoder(
         if step % SAVE_EVERY == 0:
             save_state(state, step, decoder, [optimizer], average)
     save_state(state, step, decoder, [optimizer], average)
-    average.copy_to(decoder)
-    vae.save_pretrained(folder / "vae")
+    with average.swapped():
+        vae.save_pretrained(folder / "vae")
 
 
 @torch.no_grad()

@@ -13,10 +13,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from ideoflow.sketch.world import sample
+from ideoflow.training.ema import Ema
 
 from .curve import Curve
 from .readouts import CaptionProbe, Truth
-from .resume import SAVE_EVERY, Average, load_state, save_state
+from .resume import SAVE_EVERY, load_state, save_state
 from .text import Encoder, Reader, build_tokenizer
 
 
@@ -32,7 +33,7 @@ def train(
     reader = Reader(len(tokenizer))
     model = nn.ModuleDict({"reader": reader, "probe": CaptionProbe(reader.config.hidden_size)}).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    average = Average(model, 0.995)
+    average = Ema(dict(model.named_parameters()), 0.995)
     state = folder / "text.safetensors"
     step = load_state(state, model, [optimizer], average)
     curve, begun = Curve(folder / "text.jsonl", step), time.monotonic()
@@ -46,7 +47,7 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        average.update(model, step)
+        average.update()
         step += 1
         if step % 50 == 0:
             curve.add(step, {"loss": loss.item()} | {f"{name} error": error.item() for name, error in errors.items()})

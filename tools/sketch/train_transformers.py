@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -15,20 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKLFlux2
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from ideoflow.files import write_tensors
 from ideoflow.latents import encode
 from ideoflow.model import Ideogram4Transformer2DModel
 from ideoflow.packing import Layout
 from ideoflow.schedule import sample_times
+from ideoflow.sizes import UNIT
 from ideoflow.sketch.scene import Sample
 from ideoflow.sketch.world import sample
+from ideoflow.training.ema import Ema
 
 from .curve import Curve
 from .readouts import CaptionProbe, LayoutProbe, Truth
-from .resume import SAVE_EVERY, Average, load_state, save_state
+from .resume import SAVE_EVERY, load_state, save_state
 from .text import TAPS, TEXT_CONFIG, Encoder, Places, Reader, features
 
 CONFIG = dict(
@@ -119,13 +121,11 @@ def shard(folder: Path, index: int, vae: AutoencoderKLFlux2, encoder: Encoder) -
     samples = [sample(index * SHARD + i) for i in range(SHARD)]
     path = folder / f"{index}.safetensors"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {}
         for begin in range(0, SHARD, 64):
             latents = encode(vae, [s.image for s in samples[begin : begin + 64]])
             tensors |= {str(begin + i): z.half().cpu() for i, z in enumerate(latents)}
-        save_file(tensors, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        write_tensors(path, tensors)
     kept = load_file(path)
     return [_picture(s, kept[str(i)], encoder) for i, s in enumerate(samples)]
 
@@ -149,7 +149,7 @@ def batches(pictures: list[Picture], tokens: int, draw: random.Random) -> Iterat
 def times(pictures: list[Picture], generator: torch.Generator) -> Tensor:
     """A time for each picture: a quarter from the sampling schedule, the rest noisier, where the layout is decided."""
     scheduled = sample_times(
-        len(pictures), torch.tensor([256 * len(p.latents) for p in pictures]), 0.0, 1.75, generator
+        len(pictures), torch.tensor([UNIT**2 * len(p.latents) for p in pictures]), 0.0, 1.75, generator
     )
     noisy = torch.sigmoid(-1.1 + 1.4 * torch.randn(len(pictures), generator=generator))
     return torch.where(torch.rand(len(pictures), generator=generator) < 0.25, scheduled, noisy)
@@ -228,12 +228,12 @@ def train(
     encoder = Encoder(tokenizer)
     model = Sketch(len(tokenizer)).to(device)
     optimizers = make_optimizers(model, peak_rate)
-    average = Average(model, 0.999)
+    average = Ema(dict(model.named_parameters()), 0.999)
     state = folder / "sketch.safetensors"
     step = load_state(state, model, optimizers, average)
     if step == 0:
         _adopt(model, folder / "text.safetensors")
-        average = Average(model, 0.999)
+        average = Ema(dict(model.named_parameters()), 0.999)
     if device == "cpu":
         hasten(model.transformer)
         hasten(model.unconditional)
@@ -257,7 +257,7 @@ def train(
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
-            average.update(model, step)
+            average.update()
             step, seen = step + 1, seen + len(batch)
             for name, value in parts.items():
                 sums.setdefault(name, []).append(value.item())

@@ -17,6 +17,7 @@ import typer
 from .. import sketch
 from ..bundled import SKETCH
 from ..checks import printable
+from ..devices import available, best_device
 from ..files import check_writable
 from ..pictures import save_image
 from ..schedule import MAX_STEPS, SHORT_NAMES
@@ -26,8 +27,6 @@ from .jobs import Job, Lora, Picture, Settings, target
 from .prompts import Prompt, Reader
 from .trust import describe, settle
 from .values import (
-    available,
-    best_device,
     parse_amount,
     parse_device,
     parse_dtype,

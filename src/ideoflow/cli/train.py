@@ -17,12 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..checks import printable
 from ..files import write_text
 from ..training.settings import SECTIONS, Settings, template
-from ..training.watch import Step, Watcher
+from ..training.watch import Run, Step, Watcher
 from . import console
 from .values import expanded, parse_device, parse_model, parse_size
 
 if TYPE_CHECKING:
-    from ..training.dataset import Survey
+    from ..training.survey import Survey
     from ..training.trainer import Trainer
 
 INIT = "init"
@@ -145,7 +145,7 @@ def _check(settings: Settings) -> None:
 def _run(settings: Settings, resume: bool, dry_run: bool) -> None:
     with console.plain_warnings():
         from ..interrupts import Interrupted, terminated
-        from ..training import checkpoints
+        from ..training import run_state
         from ..training.parallel import processes
         from ..training.run import prepare, reserved
         from ..training.trainer import Stopped
@@ -168,7 +168,7 @@ def _run(settings: Settings, resume: bool, dry_run: bool) -> None:
         except Interrupted as error:
             _end(f"{error}; to go on: {again}", console.INTERRUPTED)
         except KeyboardInterrupt:
-            saved = checkpoints.saved(out / "checkpoints")
+            saved = run_state.saved(out / "checkpoints")
             kept = f"to go on from {saved[-1].name}: {again}" if saved else "there is no checkpoint, start again."
             _end(f"interrupted; what is encoded is kept; {kept}", console.INTERRUPTED)
 
@@ -197,7 +197,7 @@ def _watchers(settings: Settings, bars: Progress, processes: int, dry_run: bool)
 
 
 def _print_plan(trainer: Trainer, bars: Progress) -> None:
-    from ..training.plan import plan
+    from ..training.dry_run import plan
 
     for name, value in plan(trainer):
         if trainer.group.leads:
@@ -239,28 +239,28 @@ class Lines(Watcher):
         """Pictures or captions encoded."""
         self._show(f"encoding {what}", done, total)
 
-    def on_step(self, trainer: Trainer, step: Step) -> None:
+    def on_step(self, run: Run, step: Step) -> None:
         """The live line."""
         self.pace = step.seconds if self.pace is None else 0.9 * self.pace + 0.1 * step.seconds
         more = (
             f"loss {step.loss:.4f}  {step.samples / self.pace:.1f} samples/s  {step.tokens / self.pace:,.0f} tokens/s"
             f"  {step.filled:.0%} filled"
         )
-        self._show("training", step.step, trainer.settings.training.steps, more)
-        every = max(1, trainer.settings.training.steps // 20)
+        self._show("training", step.step, run.settings.training.steps, more)
+        every = max(1, run.settings.training.steps // 20)
         if not self.bars.console.is_terminal and step.step % every == 0:
             self.bars.console.print(f"step {step.step}  {more}", markup=False)
 
-    def on_validation(self, trainer: Trainer, loss: float) -> None:
+    def on_validation(self, run: Run, loss: float) -> None:
         """The loss on what is held out."""
-        self.bars.console.print(f"step {trainer.step}  validation loss {loss:.4f}", markup=False)
+        self.bars.console.print(f"step {run.step}  validation loss {loss:.4f}", markup=False)
 
     def on_signal(self) -> None:
         """That it was heard; past the bars, for a signal may come while they are drawn."""
         with suppress(OSError):
             os.write(2, b"\ninterrupted: this step is finished and saved; Ctrl-C again stops at once\n")
 
-    def on_end(self, trainer: Trainer, written: list[Path]) -> None:
+    def on_end(self, run: Run, written: list[Path]) -> None:
         """What was written."""
         for path in written:
             self.bars.console.print(f"wrote {printable(path)}", markup=False)

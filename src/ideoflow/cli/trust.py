@@ -27,7 +27,7 @@ def settle(name: str, recipe: Mapping[str, Any], chosen: Mapping[str, Any], trus
     """The settings of a picture's file that are followed where no option replaces them.
 
     Args:
-        name: Of the file.
+        name: Name of the file.
         recipe: What it says, as `read_settings` gives it.
         chosen: The options that the user gave, by their names in `Settings`, and `seed` and `size`.
         trusted: Whether the user trusts it (--trust-settings).

@@ -10,6 +10,7 @@ from accelerate.utils import send_to_device
 from diffusers.hooks import apply_group_offloading
 from torch import nn
 
+from ..devices import best_device
 from ..ops.offload import is_offloaded
 from ..ops.weights import keep_contents_key
 from .choice import plan as make_plan
@@ -42,7 +43,7 @@ def fit_memory(
         ValueError: naming the argument that does not fit.
     """
     check_untouched(pipe)
-    target = torch.device(device if device is not None else _first_device())
+    target = torch.device(device if device is not None else best_device())
     if memory == AUTO:
         memory = free_memory(str(target))
     made = make_plan(pipe, memory, device=target.type, **options)
@@ -221,9 +222,3 @@ def to_nf4(transformer: nn.Module) -> list[str]:
         layer.weight = Params4bit(weight, requires_grad=False, quant_type=NF4, compress_statistics=True, module=layer)
         transformer.set_submodule(name, layer)
     return names
-
-
-def _first_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

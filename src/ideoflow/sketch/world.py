@@ -11,6 +11,7 @@ import random
 import zlib
 from typing import Literal
 
+from ..sizes import UNIT
 from .scene import COLOURS, Background, Box, Element, Sample, rgb
 from .shapes import FONTS, OUTLINED, PITCH, SHAPES
 from .wording import caption_of
@@ -56,8 +57,8 @@ def sample(index: int, *, split: Split = "train", seed: int = 0, size: tuple[int
         raise ValueError(f"`split` is {split!r}; it is 'train' or 'held_out'.")
     draw = random.Random(f"sketch-2/{split}/{seed}/{index}")
     width, height = draw.choices(list(SIZES), list(SIZES.values()))[0] if size is None else size
-    if width % 16 or height % 16 or min(width, height) < 16:
-        raise ValueError(f"`size` is {(width, height)}; both sides are positive multiples of 16.")
+    if width % UNIT or height % UNIT or min(width, height) < UNIT:
+        raise ValueError(f"`size` is {(width, height)}; both sides are positive multiples of {UNIT}.")
 
     colours = draw.sample(list(COLOURS), len(COLOURS))  # all different, so that a colour names one thing in a picture
     background = _background(draw, colours)

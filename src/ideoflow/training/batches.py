@@ -23,10 +23,10 @@ class StreamState(BaseModel):
     """Where a stream stands.
 
     Attributes:
-        epoch: whose window comes next.
-        begin: where in the epoch it begins.
-        left: what is packed again with it.
-        ready: batches that come before it.
+        epoch: the epoch whose window comes next.
+        begin: place in the epoch where that window begins.
+        left: draws that are packed again with the next window.
+        ready: packed batches that come before the next window.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -74,7 +74,7 @@ class PackedStream(Iterator[tuple[Draw, ...]]):
         tokens: text and image tokens of each sample.
         budget: most tokens in a batch.
         window: samples that are packed together; more of them fill batches better and need no more memory.
-        seed: of the order. Nothing else changes it: not the number of workers, nor where a run was stopped.
+        seed: seed of the order. Nothing else changes the order: not the number of workers, nor where a run was stopped.
 
     Raises:
         ValueError: no sample, a window below 1, or a sample that is larger than the budget.

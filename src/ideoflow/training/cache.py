@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-STALE = 3600.0  # seconds after which a half-written file is that of a dead process
+from ..files import write_tensors
 
 
 def key_of(*parts: object) -> str:
@@ -47,12 +43,6 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("*/.*.tmp"):
-            try:
-                if time.time() - left.stat().st_mtime > STALE:
-                    left.unlink()
-            except FileNotFoundError:
-                pass  # another process was faster
 
     def path(self, key: str) -> Path:
         """Where the tensors of `key` are, or would be."""
@@ -76,15 +66,4 @@ class Store:
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep `tensors` under `key`, in place of what may be there."""
-        path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{key}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-        try:
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except SafetensorError as error:  # a full disk, in its own words
-            raise OSError(f"the cache {self.folder} cannot be written: {error}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_tensors(self.path(key), tensors)

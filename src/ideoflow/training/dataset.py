@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .folder import Folder
-from .images import read
+from .image_reading import read
 from .lines import line_of
 from .survey import Example, Found, Remark, Survey, UnusableError
 from .tables import found_in_table
@@ -41,8 +41,9 @@ def scan(
         convert: Take pictures of other colour models or more than 8 bits a channel too.
         follow_links: Read what links lead to outside of the folder, too.
         wrap: Put captions in plain text into a minimal JSON caption, as `ideoflow generate` does.
-        image_column: Of a dataset.
-        caption_column: Of a dataset or of `metadata.jsonl`; the first of `CAPTION_COLUMNS` that there is when absent.
+        image_column: A dataset's column of pictures.
+        caption_column: The column of captions, of a dataset or of `metadata.jsonl`; when absent, the first of
+            `CAPTION_COLUMNS` that there is.
         on_progress: Called with how many pictures were looked at, and how many there are.
         option: What the source was given by, for errors.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..latents import encode
 from ..pipeline import Ideogram4Pipeline
+from ..sizes import UNIT
 from ..text_encoder import encode_captions, tokenise
 from .cache import Store, fingerprint, key_of
 from .dataset import Example
@@ -34,7 +35,7 @@ class Sample:
     """An example whose picture and caption are in a store.
 
     Attributes:
-        name: of the example.
+        name: the example's name.
         caption: its line.
         grid: rows and columns of image tokens.
         text_tokens: tokens of the caption.
@@ -101,7 +102,7 @@ class Encoder:
         Args:
             examples: All examples.
             on_progress: Called with how many were encoded, how many are to be, and of what.
-            rank: Of this process.
+            rank: Number of this process.
             processes: How many share the work.
             batch: Pictures of one size, and captions, that are encoded together.
         """
@@ -146,7 +147,7 @@ class Encoder:
             if shapes is None or self.store.shapes(latents) is None:
                 raise FileNotFoundError(f"the cache {self.store.folder} does not hold {example.name}: encode it first.")
             width, height = example.size
-            grid = (height // 16, width // 16)
+            grid = (height // UNIT, width // UNIT)
             made.append(Sample(example.name, example.caption, grid, shapes["text"][0], self.store, latents, text))
         return made
 

@@ -18,7 +18,7 @@ from ..captions.reading import find
 from ..captions.schema import encodes
 from ..checks import printable
 from ..files import read_regular
-from .images import MOST_BYTES
+from .image_reading import MOST_BYTES
 from .survey import CAPTION_COLUMNS, Found, Remark, Survey, UnusableError
 
 ENDINGS = (
@@ -43,9 +43,9 @@ class Folder:
     """A folder that is looked through.
 
     Attributes:
-        root: where it is.
+        root: the folder's path.
         follow_links: whether what links lead to outside of it is read.
-        survey: that is told of what is left out.
+        survey: the survey that is told of what is left out.
     """
 
     root: Path

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..model import Ideogram4Transformer2DModel
 from ..packing import Layout
 from ..schedule import sample_times
+from ..sizes import UNIT
 from .batches import Draw
 
 Per = Literal["sample", "token"]
@@ -38,7 +39,7 @@ class Batch:
     """Samples of one stream with everything that was drawn for them.
 
     Attributes:
-        names: of the samples.
+        names: names of the samples.
         grids: rows and columns of image tokens of each.
         text_lengths: text tokens of each; zero where the caption was dropped.
         text: `(text_tokens, width)` of all, in stream order.
@@ -90,16 +91,16 @@ def make_batch(
     Args:
         samples: All samples; `draws` index them.
         draws: The batch, from `PackedStream`.
-        seed: Of the run.
+        seed: Seed of the run.
         mu: Mean of the logit-normal distribution of times at 512 x 512 pixels; larger pictures get more noise.
-        std: Its standard deviation, above 0.
+        std: Standard deviation of that distribution, above 0.
         caption_dropout: Share of samples that are shown without their caption, 0 to 1.
     """
     lengths, texts, latents, noises, times = [], [], [], [], []
     for draw in draws:
         clean, text = samples[draw.sample].load()
         generator = torch.Generator().manual_seed(_seed(seed, draw))
-        times.append(sample_times(1, 256 * len(clean), mu, std, generator))
+        times.append(sample_times(1, UNIT**2 * len(clean), mu, std, generator))
         dropped = bool(torch.rand((), generator=generator) < caption_dropout)
         noises.append(torch.randn(clean.shape, generator=generator))
         latents.append(clean.float())
@@ -170,7 +171,7 @@ class FlowMatching(nn.Module):
 
         Args:
             batch: A stream; on the device of the weights.
-            total: Of `count` over all batches of a step, so that the step's gradient is that of their mean; this
+            total: Sum of `count` over all batches of a step, so that the step's gradient is that of their mean; this
                 batch's own when absent.
 
         Returns:

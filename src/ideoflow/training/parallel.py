@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..devices import best_device
+
 
 @dataclass(frozen=True)
 class Group:
     """The processes of a run, as torchrun or `accelerate launch` started them.
 
     Attributes:
-        rank: of this process, 0 alone writes.
+        rank: number of this process; 0 alone writes.
         size: number of processes.
-        device: where this process computes.
+        device: the device on which this process computes.
     """
 
     rank: int
@@ -53,7 +55,7 @@ def processes(device: str = "") -> Iterator[Group]:
     Args:
         device: `cpu`, `cuda`, ...; the best there is when empty.
     """
-    kind = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    kind = device or best_device()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Group(0, 1, torch.device(kind))

@@ -6,7 +6,6 @@ import io
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageDraw
@@ -16,12 +15,10 @@ from ..captions.paths import existing, looks_like_path, missing
 from ..captions.reading import read_file
 from ..files import write_bytes
 from ..images import ImageError, open_image, plain_errors
+from ..sizes import UNIT
 from .lines import line_of
 from .settings import Settings
-from .watch import Step, Watcher
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .watch import Run, Step, Watcher
 
 FIRST = 4  # captions of the data that are drawn when none are named
 CELL = 256  # pixels of a picture's longer side on a contact sheet
@@ -46,65 +43,65 @@ class Previews(Watcher):
         self.rows: list[tuple[int, list[Image.Image]]] = []
         self.sheets: dict[int, Image.Image] = {}  # by step
 
-    def on_begin(self, trainer: Trainer) -> None:
+    def on_begin(self, run: Run) -> None:
         """Encode the captions once, and draw what the model knows before."""
-        self.captions = [_line(prompt, trainer.settings.data.wrap) for prompt in self.options.previews]
+        self.captions = [_line(prompt, run.settings.data.wrap) for prompt in self.options.previews]
         if not self.captions:
-            self.captions = list(dict.fromkeys(sample.caption for sample in trainer.samples))[:FIRST]
-        grids = [sample.grid for sample in trainer.samples]
-        sizes = [(16 * columns, 16 * rows) for rows, columns in grids]
+            self.captions = list(dict.fromkeys(sample.caption for sample in run.samples))[:FIRST]
+        grids = [sample.grid for sample in run.samples]
+        sizes = [(UNIT * columns, UNIT * rows) for rows, columns in grids]
         if self.options.preview_size:
             sizes = [_size(self.options.preview_size)]
         self.sizes = [sizes[i % len(sizes)] for i in range(len(self.captions))]
-        encoder, home = trainer.pipeline.text_encoder, trainer.pipeline.text_encoder.device
-        encoder.to(trainer.group.device)
-        self.features = trainer.pipeline.prompt_features(self.captions)
+        encoder, home = run.pipeline.text_encoder, run.pipeline.text_encoder.device
+        encoder.to(run.group.device)
+        self.features = run.pipeline.prompt_features(self.captions)
         encoder.to(home)
-        if trainer.step == 0:
-            self.draw(trainer)
+        if run.step == 0:
+            self.draw(run)
         else:
-            self.sheets = _earlier(trainer.folder / "previews", trainer.step)
+            self.sheets = _earlier(run.folder / "previews", run.step)
 
-    def on_step(self, trainer: Trainer, step: Step) -> None:
+    def on_step(self, run: Run, step: Step) -> None:
         """Draw every few steps."""
-        if self.options.preview_every and step.step % self.options.preview_every == 0 and not trainer.stopping:
-            self.draw(trainer)
+        if self.options.preview_every and step.step % self.options.preview_every == 0 and not run.stopping:
+            self.draw(run)
 
-    def on_end(self, trainer: Trainer, written: list[Path]) -> None:
+    def on_end(self, run: Run, written: list[Path]) -> None:
         """Draw what was learned in the end."""
-        if not self.rows or self.rows[-1][0] != trainer.step:
-            self.draw(trainer)
+        if not self.rows or self.rows[-1][0] != run.step:
+            self.draw(run)
 
     @torch.no_grad()
-    def draw(self, trainer: Trainer) -> None:
+    def draw(self, run: Run) -> None:
         """Draw all captions and write the sheets."""
-        pipeline, options = trainer.pipeline, self.options
+        pipeline, options = run.pipeline, self.options
         guided = options.preview_guidance > 1 and pipeline.unconditional_transformer is not None
-        trainer.loss.eval()
+        run.loss.eval()
         try:
-            with trainer.averaged(), trainer.autocast():
+            with run.averaged(), run.autocast():
                 requests = pipeline.make_requests(
                     self.captions,
                     size=self.sizes,
                     num_inference_steps=options.preview_steps,
                     guidance_scale=options.preview_guidance if guided else 1.0,
                     guidance_schedule=None,
-                    mu=trainer.settings.training.mu,
-                    std=trainer.settings.training.std,
+                    mu=run.settings.training.mu,
+                    std=run.settings.training.std,
                     generator=[torch.Generator().manual_seed(SEED + i) for i in range(len(self.captions))],
                     prompt_features=self.features,
                 )
                 pipeline.engine().complete(requests)
             pictures = pipeline.decode_requests(requests)
         finally:
-            trainer.loss.train()
-        self.rows.append((trainer.step, list(pictures)))
-        self.sheets[trainer.step] = sheet(trainer.step, pictures)
-        folder = trainer.folder / "previews"
-        save(self.sheets[trainer.step], folder / NAME.format(trainer.step))
+            run.loss.train()
+        self.rows.append((run.step, list(pictures)))
+        self.sheets[run.step] = sheet(run.step, pictures)
+        folder = run.folder / "previews"
+        save(self.sheets[run.step], folder / NAME.format(run.step))
         save(stack([self.sheets[step] for step in sorted(self.sheets)]), folder / "all.png")
-        for watcher in trainer.watchers:
-            watcher.on_previews(trainer, pictures)
+        for watcher in run.watchers:
+            watcher.on_previews(run, pictures)
 
 
 def sheet(step: int, pictures: Sequence[Image.Image]) -> Image.Image:

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..files import write_text
-from .watch import Step, Watcher
+from .watch import Run, Step, Watcher
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .dataset import Survey
-    from .trainer import Trainer
+    from .survey import Survey
 
 
 class Log(Watcher):
@@ -34,18 +33,18 @@ class Log(Watcher):
         """Write the report."""
         write_text(self.folder / "report.txt", survey.report() + "\n")
 
-    def on_begin(self, trainer: Trainer) -> None:
+    def on_begin(self, run: Run) -> None:
         """Keep the lines of the steps that count."""
-        kept = [line for line in read(self.path) if line["step"] <= trainer.step]
+        kept = [line for line in read(self.path) if line["step"] <= run.step]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def on_step(self, trainer: Trainer, step: Step) -> None:
+    def on_step(self, run: Run, step: Step) -> None:
         """Append a line."""
         self._append(asdict(step))
 
-    def on_validation(self, trainer: Trainer, loss: float) -> None:
+    def on_validation(self, run: Run, loss: float) -> None:
         """Append a line."""
-        self._append({"step": trainer.step, "validation": loss})
+        self._append({"step": run.step, "validation": loss})
 
     def _append(self, line: dict[str, Any]) -> None:
         try:
@@ -74,16 +73,16 @@ class TensorBoard(Watcher):
         self.folder = out / "tensorboard"
         self.writer: Any = None
 
-    def on_begin(self, trainer: Trainer) -> None:
+    def on_begin(self, run: Run) -> None:
         """Open the curves, without what comes after the step where the run goes on."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             warnings.warn("TensorBoard is not installed, no curves are written: pip install tensorboard", stacklevel=2)
             return
-        self.writer = SummaryWriter(str(self.folder), purge_step=trainer.step + 1)
+        self.writer = SummaryWriter(str(self.folder), purge_step=run.step + 1)
 
-    def on_step(self, trainer: Trainer, step: Step) -> None:
+    def on_step(self, run: Run, step: Step) -> None:
         """Add a point to each curve."""
         if self.writer is None:
             return
@@ -92,23 +91,23 @@ class TensorBoard(Watcher):
         for name in ("samples", "tokens"):
             self.writer.add_scalar(f"{name}/s", getattr(step, name) / step.seconds, step.step)
 
-    def on_validation(self, trainer: Trainer, loss: float) -> None:
+    def on_validation(self, run: Run, loss: float) -> None:
         """Add a point to its curve."""
         if self.writer is not None:
-            self.writer.add_scalar("validation", loss, trainer.step)
+            self.writer.add_scalar("validation", loss, run.step)
 
-    def on_previews(self, trainer: Trainer, pictures: Sequence[Image.Image]) -> None:
+    def on_previews(self, run: Run, pictures: Sequence[Image.Image]) -> None:
         """Add the pictures."""
         if self.writer is not None:
             for number, picture in enumerate(pictures):
-                self.writer.add_image(f"previews/{number}", np.asarray(picture), trainer.step, dataformats="HWC")
+                self.writer.add_image(f"previews/{number}", np.asarray(picture), run.step, dataformats="HWC")
 
     def on_save(self, path: Path) -> None:
         """Write down what is held back, so that it is not lost with the process."""
         if self.writer is not None:
             self.writer.flush()
 
-    def on_end(self, trainer: Trainer, written: list[Path]) -> None:
+    def on_end(self, run: Run, written: list[Path]) -> None:
         """Flush the curves."""
         if self.writer is not None:
             self.writer.close()

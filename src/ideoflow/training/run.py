@@ -15,7 +15,7 @@ from ..checkpoints.hub import check_id
 from ..files import check_writable, lock
 from ..pipeline import Ideogram4Pipeline
 from ..pipeline.loading import HUB_ID
-from . import checkpoints
+from . import run_state
 from .cache import Store
 from .dataset import Survey, scan
 from .encoding import Encoder, too_long
@@ -31,7 +31,7 @@ def train(settings: Settings, *, resume: bool = False, watchers: Sequence[Watche
     """Train as `settings` say, in this process or as one of those that torchrun or accelerate started.
 
     Args:
-        settings: Of the run.
+        settings: Options of the run.
         resume: Go on from the last checkpoint in the run's folder; from the beginning when there is none.
         watchers: Who is told about the run.
 
@@ -58,7 +58,7 @@ def reserved(settings: Settings, group: Group, resume: bool) -> Iterator[None]:
         ValueError: if the folder is another run's, cannot be written, or holds checkpoints and `resume` is false.
     """
     out = Path(settings.output.out)
-    if not resume and checkpoints.saved(out / "checkpoints"):
+    if not resume and run_state.saved(out / "checkpoints"):
         raise ValueError(
             f"{out} holds checkpoints of an earlier run: go on with it (--resume), remove them, or train into another"
             " folder (--out)."

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..captions.schema import encodes
+from ..sizes import UNIT
 
 # Of `training.optimizers`, and of transformers what depends on warm-up and steps alone; named here without torch.
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adamw_8bit_torchao", "muon"]
@@ -41,7 +42,7 @@ class Data(_Section):
                       "a datasets folder saved to disk, or the name of a dataset on the hub.")  # fmt: skip
     image_column: str = Field("image", description="Of a dataset: the column of pictures.")
     caption_column: str = Field("", description="Of a dataset: the column of captions; found by itself when empty.")
-    pixels: Annotated[int, Field(ge=256)] = Field(
+    pixels: Annotated[int, Field(ge=UNIT**2)] = Field(
         1024 * 1024, description="Pixel budget of a picture: larger ones are made smaller, sides multiples of 16."
     )
     crop: bool = Field(False, description="Crop to the exact aspect ratio instead of stretching by a few pixels.")

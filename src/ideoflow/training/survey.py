@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ..checks import printable
-from .images import read
+from .image_reading import read
 
 CAPTION_COLUMNS = ("text", "caption", "prompt", "description")  # of a dataset or a list, the first that there is
 NAMED = 3  # examples that one line names
@@ -20,7 +20,7 @@ class Example:
     """One picture with its caption.
 
     Attributes:
-        name: where it is, relative to the source.
+        name: path within the source, or row.
         caption: the line that the text encoder reads.
         size: (width, height) in pixels after resizing, multiples of 16.
         digest: sha256 of the image file's bytes.
@@ -62,7 +62,7 @@ class Found:
     """A picture that was found, before it is looked at.
 
     Attributes:
-        name: of the example.
+        name: name of the example.
         read: gives the bytes of its file.
         caption: gives its caption, a string or the data of one, and remarks on where it is from.
     """
@@ -81,9 +81,9 @@ class Survey:
     """What was found in a source.
 
     Attributes:
-        source: what was looked at.
-        examples: what can be trained on, in the order of their names.
-        held_out: what is only measured.
+        source: the folder or dataset that was looked at.
+        examples: examples that can be trained on, in the order of their names.
+        held_out: examples that the loss is only measured on.
         skipped: pictures that cannot be trained on, and why.
         ignored: files that are no pictures and not read.
         notes: captions that were repaired, or that keep breaches of the schema.

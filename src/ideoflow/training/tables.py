@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_regular
-from .images import MOST_BYTES
+from .image_reading import MOST_BYTES
 from .survey import CAPTION_COLUMNS, Found, UnusableError
 
 

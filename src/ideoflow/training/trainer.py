@@ -18,8 +18,7 @@ from ..files import in_place, write_text
 from ..interrupts import Interrupted, noted
 from ..model import Ideogram4Transformer2DModel
 from ..pipeline import Ideogram4Pipeline
-from . import checkpoints
-from .adapters import AdapterSettings, adapter_weights, add_adapter, save_adapter
+from . import run_state
 from .batches import Draw, PackedStream
 from .ema import Ema
 from .encoding import Sample
@@ -27,6 +26,7 @@ from .objective import FlowMatching, make_batch
 from .optimizers import make_optimizer, make_schedule
 from .parallel import Group, like, reshard, share, syncing, whole
 from .settings import SECTIONS, Settings, template
+from .trained_adapter import AdapterSettings, adapter_weights, add_adapter, save_adapter
 from .validation import HeldOut
 from .watch import Step, Watcher
 
@@ -50,12 +50,12 @@ class Trainer:
     """The trained weights of a run, and its steps.
 
     Args:
-        settings: Of the run.
-        pipeline: Whose transformers are trained, in place.
-        samples: What they are trained on, encoded.
+        settings: Options of the run.
+        pipeline: The pipeline whose transformers are trained, in place.
+        samples: Encoded samples to train on.
         group: The processes that share the work.
-        watchers: Who is told.
-        held_out: What the validation loss is of, encoded; nothing for none.
+        watchers: Watchers of the run, told of each step.
+        held_out: Encoded samples that the validation loss is measured on; empty for none.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class Trainer:
             watcher.on_signal()
 
     def _last_checkpoint(self) -> str:
-        kept = checkpoints.saved(self.folder / "checkpoints")
+        kept = run_state.saved(self.folder / "checkpoints")
         return f"The last good checkpoint is {kept[-1]}." if kept else "No checkpoint was written yet."
 
     def advance(self, begun: float) -> Step:
@@ -280,16 +280,16 @@ class Trainer:
             " look at those samples."
         )
 
-    def state(self) -> checkpoints.State:
+    def state(self) -> run_state.State:
         """Everything that `restore` needs. Every process must call it."""
         names = {id(p): name for name, p in self.trained.items()}
-        optimizer = {k: whole(v) for k, v in checkpoints.optimizer_tensors(self.optimizer, names).items()}
-        return checkpoints.State(
+        optimizer = {k: whole(v) for k, v in run_state.optimizer_tensors(self.optimizer, names).items()}
+        return run_state.State(
             step=self.step,
             weights={name: whole(p.detach()) for name, p in self.trained.items()},
             optimizer=optimizer,
             average={} if self.ema is None else {name: whole(v) for name, v in self.ema.values.items()},
-            values=checkpoints.Values(
+            values=run_state.Values(
                 stream=self.stream.state(),
                 recent=self._recent,
                 batches=self.settings.training.accumulate * self.group.size,
@@ -302,7 +302,7 @@ class Trainer:
         """Write a checkpoint into the run's folder."""
         state = self.state()
         if self.group.leads:
-            path = checkpoints.save(self.folder / "checkpoints", state, self.settings.output.keep)
+            path = run_state.save(self.folder / "checkpoints", state, self.settings.output.keep)
             for watcher in self.watchers:
                 watcher.on_save(path)
         self.group.wait()
@@ -313,14 +313,14 @@ class Trainer:
         Raises:
             ValueError: if the checkpoint is damaged, or of other data or settings that decide what the steps compute.
         """
-        saved = checkpoints.saved(self.folder / "checkpoints")
+        saved = run_state.saved(self.folder / "checkpoints")
         if not saved:
             return False
-        self.restore(checkpoints.load(saved[-1]))
+        self.restore(run_state.load(saved[-1]))
         return True
 
     @torch.no_grad()
-    def restore(self, state: checkpoints.State) -> None:
+    def restore(self, state: run_state.State) -> None:
         """Take over a checkpoint's state, all of it or, where something does not fit, nothing.
 
         Raises:
@@ -329,9 +329,9 @@ class Trainer:
         self._check_same(state.values)
         average = {} if self.ema is None else self.ema.values
         try:
-            checkpoints.check_tensors("weights", state.weights, self.trained)
-            checkpoints.check_tensors("averages", state.average, average)
-            checkpoints.check_optimizer(state.optimizer, self.trained)
+            run_state.check_tensors("weights", state.weights, self.trained)
+            run_state.check_tensors("averages", state.average, average)
+            run_state.check_optimizer(state.optimizer, self.trained)
             self.stream.restore(state.values.stream)
         except ValueError as error:
             raise ValueError(
@@ -344,12 +344,12 @@ class Trainer:
             value.copy_(like(state.average[name], value))
         if self.ema is not None:
             self.ema.updates = state.step
-        checkpoints.restore_optimizer(self.optimizer, self.trained, state.optimizer)
-        checkpoints.restore_schedule(self.schedule, state.step)
+        run_state.restore_optimizer(self.optimizer, self.trained, state.optimizer)
+        run_state.restore_schedule(self.schedule, state.step)
         self._recent = state.values.recent
         self.step = state.step
 
-    def _check_same(self, values: checkpoints.Values) -> None:
+    def _check_same(self, values: run_state.Values) -> None:
         now = self.settings.model_dump()
         for section, options in now.items():
             for name, value in options.items():

@@ -19,8 +19,8 @@ class HeldOut:
     Args:
         samples: Encoded.
         budget: Most tokens in a batch.
-        mu: Of the distribution of times, as in training.
-        std: Of the distribution of times, as in training.
+        mu: Mean of the distribution of times, as in training.
+        std: Standard deviation of the distribution of times, as in training.
 
     Raises:
         ValueError: if a sample is larger than the budget.

@@ -3,15 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .dataset import Survey
-    from .trainer import Trainer
+    from ..pipeline import Ideogram4Pipeline
+    from .encoding import Sample
+    from .objective import FlowMatching
+    from .parallel import Group
+    from .settings import Settings
+    from .survey import Survey
+
+
+class Run(Protocol):
+    """What watchers may look at: the trainer.
+
+    Attributes:
+        step: number of optimizer steps that are done.
+        stopping: whether the run ends after this step.
+        folder: the run's folder.
+        settings: the run's options.
+        samples: what is trained on, encoded.
+        pipeline: the pipeline whose transformers are trained.
+        group: the processes that share the work.
+        loss: the module of the loss, which holds what is trained.
+        watchers: all who are told.
+    """
+
+    step: int
+    stopping: bool
+    folder: Path
+    settings: Settings
+    samples: Sequence[Sample]
+    pipeline: Ideogram4Pipeline
+    group: Group
+    loss: FlowMatching
+    watchers: Sequence[Watcher]
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context in which the trained weights are their moving average, if there is one."""
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """A context of the settings' precision."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +58,12 @@ class Step:
     Attributes:
         step: number of the step, from 1.
         loss: mean loss of its samples, all branches added.
-        norm: of the gradient, before clipping.
+        norm: norm of the gradient before clipping.
         rate: learning rate.
-        samples: in the step.
-        tokens: text and image tokens in the step.
+        samples: number of samples in the step.
+        tokens: number of text and image tokens in the step.
         filled: share of the batches' budget that was used.
-        seconds: that it took.
+        seconds: duration of the step.
         epoch: whole visits to the data so far.
     """
 
@@ -53,16 +90,16 @@ class Watcher:
     def on_encode(self, done: int, total: int, what: str) -> None:
         """A picture or a caption was encoded."""
 
-    def on_begin(self, trainer: Trainer) -> None:
+    def on_begin(self, run: Run) -> None:
         """The first step is about to be taken, or the first after a resumption."""
 
-    def on_step(self, trainer: Trainer, step: Step) -> None:
+    def on_step(self, run: Run, step: Step) -> None:
         """A step was taken; the weights are the new ones."""
 
-    def on_validation(self, trainer: Trainer, loss: float) -> None:
+    def on_validation(self, run: Run, loss: float) -> None:
         """The loss on what is held out was computed."""
 
-    def on_previews(self, trainer: Trainer, pictures: Sequence[Image.Image]) -> None:
+    def on_previews(self, run: Run, pictures: Sequence[Image.Image]) -> None:
         """Previews were drawn, a picture for each caption."""
 
     def on_signal(self) -> None:
@@ -71,5 +108,5 @@ class Watcher:
     def on_save(self, path: Path) -> None:
         """A checkpoint is whole."""
 
-    def on_end(self, trainer: Trainer, written: list[Path]) -> None:
+    def on_end(self, run: Run, written: list[Path]) -> None:
         """The run is over and its weights are saved."""

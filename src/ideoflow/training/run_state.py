@@ -30,11 +30,11 @@ class Values(BaseModel):
     """Where a run stands, beside its tensors.
 
     Attributes:
-        stream: what comes next of the data.
+        stream: position in the data.
         recent: moving average of the loss.
-        batches: that a step takes, of all processes together.
+        batches: number of batches in a step, all processes together.
         samples: names of the data, in order.
-        settings: of the run, by section.
+        settings: the run's options, by section.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -52,7 +52,7 @@ class State:
 
     Attributes:
         step: optimizer steps that are done.
-        values: where the run stands.
+        values: position and settings of the run.
         weights: trained weights by name.
         optimizer: the optimizer's tensors, `parameter/key`.
         average: moving average of the weights by name; empty without one.
@@ -75,7 +75,7 @@ class _Record(BaseModel):
     files: dict[str, str]
 
     def digest(self) -> str:
-        """Of all of it, wherever it is computed."""
+        """The sha256 of all of it, the same on every machine."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from ideoflow import Ideogram4Transformer2DModel, sketch
 from ideoflow.packing import Layout
-from ideoflow.training.adapters import (
+from ideoflow.training.trained_adapter import (
     COMFY_FILE,
     FILE,
     AdapterSettings,

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ideoflow.training import checkpoints
+from ideoflow.training import run_state
 from ideoflow.training.batches import Draw, StreamState
-from ideoflow.training.checkpoints import PARTS, State, Values, load, save
 from ideoflow.training.parallel import Group
 from ideoflow.training.run import prepare
+from ideoflow.training.run_state import PARTS, State, Values, load, save
 from ideoflow.training.settings import Settings
 
 FILES = ("state.json", *(f"{part}.safetensors" for part in PARTS))
@@ -91,7 +91,7 @@ def signed(folder: Path, record: object) -> None:
     """Write a record with a digest that fits, as no damage does."""
     content = json.loads((folder / "state.json").read_text())
     with suppress(ValueError):
-        content["digest"] = checkpoints._Record.model_validate_json(json.dumps(record)).digest()
+        content["digest"] = run_state._Record.model_validate_json(json.dumps(record)).digest()
     (folder / "state.json").write_text(json.dumps(content | {"record": record}))
 
 
@@ -195,7 +195,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("what", DAMAGED)
 def test_a_state_that_does_not_fit_changes_nothing(trainer, what):
-    state = checkpoints.load(checkpoints.saved(trainer.folder / "checkpoints")[-1])
+    state = run_state.load(run_state.saved(trainer.folder / "checkpoints")[-1])
     before = {name: p.detach().clone() for name, p in trainer.trained.items()}
     with pytest.raises(ValueError, match=r"the checkpoint of step 2 in .* is damaged: .*\bits\b.*Remove it"):
         trainer.restore(DAMAGED[what](state))
@@ -204,9 +204,7 @@ def test_a_state_that_does_not_fit_changes_nothing(trainer, what):
 
 
 def test_a_tensor_rewritten_by_hand_is_refused(trainer, tmp_path):
-    folder = shutil.copytree(
-        checkpoints.saved(trainer.folder / "checkpoints")[-1], tmp_path / checkpoints.NAME.format(2)
-    )
+    folder = shutil.copytree(run_state.saved(trainer.folder / "checkpoints")[-1], tmp_path / run_state.NAME.format(2))
     tensors = load_file(folder / "weights.safetensors")
     name = next(iter(tensors))
     save_file(tensors | {name: tensors[name][:1]}, folder / "weights.safetensors")

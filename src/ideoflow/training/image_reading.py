@@ -7,9 +7,9 @@ import math
 from PIL import Image, ImageOps
 
 from ..images import MOST_PIXELS, ImageError, open_image, plain_errors
+from ..sizes import UNIT
 
-MULTIPLE = 16  # pixels of a token's side
-SMALLEST = 16  # pixels of the shorter side that can be used at all
+SMALLEST = UNIT  # pixels of the shorter side that can be used at all
 MOST_BYTES = 2 * 2**30  # of a file: that of a 16-bit picture, not packed, of as many pixels as are read
 WIDEST = 6.0  # longer over shorter side that the model knows
 
@@ -25,21 +25,21 @@ def target_size(width: int, height: int, pixels: int) -> tuple[int, int]:
     Raises:
         ValueError: a budget that does not hold one token.
     """
-    if pixels < MULTIPLE**2:
-        raise ValueError(f"`pixels` is {pixels}; it is at least {MULTIPLE**2}, one token.")
+    if pixels < UNIT**2:
+        raise ValueError(f"`pixels` is {pixels}; it is at least {UNIT**2}, one token.")
     scale = min(1.0, math.sqrt(pixels / (width * height)))
-    wide, tall = width * scale / MULTIPLE, height * scale / MULTIPLE
+    wide, tall = width * scale / UNIT, height * scale / UNIT
     options = [
         (w, h)
         for w in {max(1, math.floor(wide)), max(1, math.ceil(wide))}
         for h in {max(1, math.floor(tall)), max(1, math.ceil(tall))}
-        if w * h * MULTIPLE**2 <= pixels
+        if w * h * UNIT**2 <= pixels
     ]
     if not options:  # one side is a single token: the other takes what is left
-        most = pixels // MULTIPLE**2
+        most = pixels // UNIT**2
         options = [(min(most, max(1, round(wide))), 1) if wide > tall else (1, min(most, max(1, round(tall))))]
     w, h = min(options, key=lambda o: (abs(math.log(o[0] / wide)) + abs(math.log(o[1] / tall)), o))
-    return w * MULTIPLE, h * MULTIPLE
+    return w * UNIT, h * UNIT
 
 
 def read(data: bytes, pixels: int, crop: bool = False, convert: bool = False) -> Image.Image:

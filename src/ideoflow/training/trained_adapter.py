@@ -10,13 +10,11 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..checkpoints.lora import Adapter, Lora
 from ..checkpoints.lora_convert import to_comfy
-from ..files import in_place
+from ..files import write_tensors
 from ..model import Ideogram4Transformer2DModel
 from .parallel import whole
 
@@ -34,12 +32,12 @@ class AdapterSettings:
     """How an adapter is made.
 
     Attributes:
-        rank: of the adapter's matrices.
+        rank: rank of the adapter's matrices.
         alpha: their product is scaled by `alpha / rank`; None for the rank.
         targets: a name in `PRESETS`, or regular expressions that whole names of linear layers match.
-        dora: learn the magnitude of each weight's rows apart from their direction (Liu et al., 2024).
-        dropout: before the adapter, 0 to below 1.
-        seed: of the initial weights.
+        dora: whether to learn the magnitude of each weight's rows apart from their direction (Liu et al., 2024).
+        dropout: share of the adapter's inputs that are dropped, 0 to below 1.
+        seed: seed of the initial weights.
     """
 
     rank: int = 16
@@ -148,13 +146,8 @@ def save_adapter(
     if unknown:
         raise ValueError(f"`also` holds {', '.join(sorted(unknown))}; it may hold comfy.")
     files = _files(weights, metadata, "comfy" in also)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, (tensors, header) in files.items():
-        try:
-            with in_place(folder / name) as temporary:
-                save_file({key: t.cpu().contiguous() for key, t in tensors.items()}, temporary, metadata=header)
-        except SafetensorError as error:  # a full disk, in its own words
-            raise OSError(f"{folder / name} cannot be written: {error}") from None
+        write_tensors(folder / name, tensors, header)
     return [folder / name for name in files]
 
 
