@@ -9,9 +9,9 @@ from typing import Any
 
 from ._version import __version__
 from .checks import printable
+from .dtypes import COMPUTED
 
 KEY = "ideoflow"  # of the text in a PNG, and of this package's version in the settings
-DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZED = ("fp8", "int8")
 
 # What settings hold, and whether they must.
@@ -64,7 +64,7 @@ def from_text(text: str) -> dict[str, Any]:
             raise TypeError("they are no JSON object")
         settings = _checked(found, _KINDS)
         settings["loras"] = [_checked(lora, _OF_LORA) for lora in settings["loras"]]
-        if settings["dtype"] not in (None, *DTYPES):
+        if settings["dtype"] not in (None, *COMPUTED):
             raise ValueError(f"dtype is {settings['dtype']!r}")
         if settings["quantize"] not in (None, *QUANTIZED):
             raise ValueError(f"quantize is {settings['quantize']!r}")

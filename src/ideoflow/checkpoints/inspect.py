@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..dtypes import STORED_BYTES
 from ..ops.quantized_layers import is_quantized_layer
 from ..pictures import FORMATS, read_settings
 from .errors import CheckpointError
@@ -18,7 +19,6 @@ from .names import ANCHORS, BRANCHES, UNUSED, Branch
 from .source import open_source
 from .tensors import Source, TensorInfo
 
-SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 LONGEST = 200  # characters of a header's entry that are shown
 
 
@@ -208,7 +208,7 @@ def _sizes(infos: Iterable[TensorInfo]) -> dict[str, Any]:
 
 
 def _bytes(info: TensorInfo) -> int:
-    return math.prod(info.shape) * SIZES.get(info.dtype, 1)
+    return math.prod(info.shape) * STORED_BYTES.get(info.dtype, 1)
 
 
 def _parts_of_text_encoder(source: Source) -> dict[str, int]:

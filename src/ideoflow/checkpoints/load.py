@@ -10,6 +10,7 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor, nn
 
+from ..dtypes import PLAIN, TORCH_NAMES, of_name
 from ..ops.quantized_linear import Float8Linear
 from .errors import CheckpointError
 from .forms import Checkpoint
@@ -22,7 +23,7 @@ from .tensors import Source
 
 FIRST = "input_proj"  # never kept in few bits: the type of its weight is taken for the model's
 NO_TEXT = "the unconditional branch takes no text. Load the model with `text_projection=True` to give it text tokens."
-TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+TYPES = {stored: of_name(TORCH_NAMES[stored]) for stored in PLAIN}
 QUIET_SECONDS = 2  # before a progress bar is shown
 CHECKED_AT_ONCE = 2**20  # values
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..dtypes import PLAIN, STORED_NAMES, name_of
 from . import lycoris
 from .errors import CheckpointError, some
 from .lora_strength import STRENGTH, HeaderEntries, PeftSettings, read_strengths
@@ -66,7 +67,7 @@ _WHY = (
     (r".*lora_embedding", "LoRA of an embedding"),
 )
 _PAIR = {"down": "lora_A (or lora_down)", "up": "lora_B (or lora_up)"}
-_DTYPES = {"F64", "F32", "F16", "BF16"}
+_DTYPES = {*PLAIN}
 _EXPANDED = {"F8_E4M3", "F8_E5M2"}  # bfloat16 holds each of their values
 _INTEGERS = {"I64", "I32", "I16", "I8", "U8"}  # that an alpha may be
 
@@ -275,12 +276,8 @@ class _After:
 
 
 def _format_name(dtype: torch.dtype) -> str:
-    """A type as safetensors spells it, for those that adapters may have."""
-    known = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-    known |= {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-    known |= {"int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8"}
-    name = str(dtype).removeprefix("torch.")
-    return known.get(name, name)
+    """A type as safetensors spells it; torch's name where it has none."""
+    return STORED_NAMES.get(name_of(dtype), name_of(dtype))
 
 
 def _sorted_out(origin: str, names: Mapping[str, Any]) -> tuple[dict[str, dict[str, str]], dict[str, str], Form]:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..dtypes import PLAIN
 from ..ops.gguf_blocks import QUANTIZED
 from .errors import CheckpointError
 from .gguf import NAMES, TYPE
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Infos = Mapping[str, TensorInfo]  # by what follows the layer's name and a dot: "weight", "weight_scale", ...
 Parts = Mapping[str, "Tensor"]  # the same, read
 AT_ONCE = 2**22  # values that are worked on at once, so that what this takes stays small
-FLOATS = {"F64", "F32", "F16", "BF16", "F8_E5M2"}
+FLOATS = {*PLAIN, "F8_E5M2"}
 # Names of float8 scales: that of the published files and of ComfyUI today, and what ComfyUI wrote before.
 SCALES = ("weight_scale", "scale_weight")
 # Scales for inputs, which are measured anew for each token here, and ComfyUI's note on the layer.

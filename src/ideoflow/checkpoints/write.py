@@ -11,22 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..dtypes import STORED_NAMES, of_name
 from .errors import CheckpointError
 
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+DTYPES = {of_name(name): stored for name, stored in STORED_NAMES.items()}
 
 
 @dataclass(frozen=True)

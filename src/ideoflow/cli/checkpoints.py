@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from ..checks import printable
+from ..dtypes import COMPUTED, of_name
 from ..files import check_place
-from ..provenance import DTYPES
 from .console import err, out, plain_errors, plain_warnings, starting
 from .values import expanded, parse_dtype
 
@@ -55,7 +55,7 @@ def convert(
     ],
     dtype: Annotated[
         str | None,
-        typer.Option(help=f"{', '.join(DTYPES)}: of weights that are not in fp8.", show_default="as they are"),
+        typer.Option(help=f"{', '.join(COMPUTED)}: of weights that are not in fp8.", show_default="as they are"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST if it exists.")] = False,
     ignore_unknown: Annotated[
@@ -88,8 +88,6 @@ def convert(
         if destination.exists() and not overwrite:
             raise ValueError(f"{destination} exists: name another, or give --overwrite to replace it.")
         with starting("importing torch and diffusers"):
-            import torch
-
             from ..checkpoints.convert import convert as convert_model
             from ..checkpoints.convert import lossy, open_checkpoint
         if to in LORA_FORMS:
@@ -98,7 +96,7 @@ def convert(
             with plain_warnings():
                 convert_lora(path, destination, to, overwrite=overwrite, ignore_unknown=ignore_unknown)
         else:
-            wanted = getattr(torch, dtype) if dtype else None
+            wanted = of_name(dtype) if dtype else None
             form: Any = to
             convert_model(path, destination, form, overwrite=overwrite, dtype=wanted, variant=variant, config=config)
             for note in lossy(open_checkpoint(path, variant=variant, config=config), form, wanted):

@@ -20,6 +20,7 @@ from rich.progress import (
 
 from .. import sketch
 from ..bundled import SKETCH
+from ..dtypes import of_name
 from .console import err, plain_warnings, shown, warn
 from .jobs import Picture, Settings
 
@@ -149,14 +150,13 @@ def _fit(
 
 def _load(settings: Settings, ignore_unknown: bool, place: bool = True) -> Ideogram4Pipeline:
     """The pipeline with its adapters; where `place` says so, on its device and quantized."""
-    import torch
 
     from ..checkpoints.folders import is_alone
     from ..checkpoints.lora import UnknownTensorsError
     from ..pipeline import Ideogram4Pipeline
     from ..pipeline.loading import HUB_ID
 
-    dtype = getattr(torch, settings.dtype)
+    dtype = of_name(settings.dtype)
     if settings.model == SKETCH and settings.base:
         raise ValueError("--base goes with a file as --model; the bundled model has everything.")
     if settings.model == SKETCH:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ..bundled import SKETCH
 from ..devices import available, built_for
+from ..dtypes import COMPUTED
 from ..fitting.memory import parse_memory
-from ..provenance import DTYPES, QUANTIZED
+from ..provenance import QUANTIZED
 from ..schedule import find_preset
 from ..sizes import misfit
 from .jobs import SUFFIXES, Lora
@@ -32,8 +33,8 @@ def parse_preset(value: str) -> str:
 
 def parse_dtype(value: str) -> str:
     """The name of a type that weights are loaded in."""
-    if value not in DTYPES:
-        raise ValueError(f"--dtype {value!r} is unknown: choose one of {', '.join(DTYPES)}.")
+    if value not in COMPUTED:
+        raise ValueError(f"--dtype {value!r} is unknown: choose one of {', '.join(COMPUTED)}.")
     return value
 
 

@@ -11,6 +11,7 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from ..devices import best_device
+from ..dtypes import of_name
 from ..ops.offload import is_offloaded
 from ..ops.weights import keep_contents_key
 from .choice import plan as make_plan
@@ -77,7 +78,7 @@ def carry_out(pipe: Any, plan: Plan, device: torch.device | str) -> None:
     modules = {name: getattr(pipe, name) for name in plan.places}
     if plan.cast is not None:
         for module in modules.values():
-            module.to(getattr(torch, plan.cast))
+            module.to(of_name(plan.cast))
     if plan.precision in ONE_BYTE:
         pipe.quantize(plan.precision)
     elif plan.precision == NF4:

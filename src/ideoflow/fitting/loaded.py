@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..dtypes import name_of
 from .precisions import Layer, can_be_quantized, layer_of
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def dtype_of(module: nn.Module) -> str:
     counts: dict[str, int] = {}
     for parameter in module.parameters():
         if parameter.is_floating_point() and parameter.dtype.itemsize >= 2:
-            name = str(parameter.dtype).removeprefix("torch.")
+            name = name_of(parameter.dtype)
             counts[name] = counts.get(name, 0) + parameter.numel()
     return max(counts, key=lambda name: counts[name], default="bfloat16")
 

@@ -13,7 +13,9 @@ from ..ops.quantized_layers import is_quantized_layer
 if TYPE_CHECKING:
     from .shapes import Shapes
 
-ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+from ..dtypes import BYTES, COMPUTED
+
+ITEMSIZE = {name: BYTES[name] for name in COMPUTED}
 ONE_BYTE = ("int8", "fp8")  # a byte a weight and a float32 scale a row, see `ideoflow.ops`
 NF4 = "nf4"
 NF4_BLOCK = 64  # weights that share a scale

@@ -19,7 +19,8 @@ import torch
 from ..bundled import SKETCH, SKETCH_FOLDER
 from ..checkpoints.lora_files import PipelineAdapters, find_lora
 from ..digests import digest_file, digest_hub, digest_model
-from ..provenance import DTYPES, QUANTIZED
+from ..dtypes import COMPUTED, name_of
+from ..provenance import QUANTIZED
 from ..schedule import PRESETS, Preset
 from .acceleration import PipelineSpeed
 from .loading import HUB_ID, PipelineFiles
@@ -153,20 +154,20 @@ class PipelineOrigin:
         schedule, strange = _of_preset(plan)
         models = [getattr(self, name, None) for name in ("transformer", "text_encoder", "vae")]
         dtypes = {model.dtype for model in models if model is not None}
-        dtype = str(next(iter(dtypes))).removeprefix("torch.") if len(dtypes) == 1 else None
+        dtype = name_of(next(iter(dtypes))) if len(dtypes) == 1 else None
         shared: dict[str, Any] = {
             "model": model and model.path,
             "model_digest": model and model.digest,
             "base": base and base.path,
             "base_digest": base and base.digest,
             "loras": loras,
-            "dtype": dtype if dtype in DTYPES else None,
+            "dtype": dtype if dtype in COMPUTED else None,
             "device": str(self._execution_device),  # type: ignore[attr-defined]
             **schedule,
             "quantize": self._quantized if self._quantized in QUANTIZED else None,
             "together": len(lines),
         }
-        doubts = (given, self._changed(), fault, strange, None if dtype in DTYPES else "its parts have several types")
+        doubts = (given, self._changed(), fault, strange, None if dtype in COMPUTED else "its parts have several types")
         made = []
         for line, (width, height), seed in zip(lines, sizes, seeds, strict=True):
             unseeded = "its noise came from no fresh generator of its own on the CPU" if seed is None else None

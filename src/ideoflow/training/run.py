@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..bundled import SKETCH, SKETCH_FOLDER
 from ..checkpoints.folders import is_alone
 from ..checkpoints.hub import check_id
+from ..dtypes import of_name
 from ..files import check_writable, lock
 from ..pipeline import Ideogram4Pipeline
 from ..pipeline.loading import HUB_ID
@@ -92,7 +91,7 @@ def load_pipeline(settings: Settings, group: Group) -> Ideogram4Pipeline:
     model = _place("model", settings.model.model or SKETCH)
     base = settings.model.base and _place("base", settings.model.base)
     # What is stored in few bits can stay so under an adapter, but cannot be trained itself.
-    options = {"dtype": getattr(torch, settings.model.dtype), "dequantize": settings.model.method == "full"}
+    options = {"dtype": of_name(settings.model.dtype), "dequantize": settings.model.method == "full"}
     path = Path(model)
     if path.is_file():
         pipeline = Ideogram4Pipeline.from_single_file(model, config=base or HUB_ID, **options)

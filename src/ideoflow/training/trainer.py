@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..dtypes import of_name
 from ..files import in_place, write_text
 from ..interrupts import Interrupted, noted
 from ..model import Ideogram4Transformer2DModel
@@ -131,7 +132,7 @@ class Trainer:
         """A context of the settings' precision."""
         if self.settings.model.dtype == "float32":
             return nullcontext()
-        return torch.autocast(self.group.device.type, getattr(torch, self.settings.model.dtype))
+        return torch.autocast(self.group.device.type, of_name(self.settings.model.dtype))
 
     def run(self) -> list[Path]:
         """Train to the last step, with checkpoints on the way, and save the weights; returns what was written.
