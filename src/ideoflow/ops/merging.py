@@ -5,6 +5,8 @@ from __future__ import annotations
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..dtypes import name_of
+
 
 def check_mergeable(model: nn.Module, method: str) -> None:
     """Raise the error of `fuse_lora` or `unfuse_lora` before anything is changed.
@@ -23,7 +25,7 @@ def check_mergeable(model: nn.Module, method: str) -> None:
         weight = base.weight
         plain = type(weight) in (Tensor, nn.Parameter) and weight.dtype.is_floating_point
         if not plain or weight.dtype.itemsize < 2:
-            kind = getattr(base, "kind", None) or str(weight.dtype).removeprefix("torch.")
+            kind = getattr(base, "kind", None) or name_of(weight.dtype)
             raise ValueError(
                 f"`{method}` changes weights, and those of a {type(base).__name__} are stored in few bits ({kind}),"
                 " where a sum would be rounded away. Leave the adapters unmerged: they act as they are. Or merge"
