@@ -16,7 +16,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import Tensor, nn
 
 from ..model import Context, Modulation
-from ..ops.hooks import is_hooked, offload_hooks, parts
+from ..ops.hooks import is_hooked, modules_within, offload_hooks
 
 KEPT = 8  # sets of contexts of each branch; their graphs share one memory for what is computed in between
 
@@ -254,7 +254,7 @@ def _state_of(transformer: nn.Module, device: torch.device) -> Hashable | None:
     if getattr(transformer, "peft_config", None) or torch.is_autocast_enabled(device.type):
         return None
     state: list[Hashable] = [torch.is_inference_mode_enabled(), _AttentionBackendRegistry.get_active_backend()[0]]
-    for part in parts(transformer):
+    for part in modules_within(transformer):
         if _wants_calls(part) or "lora_A" in part._modules or getattr(type(part), "waits_for_device", False):
             return None
         for tensor in chain(part._parameters.values(), part._buffers.values()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .guards import may_be_fast
 from .linear import ONEDNN_IS_FASTER, linear
 from .scratch import NARROWEST, QUERIES, SMALLEST
 
@@ -33,7 +34,7 @@ def is_faster(query: Tensor, key: Tensor) -> bool:
         and key.shape[-1] >= NARROWEST
         and key.shape[1] * key.shape[-1] >= SMALLEST
         and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
+        and may_be_fast(query, key)
     )
 
 

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .hooks import is_offloaded, parts
+from .hooks import is_offloaded, modules_within
 
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _lock = Lock()
@@ -33,7 +33,7 @@ def exclusive(*models: nn.Module | None) -> Iterator[None]:
 
 def adapter_layers(model: nn.Module) -> list[Any]:
     """The layers of a model that have adapters of peft's."""
-    return [part for part in parts(model) if "base_layer" in part._modules]
+    return [part for part in modules_within(model) if "base_layer" in part._modules]
 
 
 @contextmanager

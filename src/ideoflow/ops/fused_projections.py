@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
+from .guards import are_bare, is_transformed, needs_gradient
 from .hooks import is_hooked
 
 
@@ -39,14 +39,14 @@ class FusedProjections:
 
     def unfuse_stale(self) -> None:
         """Unfuse if a weight was put elsewhere: the fused one counts no more. In a graph that cannot be asked."""
-        if self._fused is not None and not _stand_in() and not _lie_in(self._fused, self._layers()):
+        if self._fused is not None and not is_transformed() and not _lie_in(self._fused, self._layers()):
             self.unfuse_projections()
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """(tokens, channels) to what each layer makes of it."""
         self.unfuse_stale()
         layers, fused = self._layers(), self._fused
-        if fused is None or _stand_in() or not _only_products(layers) or not fused.pays_together(x):  # type: ignore[operator]
+        if fused is None or is_transformed() or not _only_products(layers) or not fused.pays_together(x):  # type: ignore[operator]
             return tuple(layer(x) for layer in layers)
         return fused(x).split([layer.out_features for layer in layers], dim=-1)
 
@@ -76,7 +76,7 @@ def _can_be_fused(layers: Sequence[nn.Linear]) -> bool:
         and "row_tensors" in vars(type(layer))  # a subclass may have a `forward` of its own
         and layer.bias is None
         and not is_hooked(layer)
-        and type(layer.weight) in (Tensor, nn.Parameter)
+        and are_bare(layer.weight)
         and layer.in_features == first.in_features
         and (layer.weight.dtype, layer.weight.device) == (first.weight.dtype, first.weight.device)
         for layer in layers
@@ -110,14 +110,9 @@ def _together(parts: Sequence[Tensor]) -> Tensor:
     return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride(), first.storage_offset())
 
 
-def _stand_in() -> bool:
-    """Whether weights may stand for others: without an address, or with tangents that the fused one has not."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
 def _only_products(layers: Sequence[nn.Linear]) -> bool:
     """Whether nothing but its product is asked of any of the layers: no adapter, no hook, no gradient of its weight."""
-    if torch.is_grad_enabled() and any(layer.weight.requires_grad for layer in layers):
+    if needs_gradient(*(layer.weight for layer in layers)):
         return False
     return not any(hasattr(layer, "base_layer") or is_hooked(layer) for layer in layers)
 

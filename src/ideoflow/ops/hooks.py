@@ -46,7 +46,7 @@ def is_plain(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
     return type(module) is kind and not is_hooked(module)
 
 
-def parts(module: nn.Module) -> Iterator[nn.Module]:
+def modules_within(module: nn.Module) -> Iterator[nn.Module]:
     """The module and all within it, in no order: for questions at each step, since `modules()` takes ten times as long.
 
     A module that stands in two places comes twice.
@@ -69,11 +69,13 @@ def offload_hooks(module: nn.Module) -> list[Any]:
 
 def is_offloaded(module: nn.Module) -> bool:
     """Whether hooks bring `module`, or parts of it, to the device, or cast them, when they are called."""
-    return any(offload_hooks(part) for part in parts(module))
+    return any(offload_hooks(part) for part in modules_within(module))
 
 
 def execution_device(module: nn.Module) -> torch.device:
     """The device on which `module` computes, which under an offload hook is not where its parameters are kept."""
+    if not is_offloaded(module):
+        return next(module.parameters()).device
     try:
         return _get_group_onload_device(module)
     except ValueError:

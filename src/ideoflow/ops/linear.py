@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
+
+from .guards import may_be_fast, needs_gradient
 
 SMALLEST = 2**14  # entries of a weight; below, nothing is to be gained, and the other path rounds less
 
@@ -69,19 +70,15 @@ def _prefers_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and (bias is None or bias.dtype == torch.float32)
-        and type(weight) in (Tensor, nn.Parameter)  # not quantized, sharded or otherwise more than numbers
-        and type(x) in (Tensor, nn.Parameter)
         and x.ndim > 1
         and x.numel() > 0
         and weight.numel() >= SMALLEST
-        and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0  # the product below has no rule for either
+        and may_be_fast(x, weight)
     )
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
+    if needs_gradient(x, weight, bias):
         return _OneDnnProduct.apply(x, weight, bias)
     return _run(x, weight, bias)
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .guards import needs_gradient
 from .linear import Linear
 from .linear import linear as linear_product
 from .scratch import int8_parts
@@ -168,7 +169,7 @@ class QuantizedLinear(nn.Linear):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         tokens = x.reshape(-1, self.in_features)
-        if (torch.is_grad_enabled() and tokens.requires_grad) or not self.multiplies(tokens):
+        if needs_gradient(tokens) or not self.multiplies(tokens):
             product = _ExpandedProduct.apply(tokens, self.weight, self.weight_scale)
         else:
             product = self.product(tokens).to(x.dtype)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .hooks import computed_type_key
+from .hooks import computed_type_key, modules_within
 
 PLAIN = (
     bool,
@@ -49,7 +49,7 @@ def contents_key(module: nn.Module) -> Hashable | None:
         return kept
     parts: list[Any] = []
     tensors: list[Tensor] = []
-    for part in module.modules():
+    for part in modules_within(module):
         hooks = _hooks_key(part)
         if hooks is None:
             return None
@@ -89,7 +89,7 @@ def snapshot(modules: Sequence[nn.Module]) -> Snapshot | None:
     """The snapshot of modules; None with adapters, hooks and weights that are not in memory, as `contents_key`."""
     tensors: list[Tensor] = []
     facts: list[Any] = []
-    for part in chain.from_iterable(module.modules() for module in modules):
+    for part in chain.from_iterable(map(modules_within, modules)):
         hooks = _hooks_key(part)
         if hooks is None:
             return None

@@ -16,8 +16,8 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
+from ..guards import may_be_fast, needs_gradient
 from ..hooks import is_plain
 from ..rms_norm import RMSNorm
 from . import cpu_kernels
@@ -147,12 +147,9 @@ def _takes(x: Tensor, *others: Tensor, row: Tensor | None = None) -> bool:
     return (
         x.numel() > 0
         and all(t.dtype == x.dtype for t in tensors)
-        # A subclass may be sharded, quantized or without memory; a kernel sees none of this.
-        and all(type(t) in (Tensor, nn.Parameter) and t.device == x.device and t.stride(-1) == 1 for t in indexed)
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-        and forward_ad._current_level < 0  # no forward-mode gradient either
-        and not torch._C._are_functorch_transforms_active()  # in-place work and `out=` have no rules there
-        and not torch.is_autocast_enabled(x.device.type)  # plain torch knows which types come out of it
+        and may_be_fast(*indexed)
+        and all(t.device == x.device and t.stride(-1) == 1 for t in indexed)
+        and not needs_gradient(*tensors)
     )
 
 
