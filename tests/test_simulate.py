@@ -1,6 +1,5 @@
 """The simulator: against arithmetic that can be done by hand, queueing theory, and the scheduler's promises."""
 
-import itertools
 import math
 import random
 import statistics
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from ideoflow.engine import Denoiser
 from ideoflow.simulate import Cost, Job, fit_cost, measure, poisson, rate_of_load, simulate, simulate_batches
-from ideoflow.simulate.pace import KEPT, Pace, variation
+from ideoflow.simulate.pace import Pace, variation
 
 SMALL = Job(20, 30, (7.0,) * 4, kind="small")
 LARGE = Job(50, 400, (7.0,) * 12, kind="large")
@@ -254,17 +253,6 @@ def test_a_pause_is_as_long_in_a_large_step_as_in_the_small_one_it_was_measured_
     taken = [pace.take(0.1) / scale for _ in range(1000)]
 
     assert max(taken) == pytest.approx(0.1 + 0.5, rel=1e-3)
-
-
-def test_a_long_recording_is_kept_in_stretches_of_all_of_it():
-    count = 5 * KEPT
-    kept = variation([1.0] * count, [1.0 + i for i in range(count)])
-    factors = [seconds / kept[0][1] for _, seconds in kept]
-
-    assert len(kept) == KEPT
-    assert factors[-1] == pytest.approx(count) and statistics.median(factors) == pytest.approx(count / 2, rel=0.1)
-    jumps = sum(after - before > 1.5 for before, after in itertools.pairwise(factors))
-    assert jumps == 7
 
 
 def test_fit_keeps_what_the_steps_are_off_by_in_their_order():

@@ -11,7 +11,7 @@ import torch
 from diffusers.hooks.group_offloading import _GROUP_OFFLOADING
 
 from ideoflow.fitting import DoesNotFit, Plan, carry_out, plan
-from ideoflow.fitting.apply import LetGo, Turn, to_nf4
+from ideoflow.fitting.apply import FreeHook, SwapHook, to_nf4
 from ideoflow.fitting.plans import STAYS, STREAMED, SWAPPED, TURNS
 from ideoflow.ops import Int8Linear
 
@@ -64,7 +64,7 @@ def test_hooks_are_on_the_models_that_move(pipeline, encoder, branches, clears):
         if place == STREAMED and name in BRANCHES:
             assert set(module.layers) < set(hooked)
         turn = getattr(module, "_hf_hook", None)
-        assert (isinstance(turn, Turn) and turn.moves) == (place in (TURNS, SWAPPED))
+        assert (isinstance(turn, SwapHook) and turn.moves) == (place in (TURNS, SWAPPED))
     leaves = getattr(pipeline.vae, "_hf_hook", None)
     assert bool(leaves and leaves.away) == (clears and any(place in (TURNS, SWAPPED) for place in branches))
 
@@ -76,7 +76,7 @@ class Trace:
         self.names = {id(getattr(pipe, name)): name for name in ("text_encoder", *BRANCHES, "vae")}
         self.here: set[str] = set()
         self.most: list[set[str]] = []
-        plain = Turn.pre_forward
+        plain = SwapHook.pre_forward
 
         def pre_forward(hook, module, *args, **kwargs):
             self.here -= {self.names[id(other)] for other in hook.away}
@@ -85,7 +85,7 @@ class Trace:
             self.most.append(set(self.here) | {self.names[id(module)]})
             return plain(hook, module, *args, **kwargs)
 
-        monkeypatch.setattr(Turn, "pre_forward", pre_forward)
+        monkeypatch.setattr(SwapHook, "pre_forward", pre_forward)
 
 
 def test_swapped_transformers_are_never_there_together(pipeline, monkeypatch):
@@ -167,7 +167,7 @@ def test_the_text_encoder_goes_after_the_first_captions_when_asked(pipeline):
     expected = draw(pipeline)
     pipeline.text_cache.clear()
     made = pipeline.fit_memory("4GB", device="cpu", size=(64, 48), caption_tokens=60, free_text_encoder=True)
-    assert isinstance(pipeline.text_encoder._hf_hook, LetGo) and made.places["text_encoder"] == "let go"
+    assert isinstance(pipeline.text_encoder._hf_hook, FreeHook) and made.places["text_encoder"] == "let go"
     np.testing.assert_array_equal(draw(pipeline), expected)
     assert sum(parameter.numel() for parameter in pipeline.text_encoder.parameters()) == 0
     np.testing.assert_array_equal(draw(pipeline), expected)  # embedded captions are kept

@@ -27,7 +27,7 @@ class Stage:
     """A moment of a call at which much is alive.
 
     Attributes:
-        name: What is being computed.
+        name: The computation, in words.
         terms: Bytes beyond the weights, by what they are.
     """
 
@@ -50,14 +50,14 @@ class Call:
     """What is drawn, and in what types.
 
     Attributes:
-        model: Whose configurations count.
-        width: Of each picture, pixels.
-        height: Of each picture, pixels.
+        model: The model.
+        width: Width of each picture in pixels.
+        height: Height of each picture in pixels.
         caption: Tokens of the caption, template included.
         pictures: Pictures of the call, all of one caption and size.
         steps: Steps of the schedule.
-        dtype: That text encoder, transformers and autoencoder compute in.
-        precision: Of the transformers' weights; None for as they are.
+        dtype: Type that text encoder, transformers and autoencoder compute in.
+        precision: Precision of the transformers' weights; None for as they are.
         expands: Whether layers of few bits expand their weights before each product, as they do where the chip has no
             product for them.
     """
@@ -144,7 +144,7 @@ class Call:
 
         Args:
             together: Pictures of the pass; None for all.
-            unconditional: Which branch.
+            unconditional: Whether it is the unconditional branch.
         """
         together = self.pictures if together is None else together
         config = self.model.unconditional if unconditional else self.model.transformer

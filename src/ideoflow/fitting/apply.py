@@ -93,7 +93,7 @@ def carry_out(pipe: Any, plan: Plan, device: torch.device | str) -> None:
         if plan.places[name] == STAYS:
             module.to(device)
         elif plan.places[name] == FREED:
-            add_hook_to_module(module, LetGo(device))
+            add_hook_to_module(module, FreeHook(device))
         elif plan.places[name] == STREAMED:
             _stream(module, device, by_layer=name == TEXT_ENCODER)
         else:
@@ -102,7 +102,7 @@ def carry_out(pipe: Any, plan: Plan, device: torch.device | str) -> None:
         moves = plan.places[name] in (TURNS, SWAPPED)
         away = [modules[other] for other in _leaving(plan, name)]
         if moves or away:
-            add_hook_to_module(module, Turn(device, away, moves))
+            add_hook_to_module(module, SwapHook(device, away, moves))
     pipe.plan = plan
 
 
@@ -118,8 +118,8 @@ def _leaving(plan: Plan, name: str) -> list[str]:
     return encoder + (branches if plan.places[name] == SWAPPED else [])
 
 
-class Turn(ModelHook):
-    """Brings a module to the device when it is called, and sends those away that were there before it.
+class SwapHook(ModelHook):
+    """Brings a module to the device when it is called, and sends away those that were there before it.
 
     accelerate's `CpuOffload` sends one module away, and only the one before in a chain: of two transformers that are
     called in turn at every step, both would be on the device from the second step on.
@@ -144,8 +144,8 @@ class Turn(ModelHook):
         return send_to_device(args, self.execution_device), send_to_device(kwargs, self.execution_device)
 
 
-class LetGo(ModelHook):
-    """Lets a module's weights go once it has been called; a later call is refused.
+class FreeHook(ModelHook):
+    """Frees a module's weights once it has been called; a later call is refused.
 
     Args:
         execution_device: Where the module computes.

@@ -40,7 +40,7 @@ class Peak:
     """The most that a phase holds at once.
 
     Attributes:
-        stage: What is being computed then.
+        stage: The computation then, in words.
         weights: Bytes of weights, by component.
         others: Bytes beyond the weights, by what they are.
     """
@@ -70,7 +70,7 @@ class Plan:
         per_pass: Pictures that go through the transformers in one pass.
         per_decode: Pictures that are decoded as one batch.
         tile: Side in pixels of the tiles that are decoded one by one; None for whole pictures.
-        rates: What the machine is assumed to do.
+        rates: The machine's assumed speeds.
     """
 
     call: Call

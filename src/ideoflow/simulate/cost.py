@@ -13,8 +13,8 @@ import numpy as np
 from ..checks import finite, whole
 from .pace import Variation, variation
 
-GROUPS = 24  # sizes of step at the most at which a fit is corrected, each by the mean
-GROUP = 20  # of at least so many steps
+GROUPS = 24  # sizes of step, at the most, at which a fit is corrected, each by the mean
+GROUP = 20  # steps of each, at the least
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Cost:
     """Seconds of a step: `a + b * tokens + c * sum(tokens_i ** 2)` over the segments i of all its branches.
 
     Attributes:
-        a: of any step.
-        b: of a token.
-        c: of a pair of tokens that attend to each other.
-        start: of a request, before its first step (its caption).
-        finish: of an image token, after the last step (the picture).
+        a: Seconds of any step.
+        b: Seconds of a token.
+        c: Seconds of a pair of tokens that attend to each other.
+        start: Seconds of a request before its first step (its caption).
+        finish: Seconds of an image token after the last step (the picture).
         factors: `(tokens, factor)` pairs in rising order: by what to multiply a step of so many tokens. Between them
             the factor changes linearly, beyond them not at all. Products do not grow smoothly with their rows, so a
             processor may be a fifth off the three numbers at some sizes.
@@ -84,7 +84,7 @@ def fit_cost(steps: Sequence[tuple[Sequence[int], float]]) -> Cost:
 
     Relative to what was measured, slow steps would count for little, and the model would be too fast on average. Where
     there are many steps, those of like sizes correct the three numbers by their mean (`Cost.factors`). What the steps
-    are off by then is the variation of the machine's speed (`Cost.variation`), of at most 8192 of them.
+    are off by then is the variation of the machine's speed (`Cost.variation`).
 
     Args:
         steps: `(lengths of all segments, seconds)` of each measured step, in their order; at least three of different

@@ -20,8 +20,8 @@ class Report:
     """What became of traffic.
 
     Attributes:
-        jobs: All of them, finished.
-        seconds: From the first arrival to the last picture.
+        jobs: All jobs, finished.
+        seconds: Time from the first arrival to the last picture.
         busy: Share of that time in which the devices worked.
         waste: Share of the tokens computed that were padding.
     """
@@ -93,12 +93,12 @@ def simulate(
 
     Args:
         jobs: The traffic; it is not changed.
-        cost: Of a step. Where it has a variation, each device has slow and fast moments of its own, drawn from it.
-        devices: How many, each with an engine of its own.
+        cost: Seconds of a step. Where it has a variation, each device draws slow and fast moments of its own from it.
+        devices: How many devices, each with an engine of its own.
         policy: As the engine has it.
         max_tokens: As the engine has it.
         max_requests: As the engine has it.
-        seed: Of the cost's variation. A percentile of a few hundred jobs differs from seed to seed: pool several.
+        seed: Seed of the cost's variation. A percentile of a few hundred jobs differs from seed to seed: pool several.
         progress: Called with the jobs finished and all of them, after each that finishes.
 
     Raises:
@@ -108,29 +108,24 @@ def simulate(
     whole("devices", devices, 1)
     jobs = _fresh(jobs)
     fleet = [_Device(max_tokens, max_requests, policy, pace) for pace in _paces(cost, devices, seed)]
-    order = itertools.count()
+    # What happens when: a job comes, or a device begins a step. In order, so a heap already; numbers part equal times.
+    events: list[tuple[float, int, Job | _Device]] = [(job.arrival, number, job) for number, job in enumerate(jobs)]
+    numbers = itertools.count(len(jobs))
     finished = 0
-    events: list[tuple[float, int, Callable[[float], None]]] = []
-
-    def at(when: float, what: Callable[[float], None]) -> None:
-        heapq.heappush(events, (when, next(order), what))
-
-    def arrive(job: Job) -> Callable[[float], None]:
-        def happen(now: float) -> None:
+    while events:
+        now, _, what = heapq.heappop(events)
+        if isinstance(what, Job):
             device = min(fleet, key=lambda one: one.load) if devices > 1 else fleet[0]
-            device.scheduler.add(job)
+            device.scheduler.add(what)
             if device.idle:
                 device.idle = False
-                at(now, lambda now: step(device, now))  # after all that arrive at this moment
-
-        return happen
-
-    def step(device: _Device, now: float) -> None:
-        nonlocal finished
+                heapq.heappush(events, (now, next(numbers), device))  # after all that arrive at this moment
+            continue
+        device = what
         chosen = device.scheduler.pick()
         if not chosen:
             device.idle = True
-            return
+            continue
         tokens = [job.tokens for job in chosen]
         seconds = cost.step([length for job in chosen for length in job.segments])
         ends = now + device.pace.take(seconds + cost.start * sum(job.step == 0 for job in chosen))
@@ -145,13 +140,7 @@ def simulate(
                 if progress is not None:
                     progress(finished, len(jobs))
         device.busy += ends - now
-        at(ends, lambda now: step(device, now))
-
-    for job in jobs:
-        at(job.arrival, arrive(job))
-    while events:
-        now, _, happen = heapq.heappop(events)
-        happen(now)
+        heapq.heappush(events, (ends, next(numbers), device))
     return _report(jobs, sum(device.busy for device in fleet) / devices, waste=0.0)
 
 
@@ -162,10 +151,10 @@ def simulate_batches(jobs: Sequence[Job], cost: Cost, *, batch: int, devices: in
 
     Args:
         jobs: The traffic; it is not changed.
-        cost: Of a step, as `simulate` takes it.
+        cost: Seconds of a step, as `simulate` takes it.
         batch: The most jobs of a batch.
-        devices: How many.
-        seed: Of the cost's variation.
+        devices: How many devices.
+        seed: Seed of the cost's variation.
 
     Raises:
         TypeError: naming the argument that is of another type.

@@ -14,26 +14,19 @@ from collections.abc import Sequence
 
 Variation = tuple[tuple[float, float], ...]  # (modelled, measured) seconds of steps in their order
 
-KEPT = 8192  # steps at the most
-STRETCHES = 8  # in which they are kept where there are more
 BLOCK = 2.0  # modelled seconds of a drawn stretch, at least
 BLOCK_STEPS = 100  # and so many steps: those of a large model take seconds each
 
 
 def variation(modelled: Sequence[float], measured: Sequence[float]) -> Variation:
-    """What steps took beside their model's seconds, scaled to the same sum; stretches of it where there are too many.
+    """What steps took beside their model's seconds, scaled to the same sum.
 
     Args:
         modelled: Seconds of each step by the model, in the order measured.
         measured: Seconds that it took.
     """
-    pairs = list(zip(modelled, measured, strict=True))
-    if len(pairs) > KEPT:
-        length = KEPT // STRETCHES
-        begins = (i * (len(pairs) - length) // (STRETCHES - 1) for i in range(STRETCHES))
-        pairs = [pair for begin in begins for pair in pairs[begin : begin + length]]
-    scale = sum(model for model, _ in pairs) / sum(seconds for _, seconds in pairs)
-    return tuple((model, seconds * scale) for model, seconds in pairs)
+    scale = sum(modelled) / sum(measured)
+    return tuple((model, seconds * scale) for model, seconds in zip(modelled, measured, strict=True))
 
 
 class Pace:
@@ -47,7 +40,7 @@ class Pace:
         """
         Args:
             measured: What the stretches are drawn from; with none of it, modelled seconds pass as they are.
-            seed: Of the stretches.
+            seed: Seed of the stretches.
         """
         self._work = [0.0, *itertools.accumulate(model for model, _ in measured)]
         self._time = [0.0, *itertools.accumulate(seconds for _, seconds in measured)]

@@ -42,12 +42,12 @@ def measure(
     what it costs to change them.
 
     Args:
-        pipeline: Whose transformers, text encoder and autoencoder are timed.
+        pipeline: The pipeline; its transformers, text encoder and autoencoder are timed.
         kinds: `(weight, job)`, as `poisson` takes them.
         max_tokens: As the engine will have it.
         max_requests: As the engine will have it.
         policy: As the engine will have it.
-        seed: Of the random numbers.
+        seed: Seed of the random numbers.
         progress: Called with the steps taken and their number, all requests' together.
     """
     draw = random.Random(seed)

@@ -18,14 +18,14 @@ class Job:
     """A simulated request.
 
     Attributes:
-        text_tokens: of its caption.
-        image_tokens: of its picture.
-        guidance: of each step, as a request has it; its length is the number of steps.
-        kind: a name, to tell apart in reports.
-        arrival: when it comes.
-        priority: under the policy of that name.
-        step: steps taken.
-        finished: when its picture was there; None before.
+        text_tokens: Tokens of its caption.
+        image_tokens: Tokens of its picture.
+        guidance: Guidance of each step, as a request has it; its length is the number of steps.
+        kind: A name, to tell apart in reports.
+        arrival: Second at which it comes.
+        priority: Priority under the policy of that name.
+        step: Number of steps taken.
+        finished: Second at which its picture was there; None before.
     """
 
     text_tokens: int
@@ -91,7 +91,7 @@ def poisson(kinds: Sequence[tuple[float, Job]], rate: float, count: int, seed: i
         kinds: `(weight, job)`: how often each kind comes, in proportion to the weights.
         rate: Jobs a second, on average.
         count: How many.
-        seed: Of the random numbers.
+        seed: Seed of the random numbers.
 
     Raises:
         TypeError: naming the argument that is of another type.

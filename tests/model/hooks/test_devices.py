@@ -10,7 +10,7 @@ import torch
 from accelerate import cpu_offload, cpu_offload_with_hook, dispatch_model
 from torch import Tensor
 
-from ideoflow.fitting.apply import Turn
+from ideoflow.fitting.apply import SwapHook
 
 from .pretend import FAR, NEAR, honest, pretending
 
@@ -77,7 +77,7 @@ def offloaded_as_a_whole(model):
 def in_turn(model):
     from accelerate.hooks import add_hook_to_module
 
-    add_hook_to_module(model, Turn(torch.device(NEAR), [], True))
+    add_hook_to_module(model, SwapHook(torch.device(NEAR), [], True))
 
 
 def in_groups(model, **options):
