@@ -34,7 +34,7 @@ COMMANDS = {
     "generate, refused: --size 100x100": [*PROGRAM, "generate", CAPTION, "--size", "100x100"],
     "generate, refused: --device cuda": [*PROGRAM, "generate", CAPTION, "--device", "cuda:9"],
     "train, refused: --optimizer adam": [*PROGRAM, "train", "--data", ".", "--optimizer", "adam"],
-    "fit": [*PROGRAM, "fit", "--memory", "24GB"],
+    "plan": [*PROGRAM, "plan", "--memory", "24GB"],
     "generate": [*PROGRAM, "generate", CAPTION, "--preset", "turbo", "--seed", "7"],
 }
 STEPPED = re.compile(rb"[1-9]\d?/12")  # of the turbo preset's steps
