@@ -99,8 +99,7 @@ def plan(
     call = Call(model, *size, caption_tokens, pictures, steps, dtype=model.components[CONDITIONAL].dtype)
     allowed = _allowed(kind) if allow is None else tuple(allow)
     possible: list[Plan] = []
-    every = _candidates(call, kind, amount, allowed, quantize, free_text_encoder, rates or Rates())
-    for _, equally_good in groupby(every, key=lambda one: one.rank):
+    for equally_good in _candidates(call, kind, amount, allowed, quantize, free_text_encoder, rates or Rates()):
         some = [one for one in equally_good if one.host <= host]
         if fitting := [one for one in some if one.peak <= one.capacity]:
             return min(fitting, key=lambda one: round(one.total_seconds, 6))  # the first of equals, the simplest
@@ -164,8 +163,8 @@ def _check(
 
 def _candidates(
     call: Call, device: str, memory: int, allowed: Iterable[str], quantize: str | None, free: bool, rates: Rates
-) -> Iterator[Plan]:
-    """All plans in the order of preference; of equally good ones the simplest first."""
+) -> Iterator[list[Plan]]:
+    """All plans in the order of preference, equally good ones together, the simplest first."""
     names = call.model.components
     stored = call.model.kind
     casts: list[str | None] = [None]
@@ -179,12 +178,16 @@ def _candidates(
         tiles += [tile for tile in TILES if tile < max(call.width, call.height)]
     per_pass = sorted({math.ceil(call.pictures / passes) for passes in range(1, call.pictures + 1)}, reverse=True)
     per_decode = dict.fromkeys((call.pictures, 1))
-    for cast, kind, tile in sorted(product(casts, kinds, tiles), key=lambda settings: rank(*settings)):
-        kept = kind or stored
-        own = replace(call, dtype=cast or call.dtype, precision=kept, expands=_expands(device, kept))
-        for together, decoded in product(per_pass, per_decode):
-            for places, clears in _placements(names, device, free, kind):
-                yield Plan(own, device, memory, places, kind, cast, clears, together, decoded, tile, rates)
+    losses = sorted(product(casts, kinds, tiles), key=lambda loss: rank(*loss))
+    for _, equal in groupby(losses, key=lambda loss: rank(*loss)):
+        found = []
+        for cast, kind, tile in equal:
+            kept = kind or stored
+            own = replace(call, dtype=cast or call.dtype, precision=kept, expands=_expands(device, kept))
+            for together, decoded in product(per_pass, per_decode):
+                for places, clears in _placements(names, device, free, kind):
+                    found.append(Plan(own, device, memory, places, kind, cast, clears, together, decoded, tile, rates))
+        yield found
 
 
 def _expands(device: str, kind: str | None) -> bool:
