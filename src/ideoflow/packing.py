@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import accumulate, groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,14 +79,11 @@ class Bounds:
 
     def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Bounds:
         """The same bounds with their tensors on `device`; where they are if None."""
-        if device is None or self.cu_seqlens.device == torch.device(device):
-            return self
-        tensors = {
-            field.name: value.to(device, non_blocking=non_blocking)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **tensors)  # type: ignore[arg-type]
+        return (
+            self
+            if device is None or self.cu_seqlens.device == torch.device(device)
+            else _moved(self, device, non_blocking)
+        )
 
 
 @dataclass(frozen=True)
@@ -223,14 +221,17 @@ class Layout:
 
     def to(self, device: torch.device | str | int | None, non_blocking: bool = False) -> Layout:
         """The same layout with its tensors on `device`; where they are if None."""
-        if device is None or self.device == torch.device(device):
-            return self
-        tensors = {
-            field.name: value.to(device, non_blocking=non_blocking)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **tensors)  # type: ignore[arg-type]
+        return self if device is None or self.device == torch.device(device) else _moved(self, device, non_blocking)
+
+
+def _moved(parts: Any, device: torch.device | str | int, non_blocking: bool) -> Any:
+    """The same data class with its tensors on `device`."""
+    tensors = {
+        field.name: value.to(device, non_blocking=non_blocking)
+        for field in fields(parts)
+        if isinstance(value := getattr(parts, field.name), Tensor)
+    }
+    return replace(parts, **tensors)
 
 
 def rows_to_layout(position_ids: Tensor, segment_ids: Tensor, indicator: Tensor) -> tuple[Layout, Tensor]:

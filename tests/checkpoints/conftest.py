@@ -1,12 +1,40 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ideoflow import Ideogram4Transformer2DModel
+from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Ideogram4Pipeline:
+    pipe = sketch.load()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def ours(loaded: Ideogram4Pipeline) -> Iterator[Ideogram4Pipeline]:
+    """The bundled model, whose adapters are taken off afterwards."""
+    yield loaded
+    loaded.unload_lora_weights()
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path) -> Path:
+    """A cache as huggingface_hub keeps one, with the bundled model as `someone/sketch`."""
+    model = tmp_path / "models--someone--sketch"
+    snapshot = model / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    snapshot.parent.mkdir(parents=True)
+    shutil.copytree(sketch.path(), snapshot)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(snapshot.name)
+    return tmp_path
 
 
 @pytest.fixture

@@ -174,21 +174,16 @@ def weights_file() -> Path:
     return sketch.path() / "transformer" / "diffusion_pytorch_model.safetensors"
 
 
-def test_a_pipeline_from_a_hub_cache_without_a_network(tmp_path, no_network, picture):
-    model = tmp_path / "models--someone--sketch"
-    snapshot = model / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
-    snapshot.parent.mkdir(parents=True)
-    shutil.copytree(sketch.path(), snapshot)
-    (model / "refs").mkdir()
-    (model / "refs" / "main").write_text(snapshot.name)
-    options = dict(cache_dir=tmp_path, local_files_only=True)
+def test_a_pipeline_from_a_hub_cache_without_a_network(hub_cache, no_network, picture):
+    options = dict(cache_dir=hub_cache, local_files_only=True)
 
     pipe = Ideogram4Pipeline.from_pretrained("someone/sketch", **options)
 
     assert np.array_equal(draw(pipe), picture) and pipe.config._name_or_path == "someone/sketch"
     with pytest.raises(CheckpointError, match="as a hub id it cannot be fetched"):
         Ideogram4Pipeline.from_pretrained("someone/else", **options)
-    shutil.rmtree(snapshot / "unconditional_transformer")
+    (part,) = hub_cache.glob("*/snapshots/*/unconditional_transformer")
+    shutil.rmtree(part)
     with pytest.raises(CheckpointError, match="unconditional_transformer is missing"):
         Ideogram4Pipeline.from_pretrained("someone/sketch", **options)
 

@@ -38,19 +38,6 @@ def latents(pipe: Any) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Any:
-    pipe = sketch.load()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture
-def ours(loaded: Any):
-    yield loaded
-    loaded.unload_lora_weights()
-
-
-@pytest.fixture(scope="module")
 def peer() -> Any:
     pipe = diffusers.Ideogram4Pipeline.from_pretrained(sketch.path())
     pipe.set_progress_bar_config(disable=True)

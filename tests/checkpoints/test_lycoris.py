@@ -28,17 +28,9 @@ ADALN = CONFIG["adaln_dim"]
 QKV = "diffusion_model.layers.0.attention.qkv"
 
 
-@pytest.fixture(scope="module")
-def loaded() -> Any:
-    pipe = sketch.load()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 @pytest.fixture
-def pipe(loaded: Any):
-    yield loaded
-    loaded.unload_lora_weights()
+def pipe(ours: Any) -> Any:
+    return ours
 
 
 @pytest.fixture(scope="module")

@@ -141,25 +141,17 @@ def test_the_text_encoder_computes_what_that_of_transformers_does(picture):
     assert torch.equal(ours.text_encoder.language_model(ids).last_hidden_state, theirs)
 
 
-def test_a_model_from_a_hub_cache_without_a_network(tmp_path, monkeypatch):
-    """The layout that huggingface_hub keeps: blobs and links to them."""
-    model = tmp_path / "models--someone--sketch"
-    snapshot = model / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
-    snapshot.parent.mkdir(parents=True)
-    shutil.copytree(sketch.path(), snapshot)
-    (model / "refs").mkdir()
-    (model / "refs" / "main").write_text(snapshot.name)
-
+def test_a_model_from_a_hub_cache_without_a_network(hub_cache):
     loaded = Ideogram4Transformer2DModel.from_pretrained(
-        "someone/sketch", subfolder="transformer", cache_dir=tmp_path, local_files_only=True
+        "someone/sketch", subfolder="transformer", cache_dir=hub_cache, local_files_only=True
     )
 
     stored = load_file(sketch.path() / "transformer" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(loaded.state_dict()[name], tensor.float()) for name, tensor in stored.items())
     with pytest.raises(CheckpointError, match="no such folder here, and as a hub id it cannot be fetched"):
-        Ideogram4Transformer2DModel.from_pretrained("someone/else", cache_dir=tmp_path, local_files_only=True)
+        Ideogram4Transformer2DModel.from_pretrained("someone/else", cache_dir=hub_cache, local_files_only=True)
     with pytest.raises(CheckpointError, match="no such folder"):
-        Ideogram4Transformer2DModel.from_pretrained(tmp_path / "nothing here")
+        Ideogram4Transformer2DModel.from_pretrained(hub_cache / "nothing here")
 
 
 def test_a_subclass_is_made(folder):

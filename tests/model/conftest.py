@@ -11,19 +11,10 @@ from torch import Tensor, nn
 
 from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.packing import IMAGE_POSITION_OFFSET, LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR, rows_to_layout
+from tests.small import NARROW
 
 TEXT, IMAGE, EMPTY = LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR, 0
-CONFIG = dict(
-    in_channels=8,
-    num_layers=2,
-    attention_head_dim=16,
-    num_attention_heads=2,
-    intermediate_size=40,
-    adaln_dim=12,
-    llm_features_dim=20,
-    rope_theta=10_000,
-    mrope_section=(4, 2, 2),
-)
+CONFIG = NARROW | dict(rope_theta=10_000)
 
 
 def randomise(model: nn.Module, seed: int) -> nn.Module:

@@ -11,18 +11,9 @@ from torch import Tensor
 from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.ops import Float8Linear, Int8Linear
 from ideoflow.packing import IMAGE_POSITION_OFFSET, LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR
+from tests.small import NARROW
 
-CONFIG = dict(
-    in_channels=8,
-    num_layers=2,
-    attention_head_dim=16,
-    num_attention_heads=2,
-    intermediate_size=48,
-    adaln_dim=12,
-    llm_features_dim=20,
-    rope_theta=10_000,
-    mrope_section=(4, 2, 2),
-)
+CONFIG = NARROW | dict(intermediate_size=48, rope_theta=10_000)
 TEXT, IMAGE = 5, 12  # tokens
 
 

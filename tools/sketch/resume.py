@@ -1,4 +1,4 @@
-"""Resumable state of a training run in one safetensors file, written whole or not at all."""
+"""What the stages of training share: a step, and their resumable state in one safetensors file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ from ideoflow.training.ema import Ema
 SAVE_EVERY = 500  # steps
 
 Optimizers = Sequence[torch.optim.Optimizer]
+
+
+def descend(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, average: Ema) -> None:
+    """Take one step down the gradient of `loss`, clipped to a norm of 1, and have the average follow."""
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    optimizer.step()
+    average.update()
 
 
 def save_state(path: Path, step: int, module: nn.Module, optimizers: Optimizers, average: Ema) -> None:

@@ -15,7 +15,7 @@ from ideoflow.sketch.world import sample
 from ideoflow.training.ema import Ema
 
 from .curve import Curve
-from .resume import SAVE_EVERY, load_state, save_state
+from .resume import SAVE_EVERY, descend, load_state, save_state
 
 CONFIG = dict(
     block_out_channels=(16, 24, 48, 64),
@@ -71,11 +71,7 @@ def train(
             drawn = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
         error = drawn.float() - pictures
         loss = error.abs().mean() + error.square().mean() + KL_WEIGHT * posterior.kl().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        average.update()
+        descend(loss, vae, optimizer, average)
         step += 1
         if step % 100 == 0:
             decibel = -10 * float(torch.log10(error.detach().div(2).square().mean()))
@@ -122,11 +118,7 @@ def train_decoder(
             drawn = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
         error = drawn.float() - pictures
         loss = error.abs().mean() + error.square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimizer.step()
-        average.update()
+        descend(loss, decoder, optimizer, average)
         step += 1
         if step % 100 == 0:
             decibel = -10 * float(torch.log10(error.detach().div(2).square().mean()))

@@ -17,7 +17,7 @@ from ideoflow.training.ema import Ema
 
 from .curve import Curve
 from .readouts import CaptionProbe, Truth
-from .resume import SAVE_EVERY, load_state, save_state
+from .resume import SAVE_EVERY, descend, load_state, save_state
 from .text import Encoder, Reader, build_tokenizer
 
 
@@ -43,11 +43,7 @@ def train(
         ids, places = zip(*(encode(p.caption) for p in pictures), strict=True)
         states = reader(list(ids))[-1]
         loss, errors = model["probe"](states, list(places), [Truth(p) for p in pictures])
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update()
+        descend(loss, model, optimizer, average)
         step += 1
         if step % 50 == 0:
             curve.add(step, {"loss": loss.item()} | {f"{name} error": error.item() for name, error in errors.items()})

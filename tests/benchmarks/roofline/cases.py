@@ -7,22 +7,13 @@ from torch import Tensor
 
 from benchmarks.roofline import BASE, IMPLEMENTATIONS, Config, Implementation, Sample
 from ideoflow.packing import IMAGE_POSITION_OFFSET, LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR
+from tests.small import NARROW
 
 BY_NAME = {implementation.name: implementation for implementation in IMPLEMENTATIONS}
 OURS, PEER, TRIMMED = BY_NAME[BASE], BY_NAME["diffusers"], BY_NAME["~ trimmed"]
 WHOLE = Implementation("whole last block")
 FULL = [Sample(400, 64, 64)]
 
-NARROW = dict(
-    in_channels=8,
-    num_layers=2,
-    attention_head_dim=16,
-    num_attention_heads=2,
-    intermediate_size=40,
-    adaln_dim=12,
-    llm_features_dim=20,
-    mrope_section=(4, 2, 2),
-)
 WIDE = NARROW | dict(num_layers=3, num_attention_heads=3, intermediate_size=56, llm_features_dim=300, in_channels=16)
 SHALLOW = NARROW | dict(num_layers=1, attention_head_dim=32, num_attention_heads=1, adaln_dim=5)
 
