@@ -1,4 +1,4 @@
-"""LoRA files in every form that users have: recognised by the names in them, each layer's adapter with its strength."""
+"""LoRA files in every form that users have: each layer's adapter, checked, with its strength."""
 
 from __future__ import annotations
 
@@ -11,62 +11,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..configuration import parameter_shapes
 from ..dtypes import PLAIN, STORED_NAMES, name_of
 from . import lycoris
 from .errors import CheckpointError, some
+from .lora_names import Form, sort_names
 from .lora_strength import STRENGTH, HeaderEntries, PeftSettings, read_strengths
 from .lycoris import Factored
-from .names import ORIGINAL, QKV, targets
+from .names import ORIGINAL, targets
 from .source import open_source
 from .tensors import Source, TensorInfo
 
-Form = Literal["diffusers", "comfy"]
-
-# What stands before a layer's name: peft's own prefix, then that of diffusers, of ComfyUI, or of a trainer.
-_COMFY = r"model\.diffusion_model\.|diffusion_model\.|conditional_transformer\."
-_DOTTED = re.compile(rf"(?:base_model\.model\.)?(?:(?P<comfy>{_COMFY})|transformer\.|model\.)?(?P<layer>.+)")
-_UNDERSCORED = re.compile(r"(?:lora_unet|lora_transformer|lycoris)_(?P<layer>.+)")
-
-_PARTS = {
-    "down": r"(?:lora_A(?:\.default)?|lora_down|lora\.down|lora_linear_layer\.down)(?:\.weight)?",
-    "up": r"(?:lora_B(?:\.default)?|lora_up|lora\.up|lora_linear_layer\.up)(?:\.weight)?",
-    "alpha": r"alpha",
-    "magnitude": r"(?:lora_magnitude_vector(?:\.default)?(?:\.weight)?|dora_scale)",
-    "bias": r"lora_B(?:\.default)?\.bias",
-    **{part: rf"{part}(?:\.default)?(?:\.weight)?" for part in lycoris.PARTS},
-}
-_TENSOR = re.compile(r"(?P<owner>.+?)\.(?:" + "|".join(f"(?P<{part}>{names})" for part, names in _PARTS.items()) + ")")
-
-# The model's linear layers, under diffusers' names and the original's (qkv, o).
-_NUMBER = r"(?:0|[1-9][0-9]{0,3})"
-_OF_BLOCK = (
-    *(f"attention.{last}" for last in (*QKV, "to_out.0", "qkv", "o")),
-    *(f"feed_forward.{last}" for last in ("w1", "w2", "w3")),
-    "adaln_modulation",
-)
-_OUTSIDE = (
-    *("input_proj", "llm_cond_proj", "t_embedding.mlp_in", "t_embedding.mlp_out", "adaln_proj"),
-    *("final_layer.linear", "final_layer.adaln_modulation"),
-)
-_BLOCK = re.compile(rf"layers[._](?P<number>{_NUMBER})[._](?P<part>.+)")
-
-# Why a tensor is not loaded, by its name; the first that fits.
-_WHY = (
-    (r"unconditional_transformer\.", "of the unconditional transformer: call its own `load_lora_adapter`"),
-    (r".*(text_encoder|text_model|lora_te|lora_clip|language_model|self_attn|llm_adapter)", "of a text encoder"),
-    (r".*\.(lokr|hada)_t", "LoKr or LoHa of a convolution"),
-    (r".*\.(lokr|hada)_", "LoKr or LoHa of a layer that the model has not"),
-    (r".*\.(oft_|boft_)", "OFT, which is not LoRA"),
-    (r".*\.dora_scale", "DoRA of a layer that the model has not"),
-    (r".*(\.diff(_b)?|\.[wb]_norm|\.set_weight|norm.*\.(weight|bias))$", "whole weights or differences, not LoRA"),
-    (r".*lora_embedding", "LoRA of an embedding"),
-)
-_PAIR = {"down": "lora_A (or lora_down)", "up": "lora_B (or lora_up)"}
 _DTYPES = {*PLAIN}
 _EXPANDED = {"F8_E4M3", "F8_E5M2"}  # bfloat16 holds each of their values
 _INTEGERS = {"I64", "I32", "I16", "I8", "U8"}  # that an alpha may be
@@ -190,10 +150,12 @@ def read_lora(
     if not weights.infos:
         named = "" if prefix is None else f" whose names begin with {prefix!r}"
         raise CheckpointError(f"{origin} holds no tensors{named}.")
-    names, unknown, form = _sorted_out(origin, weights.infos)
-    for layer in [layer for layer in names if config is not None]:
-        if why := _misfit(layer, names[layer], weights.infos, config or {}):
-            unknown |= dict.fromkeys(names.pop(layer).values(), why)
+    names, unknown, form = sort_names(origin, weights.infos)
+    if config is not None:
+        wanted = parameter_shapes(config)
+        for layer in list(names):
+            if why := _misfit(layer, names[layer], weights.infos, wanted):
+                unknown |= dict.fromkeys(names.pop(layer).values(), why)
     if not names:
         raise CheckpointError(_nothing(origin, unknown))
     for layer, parts in names.items():
@@ -244,10 +206,10 @@ class _Given:
                 raise CheckpointError(
                     f"{self.path} holds {name!r}: {type(tensor).__name__}; it may hold tensors by their names alone."
                 )
-        self.infos = {
-            name: TensorInfo(name, _format_name(tensor.dtype), tuple(tensor.shape), self.path)
-            for name, tensor in tensors.items()
-        }
+        self.infos = {}
+        for name, tensor in tensors.items():
+            dtype = name_of(tensor.dtype)
+            self.infos[name] = TensorInfo(name, STORED_NAMES.get(dtype, dtype), tuple(tensor.shape), self.path)
 
     def read(self, name: str) -> Tensor:
         return self.tensors[name].detach().to("cpu", copy=True).contiguous()
@@ -275,85 +237,15 @@ class _After:
     map = read
 
 
-def _format_name(dtype: torch.dtype) -> str:
-    """A type as safetensors spells it; torch's name where it has none."""
-    return STORED_NAMES.get(name_of(dtype), name_of(dtype))
-
-
-def _sorted_out(origin: str, names: Mapping[str, Any]) -> tuple[dict[str, dict[str, str]], dict[str, str], Form]:
-    """Names of tensors by layer and part, those that are not known and why, and the form."""
-    layers: dict[str, dict[str, str]] = {}
-    unknown: dict[str, str] = {}
-    form: Form = "diffusers"
-    for name in names:
-        tensor = _TENSOR.fullmatch(name)
-        found = _layer(tensor["owner"]) if tensor else None
-        if tensor is None or found is None:
-            unknown[name] = next((why for pattern, why in _WHY if re.match(pattern, name)), "no known name")
-            continue
-        layer, comfy = found
-        part = next(part for part in _PARTS if tensor[part] is not None)
-        parts = layers.setdefault(layer, {})
-        if part in parts:
-            raise CheckpointError(f"{origin}: {parts[part]!r} and {name!r} are both for {layer}: keep one of them.")
-        parts[part] = name
-        form = "comfy" if comfy else form
-    for layer in [layer for layer in layers if layer.endswith((".qkv", ".o"))]:
-        attention = layer.rpartition(".")[0]
-        for last in QKV if layer.endswith(".qkv") else ("to_out.0",):
-            if f"{attention}.{last}" in layers:
-                one, other = (next(iter(layers[key].values())) for key in (layer, f"{attention}.{last}"))
-                raise CheckpointError(f"{origin}: {one!r} and {other!r} are both for {attention}: keep one of them.")
-    return layers, unknown, form
-
-
-def _layer(owner: str) -> tuple[str, bool] | None:
-    """The layer that a name stands for, and whether in the form of ComfyUI; None where it is none of the model's."""
-    underscored = _UNDERSCORED.fullmatch(owner)
-    dotted = _DOTTED.fullmatch(owner)
-    if underscored is None and dotted is None:
-        return None
-    name = (underscored or dotted)["layer"]  # type: ignore[index]
-    block = _BLOCK.fullmatch(name)
-    spelled = {part.replace(".", "_") if underscored else part: part for part in (_OF_BLOCK if block else _OUTSIDE)}
-    part = spelled.get(block["part"] if block else name)
-    if part is None or (block and not underscored and name != f"layers.{block['number']}.{block['part']}"):
-        return None
-    layer = f"layers.{block['number']}.{part}" if block else part
-    original = layer.endswith((".qkv", ".o"))
-    return layer, original or bool(underscored) or bool(dotted and dotted["comfy"])
-
-
-def layer_shape(layer: str, config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """`(outputs, inputs)` of a layer; None where the model has no such layer."""
-    hidden = config["attention_head_dim"] * config["num_attention_heads"]
-    wide, conditioning, channels = config["intermediate_size"], config["adaln_dim"], config["in_channels"]
-    block = _BLOCK.fullmatch(layer)
-    if block and int(block["number"]) >= config["num_layers"]:
-        return None
-    return {
-        "input_proj": (hidden, channels),
-        "llm_cond_proj": (hidden, config["llm_features_dim"]),
-        "t_embedding.mlp_in": (hidden, hidden),
-        "t_embedding.mlp_out": (hidden, hidden),
-        "adaln_proj": (conditioning, hidden),
-        "final_layer.linear": (channels, hidden),
-        "final_layer.adaln_modulation": (hidden, conditioning),
-        "attention.qkv": (3 * hidden, hidden),
-        "feed_forward.w1": (wide, hidden),
-        "feed_forward.w2": (hidden, wide),
-        "feed_forward.w3": (wide, hidden),
-        "adaln_modulation": (4 * hidden, conditioning),
-    }.get(block["part"] if block else layer, (hidden, hidden))
-
-
 def _misfit(
-    layer: str, parts: Mapping[str, str], infos: Mapping[str, TensorInfo], config: Mapping[str, Any]
+    layer: str, parts: Mapping[str, str], infos: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...]]
 ) -> str | None:
-    """Why an adapter that may be whole does not fit the model."""
-    shape = layer_shape(layer, config)
-    if shape is None:
-        return f"of a layer that the model has not: it has {config['num_layers']}"
+    """Why an adapter that may be whole does not fit the model, whose parameters have the `wanted` shapes."""
+    goals = [wanted.get(f"{goal}.weight") for goal in targets(layer, ORIGINAL)]
+    if goals[0] is None:
+        last = max(int(name.split(".")[1]) for name in wanted if name.startswith("layers."))
+        return f"of a layer that the model has not: it has {last + 1}"
+    shape = (len(goals) * goals[0][0], goals[0][1])
     if lycoris.kind_of(parts) is not None:
         found = lycoris.shape_of({part: infos[name] for part, name in parts.items()})
         fits = 0 in found or found == shape
