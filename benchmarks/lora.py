@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks._measure import machine, make_parser, write
 from ideoflow import Ideogram4Pipeline, sketch
-from ideoflow.sketch import shapes, world
+from ideoflow.sketch import masks, world
 from ideoflow.sketch.wording import line
 from ideoflow.training.run import train
 from ideoflow.training.settings import Settings
@@ -33,7 +33,7 @@ ASKED = ("orange", "cyan", "pink", "brown", "black", "gray")  # those of the 20 
 
 ARM = 0.25  # of a side, how thick the gnomon is
 
-shapes.POLYGONS[NAME] = lambda: [(0, 0), (1, 0), (1, ARM), (ARM, ARM), (ARM, 1), (0, 1)]
+masks.POLYGONS[NAME] = lambda: [(0, 0), (1, 0), (1, ARM), (ARM, ARM), (ARM, 1), (0, 1)]
 
 
 def picture(index: int, colours: tuple[str, ...]) -> world.Sample:
@@ -47,7 +47,7 @@ def picture(index: int, colours: tuple[str, ...]) -> world.Sample:
     for number in range(draw.choice((1, 2, 2, 3))):
         box = world._shape_box(draw, width, height, elements)
         if box is not None:
-            shape = draw.choice(shapes.SHAPES) if number else NAME
+            shape = draw.choice(masks.SHAPES) if number else NAME
             elements.append(world.Element(box, rest.pop() if number else colour, shape=shape))
     return world.Sample(width, height, background, tuple(elements), world.caption_of(draw, background, elements))
 

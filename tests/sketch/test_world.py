@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ideoflow.captions import Caption
+from ideoflow.sketch.masks import FONTS, OUTLINED, SHAPES, shape_mask, word_mask
 from ideoflow.sketch.scene import COLOURS, Background, Element, Sample, rgb
-from ideoflow.sketch.shapes import FONTS, OUTLINED, SHAPES, shape_mask, word_mask
 from ideoflow.sketch.world import GRID, LETTERS, held_out_pair, held_out_word, sample
 
 indices = st.integers(-(10**9), 10**9)

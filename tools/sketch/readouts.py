@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ideoflow.sketch.masks import FONTS, OUTLINED, SHAPES
 from ideoflow.sketch.scene import COLOURS, Element, Sample, rgb
-from ideoflow.sketch.shapes import FONTS, OUTLINED, SHAPES
 from ideoflow.sketch.world import LETTERS
 
 from .text import Places

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from ideoflow.sketch.masks import word_mask
 from ideoflow.sketch.scene import Element, Sample, rgb
-from ideoflow.sketch.shapes import word_mask
 from ideoflow.sketch.world import LETTERS, held_out_pair, sample
 
 NEAR = 64.0  # largest distance in 8-bit RGB at which colours count as the same; the closest two named are 93 apart

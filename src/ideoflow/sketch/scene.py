@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from .shapes import shape_mask, word_mask
+from .masks import shape_mask, word_mask
 
 RGB = tuple[int, int, int]
 Box = tuple[int, int, int, int]  # y_min, x_min, y_max, x_max in 0..1000

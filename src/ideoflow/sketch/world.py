@@ -12,8 +12,8 @@ import zlib
 from typing import Literal
 
 from ..sizes import UNIT
+from .masks import FONTS, OUTLINED, PITCH, SHAPES
 from .scene import COLOURS, Background, Box, Element, Sample, rgb
-from .shapes import FONTS, OUTLINED, PITCH, SHAPES
 from .wording import caption_of
 
 Split = Literal["train", "held_out"]

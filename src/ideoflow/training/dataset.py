@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .columns import found_in_table
 from .folder import Folder
 from .image_reading import read
 from .lines import line_of
 from .survey import Example, Found, Remark, Survey, UnusableError
-from .tables import found_in_table
 
 Progress = Callable[[int, int], None]
 
