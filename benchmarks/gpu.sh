@@ -73,9 +73,9 @@ mkdir -p "$logs"
 trap finish EXIT
 trap 'summary+=("stopped"); exit 1' INT TERM
 
-tests test-kernels tests/model/kernels
+tests test-kernels tests/ops/kernels
 tests test-transformer tests/model/test_device.py tests/model/test_exactness.py tests/model/test_features.py
-tests test-precision tests/precision
+tests test-precision tests/ops/quantized
 tests test-graphs tests/engine/test_graphs.py tests/engine/test_graphs_cuda.py
 benchmark kernels ${tiny:+--tokens 256 --rounds 1}
 benchmark roofline --measure

@@ -20,12 +20,12 @@ from ..ops.accelerated import Accelerated
 from ..ops.hooks import fires_hooks, is_hooked, is_plain, with_hooks
 from ..ops.host import is_readable
 from ..ops.linear import Linear
+from ..ops.tensor_checks import check_autocast, check_float, check_integer
 from ..packing import Bounds, Layout, rows_to_layout
 from .blocks import FinalLayer, Ideogram4TransformerBlock
 from .context import Context, Modulation, Prepared
 from .export import velocity_of_rows
 from .rope import rotary_tables
-from .tensor_checks import check_autocast, check_float, check_integer
 from .times import TimeEmbedding, check_times, distinct_times
 from .transformer_files import TransformerFiles
 
@@ -266,7 +266,7 @@ class Ideogram4Transformer2DModel(TransformerFiles, ModelMixin, ConfigMixin, Att
 
         Raises:
             ValueError: latents or times that do not match the context, or, where looking at them costs no wait (on the
-                CPU), a time outside [0, 1] or NaN.
+                host), a time outside [0, 1] or NaN.
             TypeError: latents or times that are not floating-point tensors.
         """
         layout = context.layout
