@@ -6,6 +6,7 @@ import torch
 from benchmarks.memory import Alive
 from ideoflow.ops import cpu_attention, kernels, scratch
 from ideoflow.ops.quantized_linear import Float8Linear, int8_product
+from ideoflow.ops.rms_norm import RMSNorm
 
 CHANNELS, HEADS = 512, 8
 FULL = scratch.BLOCK // CHANNELS  # tokens of a whole block
@@ -22,14 +23,17 @@ def taken(op, *inputs) -> int:
 def norms(tokens: int, dtype: torch.dtype) -> tuple[int, int]:
     """What `norm_scale` and `gate_norm_add` take, each token with a row of the modulation."""
     h, x = torch.randn(2, tokens, CHANNELS).to(dtype)
-    rest = torch.ones(CHANNELS, dtype=dtype), 1e-5, torch.randn(4, CHANNELS).to(dtype), torch.randint(4, (tokens,))
-    return taken(kernels.norm_scale, x, *rest), taken(kernels.gate_norm_add, h, x, *rest)
+    norm, rest = (
+        RMSNorm(CHANNELS, eps=1e-5).to(dtype),
+        (torch.randn(4, CHANNELS).to(dtype), torch.randint(4, (tokens,))),
+    )
+    return taken(kernels.norm_scale, norm, x, *rest), taken(kernels.gate_norm_add, norm, h, x, *rest)
 
 
 def rotation(tokens: int, dtype: torch.dtype) -> int:
     head = CHANNELS // HEADS
     x, tables = torch.randn(tokens, HEADS, head).to(dtype), torch.randn(2, tokens, head).to(dtype)
-    return taken(kernels.norm_rotate, x, torch.ones(head, dtype=dtype), 1e-5, *tables)
+    return taken(kernels.norm_rotate, RMSNorm(head, eps=1e-5).to(dtype), x, *tables)
 
 
 @dtypes

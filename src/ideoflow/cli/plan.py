@@ -45,7 +45,7 @@ def plan(
         ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="That the weights are loaded in: float32, bfloat16 or float16.")
+        str, typer.Option(help="Type that the weights are loaded in: float32, bfloat16 or float16.")
     ] = "bfloat16",
     device: Annotated[str, typer.Option(help="cuda, or cpu, where memory is that of the whole process.")] = "cuda",
     allow: Annotated[

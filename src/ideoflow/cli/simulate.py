@@ -97,7 +97,7 @@ def simulate(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="The most requests of a batch under --policy batches.")] = 4,
     count: Annotated[int, typer.Option(min=1, help="Requests to play.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the arrivals, and of what measured steps vary by.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the arrivals, and of what measured steps vary by.")] = 0,
     file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write all figures.", show_default=False)
     ] = None,
@@ -276,7 +276,7 @@ def _numbers(cost: Cost) -> dict[str, Any]:
 
 
 def _figures(reports: dict[str, Report]) -> dict[str, dict[str, Any]]:
-    """Of each policy, ready to be written as JSON; latencies are seconds."""
+    """The figures of each policy, ready to be written as JSON; latencies are seconds."""
     return {
         name: {
             "pictures_per_second": report.throughput,

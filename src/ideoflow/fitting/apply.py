@@ -33,7 +33,7 @@ def fit_memory(
         pipe: An `Ideogram4Pipeline`, as it was loaded.
         memory: As in `plan`; "auto" for what is free on the device.
         device: Where to compute; None for the first accelerator, else the CPU.
-        options: Of `plan`.
+        options: Options of `plan`.
 
     Returns:
         The plan.
