@@ -107,10 +107,10 @@ def test_unguided_steps_leave_the_unconditional_branch_out(denoiser, make_reques
 def test_guidance_one_is_the_conditional_velocity(denoiser, make_request, transformers):
     with_branch, without = make_request(1, guidance=1.0), make_request(1, guidance=1.0)
 
-    lean = Denoiser(transformers[0], None)
+    unguided = Denoiser(transformers[0], None)
 
-    assert torch.equal(finish(denoiser, [with_branch])[0], finish(lean, [without])[0])
-    assert lean.prepare_unconditional((2, 3)) is None
+    assert torch.equal(finish(denoiser, [with_branch])[0], finish(unguided, [without])[0])
+    assert unguided.prepare_unconditional((2, 3)) is None
 
 
 def test_streams_are_packed_once_while_the_set_stays(denoiser, make_request, monkeypatch):
@@ -243,15 +243,15 @@ def test_times_are_embedded_once_for_a_schedule(own, make_request):
 def test_schedules_that_are_too_many_to_keep_go_step_by_step(own, make_request, alone, denoiser):
     from ideoflow.engine.denoiser import SCHEDULES
 
-    lean, calls = Denoiser(*own), times_run(own)
+    fresh, calls = Denoiser(*own), times_run(own)
     requests = [make_request(i, steps=2 + i) for i in range(SCHEDULES + 1)]
-    lean.step(requests)
-    lean.step(requests)
+    fresh.step(requests)
+    fresh.step(requests)
     assert calls == [0, 1] * 2
 
     several = [make_request(i, steps=2 + i) for i in range(SCHEDULES + 1)]
     expected = [finish(denoiser, [make_request(i, steps=2 + i)])[0] for i in range(SCHEDULES + 1)]
-    for latents, wanted in zip(finish(lean, several), expected, strict=True):
+    for latents, wanted in zip(finish(fresh, several), expected, strict=True):
         assert relative(latents, wanted) <= 1e-5
 
 

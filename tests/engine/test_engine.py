@@ -578,7 +578,7 @@ def test_cancelling_from_another_thread_leaves_the_pass_under_way_whole(denoiser
     """A request that makes its own contexts keeps them until the pass ends; then they are let go."""
     calls, passes = [], []
     request = deferred(make_request, denoiser, calls, seed=1, steps=3)
-    other = make_request(2, steps=3)
+    other, before = make_request(2, steps=3), request.latents
     engine = Engine(denoiser)
     engine.add(request), engine.add(other)
 
@@ -594,6 +594,7 @@ def test_cancelling_from_another_thread_leaves_the_pass_under_way_whole(denoiser
     handle.remove()
 
     assert passes == [22, 11, 11]  # no pass is taken again
+    assert request.step == 0 and request.latents is before  # what was given up is not written
     assert kinds(events, request) == ["queued", "started", "cancelled"] and request.conditional is None
     assert other.status == "done"
 

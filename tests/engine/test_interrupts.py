@@ -9,12 +9,12 @@ import threading
 
 import pytest
 
-from ideoflow.engine import Engine
+from ideoflow.engine import Engine, decoder
 from ideoflow.engine import engine as engine_module
 from ideoflow.engine import uninterrupted as uninterrupted_module
 from ideoflow.engine.uninterrupted import uninterrupted
 
-FILES = {engine_module.__file__, uninterrupted_module.__file__}
+FILES = {module.__file__ for module in (decoder, engine_module, uninterrupted_module)}
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +155,33 @@ def test_a_pass_is_interrupted_at_once_and_not_taken_twice(denoiser, make_reques
     handle.remove()
 
     assert len(passes) == 4 and request.status == "done"
+
+
+def test_a_step_that_is_broken_off_changes_no_request(denoiser, make_request, transformers, monkeypatch):
+    """Though the passes of some are through, where a pass had to be taken in halves."""
+    passes, plain = [], type(transformers[0]).velocity
+
+    def velocity(self, latents, times, context, **kwargs):
+        passes.append(len(times))
+        if len(times) == 2 and len(passes) < 5:
+            raise RuntimeError("not together")
+        if len(passes) == 5:
+            interrupt()
+        return plain(self, latents, times, context, **kwargs)
+
+    monkeypatch.setattr(type(transformers[0]), "velocity", velocity)
+    engine, requests = Engine(denoiser), [make_request(seed, steps=2) for seed in (1, 2)]
+    before = [request.latents for request in requests]
+    for request in requests:
+        engine.add(request)
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.run())
+
+    assert passes == [2, 1, 1, 1, 1]  # together, then both branches of each
+    assert [request.step for request in requests] == [0, 0]
+    assert all(request.latents is latents for request, latents in zip(requests, before, strict=True))
+    list(engine.run())
+    assert {request.status for request in requests} == {"done"}
 
 
 def test_each_callback_is_called_once_a_step_though_one_is_interrupted(denoiser, make_request):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import traceback
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -21,6 +21,8 @@ from .graphs import Graphs, Inputs, Pool
 from .out_of_memory import out_of_memory
 from .request import Request
 from .uninterrupted import uninterrupted
+
+T = TypeVar("T")
 
 SCHEDULES = 4  # kept for each branch: at full size one of 48 steps takes 60 MB
 
@@ -113,6 +115,18 @@ class Denoiser:
                 raise
             traceback.clear_frames(error.__traceback__)  # they hold the pass's tensors
         return self._euler_steps(requests)
+
+    def retried(self, work: Callable[[], T]) -> T:
+        """The outcome of `work`, tried once more if memory runs out, with the memory of graphs and what torch keeps."""
+        try:
+            return work()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        self.give_up_graphs("memory ran out")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return work()
 
     def give_up_graphs(self, why: str) -> bool:
         """Free all CUDA graphs and record no more, with a warning that says why; whether there were any."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checks import whole
+from .decoder import Decoder
 from .denoiser import Denoiser
 from .events import Event, Kind
 from .out_of_memory import out_of_memory
@@ -77,17 +78,16 @@ class Engine:
         self.denoiser = denoiser
         self.max_request_tokens = max_request_tokens
         self.preview_every = preview_every
-        self._decode = decode
-        self._to_image = to_image or (lambda tensor: tensor)
         self._scheduler: Scheduler[Request] = Scheduler(max_tokens, max_requests, policy)
         self._lock = Lock()  # of the scheduler, the requests' state and the events, which several threads change
         self._step_lock = Lock()  # held while a step is under way
         self._stepped: deque[Request] = deque()  # requests whose step is written and not told yet
         self._called: Request | None = None  # the first of these, once its `on_step` has been called
-        self._done: dict[Request, Pending[Any] | None] = {}  # requests after their last step, and their pictures
         self._events: deque[Event] = deque()
         self._ahead: tuple[Request, Pending[Any]] | None = None  # contexts of the request that is to start next
         self._side = SideStream(denoiser.device)
+        retried = None if decode is None else lambda *given: denoiser.retried(lambda: decode(*given))
+        self._decoder = Decoder(retried, to_image, self._side)
 
     @property
     def max_tokens(self) -> int | None:
@@ -104,7 +104,7 @@ class Engine:
     def idle(self) -> bool:
         """Whether there is nothing to do and nothing to tell."""
         with self._lock:  # or a request that another thread cancels could be gone and its event not there yet
-            return not (len(self._scheduler) or self._done or self._events)
+            return not (len(self._scheduler) or self._decoder.waiting or self._events)
 
     def add(self, request: Request) -> Request:
         """Let a request take part from the next step on. From any thread.
@@ -291,7 +291,7 @@ class Engine:
         """What `prepare` makes for a request, or has made ahead."""
         ahead = self._ahead
         if ahead is None or ahead[0] is not request:
-            return self._retry(prepare)
+            return self.denoiser.retried(prepare)
         self._ahead = None
         return ahead[1].take()
 
@@ -331,8 +331,11 @@ class Engine:
         self._prepare_ahead()
         while self._stepped:
             self._conclude(self._stepped[0])
-        self._decode_done()
-        self._tell_decoded()
+        for request, image, error in self._decoder.pictures(wait=len(self._scheduler) == 0):
+            with self._change():
+                del self._decoder.waiting[request]
+                request.engine, request.error = None, error
+                self._tell("finished" if error is None else "failed", request, image, error)
 
     def _halve_budget(self, requests: Sequence[Request]) -> None:
         if torch.cuda.is_available():
@@ -363,7 +366,7 @@ class Engine:
                 self._tell("step", request, image=preview)
                 if request.status == "done":
                     self._scheduler.remove(request)
-                    self._done[request] = None
+                    self._decoder.waiting[request] = None
             if request.finished:
                 request.release()
 
@@ -384,9 +387,7 @@ class Engine:
         if request.status == "done" or request.latents.device.type == "cpu":
             request.check()
         due = self.preview_every and request.step % self.preview_every == 0 and request.status != "done"
-        if not due or self._decode is None or request not in self._scheduler:
-            return None
-        return self._to_image(self._decode(request, request.estimate))
+        return self._decoder.preview(request) if due and request in self._scheduler else None
 
     def _prepare_ahead(self) -> None:
         """While the device steps, make the contexts of the request that is to start next."""
@@ -400,38 +401,6 @@ class Engine:
                 self._ahead = request, self._side.run(request.prepare)
             except Exception as error:  # its own start meets it again, and tells
                 logger.debug("%s could not be prepared ahead: %s", request, error)
-
-    def _decode_done(self) -> None:
-        """Hand to the device what makes pictures of requests that are done."""
-        for request in [request for request, picture in self._done.items() if picture is None]:
-            try:
-                self._done[request] = self._decoded(request)
-            except Exception as error:
-                self._end(request, error=error)
-
-    def _decoded(self, request: Request) -> Pending[Any]:
-        decode = self._decode
-        if decode is None:
-            return Pending(None)
-        return self._side.run(lambda: self._retry(lambda: decode(request, request.latents)), request.latents)
-
-    def _tell_decoded(self) -> None:
-        """Tell of pictures that are decoded; where nothing else is left to do, wait for them."""
-        for request, picture in list(self._done.items()):
-            if picture is None or not (picture.ready or len(self._scheduler) == 0):
-                continue
-            try:
-                image = None if self._decode is None else self._to_image(picture.take())
-            except Exception as error:
-                self._end(request, error=error)
-            else:
-                self._end(request, image)
-
-    def _end(self, request: Request, image: Any = None, error: Exception | None = None) -> None:
-        with self._change():
-            del self._done[request]
-            request.engine, request.error = None, error
-            self._tell("finished" if error is None else "failed", request, image, error)
 
     @contextmanager
     def _change(self) -> Iterator[None]:
@@ -469,15 +438,3 @@ class Engine:
         except BaseException:
             self._events.extendleft(reversed(taken))
             raise
-
-    def _retry(self, work: Callable[[], T]) -> T:
-        """The outcome of `work`, tried once more if memory runs out, with what can be freed for it."""
-        try:
-            return work()
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-        self.denoiser.give_up_graphs("memory ran out")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return work()

@@ -19,10 +19,10 @@ class Event:
 
     Attributes:
         kind: What happened.
-        request: To whom.
-        step: Steps it had taken by then.
-        image: Of "finished", the picture, where the engine decodes; of a "step", a preview, where one is due.
-        error: Of "failed", what it failed from.
+        request: The request that it happened to.
+        step: Number of steps that the request had taken by then.
+        image: The picture with "finished", where the engine decodes; a preview with a "step", where one is due.
+        error: The reason of "failed".
     """
 
     kind: Kind

@@ -158,8 +158,8 @@ class Graphs:
     other devices, under autocast, adapters and hooks, of which offloading is one.
 
     Args:
-        transformer: Whose velocities these are.
-        pool: Of the denoiser.
+        transformer: The model that computes the velocities.
+        pool: The memory that all graphs of a denoiser share.
     """
 
     def __init__(self, transformer: nn.Module, pool: Pool) -> None:
@@ -177,7 +177,7 @@ class Graphs:
 
         Args:
             compute: Must not wait for the device.
-            inputs: Of this step.
+            inputs: What the step gives the transformer beside the context.
             contexts: Those that are packed, in their order. What becomes of them decides how long a graph is kept.
             packed: One stream of them.
         """
