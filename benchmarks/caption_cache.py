@@ -33,7 +33,7 @@ def main() -> None:
     requests = pipe.make_requests(CAPTION, side, side, options.rounds + 2, guidance_scale=3, guidance_schedule=None)
     engine = pipe.engine()
     sides = {
-        "asking for a call": pipe._text_key,
+        "asking for a call": lambda: pipe._embedder(None)._made_by(),
         "asking for a step": lambda: snapshot(pipe.transformer.time_layers),
         "encoding a caption": lambda: encode_tokens(pipe.text_encoder, ids, pipe.taps),
         "a guided step": lambda: engine.advance(requests),

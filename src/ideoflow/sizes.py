@@ -41,6 +41,18 @@ def check_size(width: Any, height: Any, unit: int) -> tuple[int, int]:
     return width, height
 
 
+def check_pair(size: Any, unit: int) -> tuple[int, int]:
+    """`size=(width, height)` in whole tokens of `unit` pixels a side.
+
+    Raises:
+        ValueError: something else than a pair of positive multiples of `unit`.
+    """
+    pair = tuple(size) if isinstance(size, (tuple, list)) else ()
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 and side % unit == 0 for side in pair):
+        raise ValueError(f"`size` is {size!r}: give (width, height) in pixels, multiples of {unit}.")
+    return pair
+
+
 def sizes_of(
     size: Any, height: int, width: int, prompts: int, unit: int, limits: Sequence[int] | None
 ) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""How a pipeline loads LoRA adapters: the file is found, read in whatever form, and handed to diffusers' loader."""
+"""The files of LoRA adapters: found by path, folder or hub id, and read in whatever form."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffusers.loaders import Ideogram4LoraLoaderMixin
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import HfHubHTTPError
@@ -17,7 +16,6 @@ from torch import Tensor, promote_types
 from .errors import CheckpointError, some
 from .hub import HUB_ARGUMENTS, local_file
 from .lora import Lora, read_lora
-from .lora_convert import peft_settings, to_diffusers
 
 # Which file of a folder, where several could be meant: what diffusers and peft write.
 USUAL = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -25,74 +23,6 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _OTHERS = ("proxies", "use_safetensors", "low_cpu_mem_usage", "return_lora_metadata")
 
 LoraSource = str | os.PathLike[str] | Mapping[str, Tensor]
-
-
-class PipelineAdapters(Ideogram4LoraLoaderMixin):
-    """Loading of adapters, for `Ideogram4Pipeline`. Weighing, fusing and unloading are diffusers'."""
-
-    @classmethod
-    def lora_state_dict(
-        cls, pretrained_model_name_or_path_or_dict: LoraSource, *, ignore_unknown: bool = False, **kwargs: Any
-    ) -> Any:
-        """The adapters of a file of any form under diffusers' names; shapes are compared with no model.
-
-        Returns:
-            The tensors; with `return_lora_metadata=True`, also peft's configuration, which holds the strengths.
-        """
-        lora = read_any(pretrained_model_name_or_path_or_dict, None, ignore_unknown, kwargs)
-        if lora.factored:
-            raise CheckpointError(
-                f"{lora.origin} holds {' and '.join(sorted(lora.kinds))}, which diffusers' names for LoRA cannot"
-                " say: load it with `load_lora_weights`."
-            )
-        lora = to_diffusers(lora)
-        tensors = loadable(lora)
-        return (tensors, peft_settings(lora)) if kwargs.get("return_lora_metadata") else tensors
-
-    def load_lora_weights(
-        self,
-        pretrained_model_name_or_path_or_dict: LoraSource,
-        adapter_name: str | None = None,
-        hotswap: bool = False,
-        *,
-        ignore_unknown: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Load adapters of any form, LoRA, DoRA, LoKr or LoHa, into the conditional transformer; see docs/lora.md.
-
-        Args:
-            pretrained_model_name_or_path_or_dict: A safetensors file, a folder or a hub id that holds one, or tensors
-                by their names in one.
-            adapter_name: To weigh, swap and delete it by; None for the next free default.
-            hotswap: Put the weights in the place of the loaded adapter of that name.
-            ignore_unknown: Leave out, with a warning, what is no LoRA adapter of this model; False to refuse the file.
-            kwargs: `weight_name` and `subfolder` of the file in the folder, those of the hub, `low_cpu_mem_usage`.
-
-        Raises:
-            CheckpointError: a ValueError that names the file and the tensor that cannot be used.
-            ValueError: an adapter name that is taken.
-        """
-        self.transformer.load_lora_adapter(
-            pretrained_model_name_or_path_or_dict,
-            hotswap=hotswap,
-            adapter_name=adapter_name,
-            ignore_unknown=ignore_unknown,
-            _pipeline=self,
-            **{"low_cpu_mem_usage": True, **kwargs},
-        )
-
-    def unfuse_lora(self, components: list[str] = ["transformer"], **kwargs: Any) -> None:  # noqa: B006 (diffusers')
-        """Undo `fuse_lora`.
-
-        Args:
-            components: "transformer", which alone has adapters.
-            kwargs: diffusers' old ones, which it warns of.
-
-        Raises:
-            ValueError: weights that were brought into few bits since; nothing is changed.
-        """
-        self.transformer.check_mergeable("unfuse_lora")
-        super().unfuse_lora(components=components, **kwargs)
 
 
 def loadable(lora: Lora) -> dict[str, Tensor]:

@@ -1,42 +1,111 @@
-"""What the arguments of a pipeline's call mean: captions, schedules and noise, each checked."""
+"""What a call asks to be drawn, and what its arguments mean: steps and guidance, captions and sizes, each checked."""
 
 from __future__ import annotations
 
-import math
+import inspect
 import warnings
-from collections.abc import Sequence
-from copy import copy
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from typing import Any, TypeVar
 
-import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..captions import CaptionError, prompt_line
+from ..captions import Caption, CaptionError, prompt_line
 from ..checks import all_finite, finite, whole
-from ..schedule import MAX_STEPS, PRESETS, Preset, find_preset, guidance_per_step, limit_guidance, logit_normal_sigmas
+from ..schedule import MAX_STEPS, PRESETS, Preset, find_preset, guidance_per_step, limit_guidance
+from ..sizes import check_size, sizes_of
+from .noise import Generators
 
 DEFAULT = PRESETS["V4_QUALITY_48"]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def plan_of(
-    preset: str | Preset | None,
-    steps: int,
-    scale: float | None,
-    schedule: Sequence[float] | Tensor | None,
-    mu: float,
-    std: float,
-    interval: tuple[float, float] | None,
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """What is to be drawn: the arguments that `__call__` and `make_requests` share, as they were given.
+
+    `Ideogram4Pipeline.__call__` says what each means.
+    """
+
+    prompt: Any
+    height: int = 2048
+    width: int = 2048
+    num_inference_steps: int = DEFAULT.steps
+    guidance_scale: float | None = None
+    guidance_schedule: Sequence[float] | Tensor | None = DEFAULT.guidance
+    mu: float = DEFAULT.mu
+    std: float = DEFAULT.std
+    max_sequence_length: int = 2048
+    num_images_per_prompt: int = 1
+    generator: Generators = None
+    latents: Tensor | Sequence[Tensor] | None = None
+    attention_kwargs: dict[str, Any] | None = None
+    _: KW_ONLY
+    size: tuple[int, int] | Sequence[tuple[int, int]] | None = None
+    preset: str | Preset | None = None
+    strict: bool = False
+    guidance_interval: tuple[float, float] | None = None
+
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> Drawing:
+        """Those of a call's arguments that say what is to be drawn."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+
+    @property
+    def plan(self) -> Preset:
+        """Steps, guidance, mu and std: the arguments alone, or a preset under those that are not the default.
+
+        Raises:
+            TypeError: naming the argument that is of another type.
+            ValueError: naming the argument that does not fit.
+        """
+        steps = whole("num_inference_steps", self.num_inference_steps, 1, most=MAX_STEPS)
+        mu, std = finite("mu", self.mu), finite("std", self.std)
+        scale = None if self.guidance_scale is None else finite("guidance_scale", self.guidance_scale)
+        schedule = self.guidance_schedule
+        values = None if schedule is None else all_finite("guidance_schedule", schedule)
+        if self.preset is None:
+            plan = Preset("", steps, guidance_per_step(steps, scale, values), mu, std)
+        else:
+            plan = _over_preset(find_preset(self.preset), steps, scale, values, mu, std)
+        if self.guidance_interval is None:
+            return plan
+        return replace(plan, guidance=limit_guidance(plan.guidance, self.guidance_interval))
+
+    @property
+    def lines(self) -> list[str]:
+        """The line that the text encoder reads, for each prompt."""
+        return lines_of(self.prompt, self.strict)
+
+    def sizes(self, unit: int, limits: Sequence[int] | None) -> list[tuple[int, int]]:
+        """`(width, height)` in pixels for each prompt; `unit` and `limits` as in `ideoflow.sizes.sizes_of`."""
+        prompts = len(prompts_of(self.prompt))
+        return sizes_of(self.size, self.height, self.width, prompts, unit, limits)
+
+
+def takes_drawing(method: F) -> F:
+    """Have the signature of a method say that `*arguments` and `**more` are those of a `Drawing`."""
+    own = inspect.signature(method).parameters
+    shared = inspect.signature(Drawing).parameters
+    by_place = [one for one in shared.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
+    by_name = [one for one in (*shared.values(), *own.values()) if one.kind is one.KEYWORD_ONLY]
+    method.__signature__ = inspect.Signature([own["self"], *by_place, *by_name])  # type: ignore[attr-defined]
+    return method
+
+
+def _over_preset(
+    base: Preset, steps: int, scale: float | None, values: tuple[float, ...] | None, mu: float, std: float
 ) -> Preset:
-    """Steps, guidance, mu and std of a call: the arguments alone, or a preset under those that are not the default."""
-    steps = whole("num_inference_steps", steps, 1, most=MAX_STEPS)
-    mu, std = finite("mu", mu), finite("std", std)
-    if scale is not None:
-        scale = finite("guidance_scale", scale)
-    plan = _without_interval(preset, steps, scale, schedule, mu, std)
-    return plan if interval is None else replace(plan, guidance=limit_guidance(plan.guidance, interval))
+    """A preset, with what differs from the defaults of a call in its place."""
+    whole("preset", base.steps, 1, " as its steps", most=MAX_STEPS)
+    if steps != DEFAULT.steps:
+        base = base.with_steps(steps)
+    if values == DEFAULT.guidance:
+        values = None
+    guidance = base.guidance if scale is None and values is None else guidance_per_step(base.steps, scale, values)
+    mu = base.mu if mu == DEFAULT.mu else mu
+    std = base.std if std == DEFAULT.std else std
+    return Preset(base.name, base.steps, guidance, mu, std)
 
 
 def warn_of_guidance(guidance: Sequence[float]) -> None:
@@ -48,33 +117,6 @@ def warn_of_guidance(guidance: Sequence[float]) -> None:
     warnings.warn(
         f"guidance of {least:g} {what}: velocities are g * conditional + (1 - g) * unconditional; 1 is no guidance.",
         stacklevel=3,
-    )
-
-
-def _without_interval(
-    preset: str | Preset | None,
-    steps: int,
-    scale: float | None,
-    schedule: Sequence[float] | Tensor | None,
-    mu: float,
-    std: float,
-) -> Preset:
-    values = None if schedule is None else all_finite("guidance_schedule", schedule)
-    if preset is None:
-        return Preset("", steps, guidance_per_step(steps, scale, values), mu, std)
-    base = find_preset(preset)
-    whole("preset", base.steps, 1, " as its steps", most=MAX_STEPS)
-    if steps != DEFAULT.steps:
-        base = base.with_steps(steps)
-    if values == DEFAULT.guidance:
-        values = None
-    guidance = base.guidance if scale is None and values is None else guidance_per_step(base.steps, scale, values)
-    return Preset(
-        base.name,
-        base.steps,
-        guidance,
-        mu=base.mu if mu == DEFAULT.mu else mu,
-        std=base.std if std == DEFAULT.std else std,
     )
 
 
@@ -106,76 +148,24 @@ def prompts_of(prompt: Any) -> list[Any]:
     return prompts
 
 
-# What takes the steps of diffusers' scheduler, and says where it stands: the engine takes them in its place.
-_STEPPING = ("step", "step_index", "begin_index", "set_begin_index", "index_for_timestep", "_init_step_index")
-
-
-def scheduler_of(scheduler: Any, plan: Preset, width: int, height: int) -> FlowMatchEulerDiscreteScheduler:
-    """A copy of the pipeline's scheduler, which is left alone, set to the noise levels of a picture.
-
-    Raises:
-        ValueError: if its steps are no plain Euler steps, or its own code would not be called.
-    """
-    plain = FlowMatchEulerDiscreteScheduler
-    if not isinstance(scheduler, plain) or scheduler.config.stochastic_sampling:
-        raise ValueError(
-            f"`scheduler` is a {type(scheduler).__name__}: the engine takes plain Euler steps and needs a"
-            " FlowMatchEulerDiscreteScheduler without stochastic sampling."
-        )
-    own_code = [name for name in _STEPPING if getattr(type(scheduler), name) is not getattr(plain, name)]
-    own_code += [name for name in vars(scheduler) if callable(getattr(type(scheduler), name, None))]
-    if own_code:
-        raise ValueError(
-            f"`scheduler` is a {type(scheduler).__name__} with its own {', '.join(f'`{name}`' for name in own_code)},"
-            " which would never be called: the engine takes plain Euler steps itself. Noise levels of your own may come"
-            " from a subclass with its own `set_timesteps`, steps of your own from `Request.on_step`."
-        )
-    own = copy(scheduler)  # with what was set on it since it was made, such as by `set_shift`
-    sigmas = logit_normal_sigmas(plan.steps, width, height, plan.mu, plan.std)
-    own.set_timesteps(sigmas=sigmas[:-1].tolist(), device="cpu")
-    return own
-
-
-def noise_of(
-    grids: list[tuple[int, int]],
-    channels: int,
-    device: torch.device,
-    generator: torch.Generator | list[torch.Generator] | None,
-    latents: Tensor | Sequence[Tensor] | None,
-) -> list[Tensor]:
-    """Initial latents `(tokens, channels)` float32 of each picture: drawn, or `latents` where they are given.
+def check_arguments(drawing: Drawing, unit: int, tensors: Sequence[str] | None, known: Sequence[str]) -> None:
+    """Check what diffusers' `check_inputs` checks.
 
     Args:
-        grids: Rows and columns of tokens of each picture.
-        channels: Of a token.
-        device: Of the latents.
-        generator: One for all, drawn in order, or one for each picture.
-        latents: To start from.
+        drawing: What is to be drawn.
+        unit: Pixels of a token's side.
+        tensors: Names of the tensors that a callback asks for.
+        known: Names that it may ask for.
+
+    Raises:
+        TypeError: naming the argument that is of another type.
+        ValueError: naming the argument that does not fit.
     """
-    shapes = [(math.prod(grid), channels) for grid in grids]
-    if latents is not None:
-        if not isinstance(latents, (Tensor, list, tuple)) or not all(isinstance(sample, Tensor) for sample in latents):
-            raise TypeError(f"`latents` is a {type(latents).__name__}: give a tensor, or a list of tensors.")
-        given = [tuple(sample.shape) for sample in latents]
-        if given != shapes:
-            raise ValueError(f"`latents` holds shapes {given}, but the pictures need {shapes}.")
-        return [sample.to(device, torch.float32) for sample in latents]
-    for one in generator if isinstance(generator, (list, tuple)) else [generator]:
-        if one is not None and not isinstance(one, torch.Generator):
-            raise TypeError(
-                f"`generator` is {one!r}: give a torch.Generator, such as `torch.Generator().manual_seed(7)`, or a list"
-                " with one for each picture."
-            )
-    if isinstance(generator, (list, tuple)) and len(generator) == 1:
-        generator = generator[0]
-    if isinstance(generator, (list, tuple)):
-        if len(generator) != len(grids):
-            raise ValueError(
-                f"`generator` has {len(generator)} generators for {len(grids)} pictures: give one, or one for each."
-            )
-        pairs = zip(shapes, generator, strict=True)
-        return [randn_tensor((1, *shape), each, device, torch.float32)[0] for shape, each in pairs]
-    if len(set(shapes)) == 1:
-        # One draw for all: how a generator fills a tensor depends on its size.
-        return list(randn_tensor((len(shapes), *shapes[0]), generator, device, torch.float32))
-    return [randn_tensor((1, *shape), generator, device, torch.float32)[0] for shape in shapes]
+    for one in prompts_of(drawing.prompt):
+        if not isinstance(one, (str, Mapping, Caption)):
+            raise TypeError(f"`prompt` is a {type(one).__name__}: give a string, a mapping or a Caption.")
+    check_size(drawing.width, drawing.height, unit)
+    _ = drawing.plan
+    unknown = [name for name in tensors or () if name not in known]
+    if unknown:
+        raise ValueError(f"`callback_on_step_end_tensor_inputs` names {unknown}: it may name {list(known)}.")

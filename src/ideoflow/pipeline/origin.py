@@ -6,30 +6,25 @@ from before) is not guessed: the settings then say why the picture cannot be mad
 
 from __future__ import annotations
 
-import functools
 import os
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 
 from ..bundled import SKETCH, SKETCH_FOLDER
-from ..checkpoints.lora_files import PipelineAdapters, find_lora
-from ..digests import digest_file, digest_hub, digest_model
+from ..checkpoints.lora_files import find_lora
+from ..digests import COMPONENTS, digest_file, digest_hub, digest_model
 from ..dtypes import COMPUTED, name_of
 from ..provenance import QUANTIZED
 from ..schedule import PRESETS, Preset
-from .acceleration import PipelineSpeed
-from .loading import HUB_ID, PipelineFiles
 
 # Arguments of `from_pretrained` that change where or how weights are loaded, but no picture.
-HARMLESS = {"dtype", "torch_dtype", "local_files_only", "token", "cache_dir", "force_download", "use_safetensors",
-            "low_cpu_mem_usage", "disable_mmap", "device_map"}  # fmt: skip
-F = TypeVar("F", bound=Callable[..., Any])
-COMPONENTS = ("scheduler", "vae", "text_encoder", "tokenizer", "transformer", "unconditional_transformer")
+HARMLESS = {"config", "dtype", "torch_dtype", "local_files_only", "token", "cache_dir", "force_download",
+            "use_safetensors", "low_cpu_mem_usage", "disable_mmap", "device_map"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class Source:
 
     Attributes:
         path: `sketch`, an absolute path, or a hub id.
-        digest: Of what is there; None where there is no telling.
+        digest: Digest of what is there; None where there is no telling.
     """
 
     path: str
@@ -52,87 +47,74 @@ def find_source(path: str | os.PathLike[str]) -> Source:
         place = SKETCH_FOLDER
     if not place.exists():
         return Source(str(path), digest_hub(str(path)))
-    bundled = place.is_dir() and os.path.samefile(place, SKETCH_FOLDER)
-    return Source(SKETCH if bundled else os.path.abspath(place), digest_model(place))
+    is_sketch = place.is_dir() and os.path.samefile(place, SKETCH_FOLDER)
+    return Source(SKETCH if is_sketch else os.path.abspath(place), digest_model(place))
 
 
-def find_adapter(path: str | os.PathLike[str], **where: Any) -> Source:
+def find_adapter(path: str | os.PathLike[str], weight_name: str | None, subfolder: str | None) -> Source:
     """The source of an adapter: of its file, or of a hub id; arguments as of `find_lora`."""
-    file = find_lora(path, **where)
-    here = Path(path).expanduser().exists() or where.get("weight_name") or where.get("subfolder")
+    file = find_lora(path, weight_name, subfolder)
+    here = Path(path).expanduser().exists() or weight_name or subfolder
     return Source(os.path.abspath(file) if here else str(path), digest_file(file))
 
 
-def _as(method: Callable[..., Any]) -> Callable[[F], F]:
-    """Give a method the signature and the docstring of the one that it calls."""
+@dataclass
+class Origin:
+    """Where the models and adapters of a pipeline come from. Methods are handed the pipeline, which may change.
 
-    def alike(own: F) -> F:
-        return cast(F, functools.wraps(method)(own))
+    Attributes:
+        model: Source of the model; None for a pipeline that was put together in Python.
+        base: Source of everything beside the transformer, where that is another.
+        components: The components as they were loaded, by name.
+        adapters: Source of each adapter that a file gave, and peft's configuration of it.
+        quantized: What the transformers' layers were quantized to since.
+        doubt: Why files alone do not make the pipeline, in words.
+    """
 
-    return alike
+    model: Source | None = None
+    base: Source | None = None
+    components: dict[str, weakref.ref[Any]] = field(default_factory=dict)
+    adapters: dict[str, tuple[Source, Any]] = field(default_factory=dict)
+    quantized: str | None = None
+    doubt: str | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle it without the components, which are others in a copy."""
+        return {**self.__dict__, "components": {}}
 
-class PipelineOrigin:
-    """Keeps where a pipeline and its adapters come from, for `Ideogram4Pipeline`."""
+    def loaded(self, pipeline: Any, path: Any, base: Any, arguments: Mapping[str, Any]) -> None:
+        """Note what a pipeline was loaded from, and the arguments that it was loaded with."""
+        strange = sorted(key for key, value in arguments.items() if key not in HARMLESS and value is not None)
+        self.doubt = f"the pipeline was loaded with `{strange[0]}`" if strange else None
+        self.model, self.base = find_source(path), None if base is None else find_source(base)
+        self.components = {
+            name: weakref.ref(getattr(pipeline, name)) for name in COMPONENTS if getattr(pipeline, name, None)
+        }
 
-    _origin: tuple[Source, Source | None] | None = None  # of the model, and of what everything beside it comes from
-    _doubt: str | None = None  # why files alone do not make the pipeline
-    _parts: dict[str, Any]
-    _adapters: dict[str, tuple[Source, Any]]
-    _quantized: str | None = None
-    transformer: Any
-    unconditional_transformer: Any
-
-    @classmethod
-    @_as(PipelineFiles.from_pretrained.__func__)  # type: ignore[attr-defined]
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
-        others = {key: value for key, value in kwargs.items() if key != "config"}
-        pipeline._remember(pretrained_model_name_or_path, kwargs.get("config"), others)
-        return pipeline
-
-    @classmethod
-    @_as(PipelineFiles.from_single_file.__func__)  # type: ignore[attr-defined]
-    def from_single_file(cls, pretrained_model_link_or_path: Any, **kwargs: Any) -> Any:
-        pipeline = super().from_single_file(pretrained_model_link_or_path, **kwargs)  # type: ignore[misc]
-        others = {key: value for key, value in kwargs.items() if key != "config"}
-        pipeline._remember(pretrained_model_link_or_path, kwargs.get("config", HUB_ID), others)
-        return pipeline
-
-    def _remember(self, path: Any, base: Any, kwargs: dict[str, Any]) -> None:
-        strange = sorted(key for key, value in kwargs.items() if key not in HARMLESS and value is not None)
-        self._doubt = f"the pipeline was loaded with `{strange[0]}`" if strange else None
-        self._origin = find_source(path), None if base is None else find_source(base)
-        self._parts = {name: weakref.ref(getattr(self, name)) for name in COMPONENTS if getattr(self, name, None)}
-
-    @_as(PipelineAdapters.load_lora_weights)
-    def load_lora_weights(
-        self,
-        pretrained_model_name_or_path_or_dict: Any,
-        adapter_name: str | None = None,
-        hotswap: bool = False,
-        **kwargs: Any,
+    def loaded_adapter(
+        self, names: set[str], configs: Mapping[str, Any], source: Any, where: Mapping[str, Any]
     ) -> None:
-        before = set(getattr(self.transformer, "peft_config", {}))
-        super().load_lora_weights(  # type: ignore[misc]
-            pretrained_model_name_or_path_or_dict, adapter_name, hotswap, **kwargs
-        )
-        configs = getattr(self.transformer, "peft_config", {})
-        names = {adapter_name} if adapter_name is not None else set(configs) - before
-        if isinstance(pretrained_model_name_or_path_or_dict, (str, os.PathLike)):
-            where = {key: kwargs[key] for key in ("weight_name", "subfolder") if kwargs.get(key)}
-            source = find_adapter(pretrained_model_name_or_path_or_dict, **where)
-            self._adapters = {**getattr(self, "_adapters", {}), **{name: (source, configs[name]) for name in names}}
+        """Note the file that adapters of these names were loaded from, if it was one.
 
-    @_as(PipelineSpeed.quantize)
-    def quantize(self, kind: str, skip: str | Sequence[str] = ()) -> None:
-        super().quantize(kind, skip)  # type: ignore[misc]
-        self._quantized = kind
+        Args:
+            names: Names of the adapters.
+            configs: peft's configurations by name.
+            source: What they were loaded from.
+            where: The other arguments of `load_lora_weights`.
+        """
+        if isinstance(source, (str, os.PathLike)):
+            found = find_adapter(source, where.get("weight_name") or None, where.get("subfolder") or None)
+            self.adapters.update({name: (found, configs[name]) for name in names})
+
+    def quantize(self, kind: str, skip: str | Sequence[str]) -> None:
+        """Note that the transformers were quantized."""
+        self.quantized = kind
         if skip:
-            self._doubt = self._doubt or "some of its layers were left out of quantizing"
+            self.doubt = self.doubt or "some of its layers were left out of quantizing"
 
-    def settings_of_call(
+    def settings(
         self,
+        pipeline: Any,
         lines: Sequence[str],
         sizes: Sequence[tuple[int, int]],
         plan: Preset,
@@ -142,75 +124,67 @@ class PipelineOrigin:
         """Settings of each picture of a call, before its noise is drawn.
 
         Args:
+            pipeline: The pipeline as it is now.
             lines: The caption of each picture.
             sizes: `(width, height)` of each.
-            plan: Of all.
+            plan: Steps and guidance of all.
             generator: As in the call.
             given: What the call was given that no settings hold, in words; None for nothing.
         """
         seeds = _seeds(generator, len(lines))
-        loras, fault = self._loras()
-        model, base = self._origin or (None, None)
+        loras, fault = self._loras(pipeline.transformer)
         schedule, strange = _of_preset(plan)
-        models = [getattr(self, name, None) for name in ("transformer", "text_encoder", "vae")]
-        dtypes = {model.dtype for model in models if model is not None}
-        dtype = name_of(next(iter(dtypes))) if len(dtypes) == 1 else None
+        models = [getattr(pipeline, name, None) for name in ("transformer", "text_encoder", "vae")]
+        dtypes = {name_of(model.dtype) for model in models if model is not None}
+        dtype = dtypes.pop() if len(dtypes) == 1 and dtypes <= set(COMPUTED) else None
         shared: dict[str, Any] = {
-            "model": model and model.path,
-            "model_digest": model and model.digest,
-            "base": base and base.path,
-            "base_digest": base and base.digest,
+            "model": self.model and self.model.path,
+            "model_digest": self.model and self.model.digest,
+            "base": self.base and self.base.path,
+            "base_digest": self.base and self.base.digest,
             "loras": loras,
-            "dtype": dtype if dtype in COMPUTED else None,
-            "device": str(self._execution_device),  # type: ignore[attr-defined]
+            "dtype": dtype,
+            "device": str(pipeline._execution_device),
             **schedule,
-            "quantize": self._quantized if self._quantized in QUANTIZED else None,
+            "quantize": self.quantized if self.quantized in QUANTIZED else None,
             "together": len(lines),
         }
-        doubts = (given, self._changed(), fault, strange, None if dtype in COMPUTED else "its parts have several types")
-        made = []
-        for line, (width, height), seed in zip(lines, sizes, seeds, strict=True):
-            unseeded = "its noise came from no fresh generator of its own on the CPU" if seed is None else None
-            why = next((doubt for doubt in (*doubts, unseeded) if doubt), None)
-            made.append(
-                {"caption": line, "seed": seed, "width": width, "height": height, **shared, "unrepeatable": why}
-            )
-        return made
+        doubts = (given, self._changed(pipeline), fault, strange, None if dtype else "its parts have several types")
+        why = next((doubt for doubt in doubts if doubt), None)
+        unseeded = "its noise came from no fresh generator of its own on the CPU"
+        return [
+            {
+                "caption": line,
+                "seed": seed,
+                "width": width,
+                "height": height,
+                **shared,
+                "unrepeatable": why or (unseeded if seed is None else None),
+            }
+            for line, (width, height), seed in zip(lines, sizes, seeds, strict=True)
+        ]
 
-    def _changed(self) -> str | None:
-        """Why the pipeline is not what its files make, if it is not."""
-        if self._origin is None:
+    def _changed(self, pipeline: Any) -> str | None:
+        """Why a pipeline is not what its files make, if it is not."""
+        if self.model is None:
             return "its pipeline was put together in Python"
         for name in COMPONENTS:
-            part = getattr(self, name, None)
-            if part is not None and (name not in self._parts or self._parts[name]() is not part):
+            part = getattr(pipeline, name, None)
+            if part is not None and (name not in self.components or self.components[name]() is not part):
                 return f"the pipeline's {name} was replaced"
-        if getattr(self, "num_fused_loras", 0):
+        if getattr(pipeline, "num_fused_loras", 0):
             return "an adapter was fused into the weights"
-        if getattr(self.unconditional_transformer, "peft_config", None):
+        if getattr(pipeline.unconditional_transformer, "peft_config", None):
             return "the unconditional transformer has an adapter"
-        return self._doubt
+        return self.doubt
 
-    def _loras(self) -> tuple[list[dict[str, Any]], str | None]:
+    def _loras(self, transformer: Any) -> tuple[list[dict[str, Any]], str | None]:
         """The adapters in use, and what keeps them from being used again, if anything does."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        configs = getattr(self.transformer, "peft_config", None) or {}
-        if not configs:
-            return [], None
-        scales: dict[str, set[float]] = {}
-        fault = None
-        for layer in self.transformer.modules():
-            if not isinstance(layer, BaseTunerLayer):
-                continue
-            if layer.merged:
-                fault = "an adapter was fused into the weights"
-            for name in () if layer.disable_adapters else layer.active_adapters:
-                if name in layer.scaling:
-                    scales.setdefault(name, set()).add(round(_strength(layer, name), 12))
+        configs = getattr(transformer, "peft_config", None) or {}
+        scales, fault = _strengths(transformer) if configs else ({}, None)
         loras = []
         for name, strengths in scales.items():
-            source, config = getattr(self, "_adapters", {}).get(name, (None, None))
+            source, config = self.adapters.get(name, (None, None))
             if source is None or config is not configs.get(name):
                 fault = fault or f"its adapter {name!r} was loaded from no file"
             elif len(strengths) > 1:
@@ -218,6 +192,23 @@ class PipelineOrigin:
             else:
                 loras.append({"path": source.path, "scale": strengths.pop(), "digest": source.digest})
         return loras, fault
+
+
+def _strengths(transformer: Any) -> tuple[dict[str, set[float]], str | None]:
+    """The strengths of each active adapter over a transformer's layers; and that one was fused, if one was."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    scales: dict[str, set[float]] = {}
+    fault = None
+    for layer in transformer.modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        if layer.merged:
+            fault = "an adapter was fused into the weights"
+        for name in () if layer.disable_adapters else layer.active_adapters:
+            if name in layer.scaling:
+                scales.setdefault(name, set()).add(round(_strength(layer, name), 12))
+    return scales, fault
 
 
 def _strength(layer: Any, name: str) -> float:

@@ -1,21 +1,24 @@
-"""The pipeline: captions in, pictures out, with the call arguments and the folder layout of diffusers' Ideogram 4."""
+"""The pipeline: captions in, pictures out, with the call arguments and the folder layout of diffusers' Ideogram 4.
+
+What each method does is in the file beside this one that is named for it; here is what they are called and take.
+"""
 
 # No `from __future__ import annotations`: diffusers reads the types of the constructor's arguments.
-import functools
 import inspect
-import logging
-import traceback
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLFlux2, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import Ideogram4LoraLoaderMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
@@ -23,29 +26,34 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import latents as latent_tokens
 from .._imports import warn_renamed
-from ..checkpoints.lora_files import PipelineAdapters
+from ..checkpoints.lora_files import LoraSource
+from ..checkpoints.save import save_pipeline
+from ..checks import whole
 from ..engine import Denoiser, Engine, Policy, Request
-from ..engine.out_of_memory import NotEnoughMemory, out_of_memory
 from ..fitting import Plan, fit_memory
 from ..model import Ideogram4Transformer2DModel
+from ..ops import quantize_
 from ..ops.exclusive import adapter_layers, exclusive
 from ..ops.offload import is_offloaded
-from ..provenance import KEY, doubt, to_text
+from ..provenance import doubt
 from ..schedule import Preset
-from .acceleration import PipelineSpeed
-from .arguments import DEFAULT, plan_of
-from .calls import between_calls, call_of, interrupt, latest_call
-from .loading import PipelineFiles
-from .origin import PipelineOrigin
-from .requests import PipelineRequests
-from .sharing import as_own
+from ..sizes import check_pair
+from ..text_encoder import TAPS, encode_captions
+from . import loading
+from .arguments import DEFAULT, Drawing, check_arguments, lines_of, takes_drawing
+from .callbacks import call_back
+from .calls import Calls, between_calls
+from .decoding import check_output_type, decode, explained, pictures_of, stack
+from .noise import prepare_latents
+from .origin import Origin
+from .padded import padded_rows
+from .requests import RequestMaker
+from .sharing import arguments_from
 from .text_cache import TextCache
-from .unknown_arguments import explain, explains_unknown
+from .text_embedder import TextEmbedder
+from .unknown_arguments import explains_unknown
 
 TEXT_CACHE_BYTES = 128 * 2**20  # of embedded captions; about 28 of 500 tokens for the published weights in bfloat16
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-OPTIONS = ("text_encoder_taps", "side_limits")  # arguments of the constructor that are no components
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,25 +69,7 @@ class Ideogram4PipelineOutput(BaseOutput):
     images: list[PIL.Image.Image] | np.ndarray | Tensor | list[np.ndarray] | list[Tensor]
 
 
-def _between_calls(name: str) -> Callable[..., Any]:
-    """A method of adapters that is refused while another thread draws, whose picture would be half of each."""
-    inherited = getattr(PipelineAdapters, name)
-
-    @functools.wraps(inherited)
-    def method(self: "Ideogram4Pipeline", *args: Any, **kwargs: Any) -> Any:
-        with between_calls(self) as free:
-            if not free:
-                raise RuntimeError(
-                    f"`{name}` would change pictures that another thread is drawing with this pipeline: call it between"
-                    " calls. For a strength of each call's own pass `attention_kwargs={'scale': ...}` to the call."
-                )
-            with exclusive(self.transformer, self.unconditional_transformer):
-                return getattr(super(Ideogram4Pipeline, self), name)(*args, **kwargs)
-
-    return method
-
-
-class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAdapters, PipelineRequests):
+class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
     """Ideogram 4: from captions to pictures, any number, sizes and captions in one packed stream of tokens.
 
     Opens and writes the folder layout of diffusers' pipeline of this name: each opens what the other wrote.
@@ -142,210 +132,24 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
         self.text_cache = TextCache(TEXT_CACHE_BYTES)
         self.plan: Plan | None = None
 
-    @property
-    def guidance_scale(self) -> float | None:
-        """Guidance of the step just taken, for callbacks, of the call that is under way in this thread."""
-        return latest_call(self).guidance_scale
+        self._cuda_graphs = False
+        self._calls = Calls()
+        self._origin = Origin()
 
-    @property
-    def attention_kwargs(self) -> dict[str, Any] | None:
-        """The `attention_kwargs` of the call that is under way in this thread."""
-        return latest_call(self).attention_kwargs
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse subclasses whose own code would never be called."""
+        super().__init_subclass__(**kwargs)
+        for name, instead in (("encode_prompt", "prompt_features"), ("prepare_latents", "latents")):
+            if name in vars(cls):
+                raise TypeError(
+                    f"{cls.__name__} has its own `{name}`, that no call uses: pass `{instead}` to `make_requests`."
+                )
 
-    @property
-    def num_timesteps(self) -> int:
-        """Number of steps of the call that is under way in this thread."""
-        return latest_call(self).num_timesteps
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, which shares the models, has calls of its own."""
+        return {**self.__dict__, "_calls": Calls()}
 
-    @property
-    def interrupt(self) -> bool:
-        """Whether the call that is under way in this thread stops after this step."""
-        return latest_call(self).interrupted
-
-    @property
-    def _interrupt(self) -> bool:
-        return self.interrupt
-
-    @_interrupt.setter
-    def _interrupt(self, value: bool) -> None:
-        """Stop the call whose callback sets this, and no other; set outside of callbacks, all calls under way."""
-        interrupt(self, value)
-
-    def engine(
-        self,
-        attention_kwargs: dict[str, Any] | None = None,
-        *,
-        max_tokens: int | None = None,
-        max_requests: int | None = None,
-        policy: Policy = "fair",
-        max_request_tokens: int | None = None,
-        output_type: str = "latent",
-        preview_every: int = 0,
-    ) -> Engine:
-        """A new engine over this pipeline's transformers.
-
-        Args:
-            attention_kwargs: As in `__call__`.
-            max_tokens: Tokens of one pass over all its requests and both branches; None for what `fit_memory`
-                chose, else for no limit.
-            max_requests: Requests of one pass; no limit if None.
-            policy: Who goes first where not all fit: "fair", "fifo" or "priority".
-            max_request_tokens: Refuse requests of which one step has more tokens.
-            output_type: What "finished" events carry: "pil", "np" or "pt" for a picture, "latent" for nothing beside
-                the request, whose `latents` are there anyway.
-            preview_every: Give every so many steps a preview of that type; 0 for none.
-
-        Raises:
-            TypeError: naming the argument that is of another type.
-            ValueError: naming the argument that does not fit.
-        """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` is {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}.")
-        if max_tokens is None and self.plan is not None:
-            max_tokens = self.plan.max_tokens
-        decodes = output_type != "latent"
-        if preview_every and not decodes:
-            raise ValueError('`preview_every` needs an `output_type` of pictures: "pil", "np" or "pt".')
-        return Engine(
-            Denoiser(self.transformer, self.unconditional_transformer, attention_kwargs, cuda_graphs=self._cuda_graphs),
-            max_tokens=max_tokens,
-            max_requests=max_requests,
-            policy=policy,
-            max_request_tokens=max_request_tokens,
-            decode=self._decode_one if decodes else None,
-            to_image=lambda picture: self.image_processor.postprocess(picture[None], output_type=output_type)[0],
-            preview_every=preview_every,
-        )
-
-    @classmethod
-    def from_pipe(cls, pipeline: Any, *, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
-        """A pipeline over the components of another, diffusers' of this name included; nothing is copied.
-
-        Args:
-            pipeline: Whose components to take. What moves, casts or trains them does so in both pipelines.
-            dtype: To cast them to; None leaves them as they are.
-            kwargs: Components in place of the other's, and `text_encoder_taps` and `side_limits`.
-
-        Raises:
-            TypeError: an argument that there is none of.
-            ValueError: transformers that cannot be shared, with adapters or hooks for instance; missing components.
-        """
-        dtype = kwargs.pop("torch_dtype", dtype)
-        parameters = inspect.signature(cls.__init__).parameters
-        known = [name for name in parameters if name != "self"]
-        if unknown := [name for name in kwargs if name not in known]:
-            raise TypeError(" ".join(explain(name, known) for name in unknown))
-        theirs = {**{name: pipeline.config.get(name) for name in OPTIONS}, **pipeline.components, **kwargs}
-        given = {name: as_own(name, theirs[name]) for name in known if theirs.get(name) is not None}
-        required = [name for name in known if parameters[name].default is inspect.Parameter.empty]
-        if missing := [name for name in required if name not in given]:
-            raise ValueError(f"`pipeline` is a {type(pipeline).__name__} without {', '.join(missing)}: pass them too.")
-        made = cls(**given)
-        return made if dtype is None else made.to(dtype)
-
-    def fit_memory(self, memory: str | int | float = "auto", **options: Any) -> Plan:
-        """Fit the pipeline into a device's memory: precision, offloading, tiled decoding and passes, by a plan.
-
-        Call it once, on a pipeline as it was loaded, before `compile`; it moves the components itself.
-
-        Args:
-            memory: "12GB", "12GiB", "11500MB", a number of bytes, or "auto" for what is free on the device.
-            options: Of `ideoflow.fitting.fit_memory` and `ideoflow.fitting.plan`: `device`, `size`, `pictures`,
-                `caption_tokens`, `allow`, `quantize` and others.
-
-        Returns:
-            The plan, which `print` shows and `pipe.plan` keeps.
-
-        Raises:
-            DoesNotFit: a ValueError that names the nearest plan and the memory it needs.
-            RuntimeError: if the pipeline is fitted, compiled or offloaded already.
-        """
-        return fit_memory(self, memory, **options)
-
-    def fit(self, memory: str | int | float = "auto", **options: Any) -> Plan:
-        """`fit_memory` by its old name, for one version."""
-        warn_renamed("pipe.fit", "pipe.fit_memory")
-        return self.fit_memory(memory, **options)
-
-    def _in_turn(self) -> AbstractContextManager[None]:
-        """Where hooks move the models, calls take turns: one call's end puts all of them back."""
-        models = [model for model in self.components.values() if isinstance(model, nn.Module)]
-        return exclusive(*(model for model in models if is_offloaded(model)))
-
-    def _warn_of_scale(self, attention_kwargs: Mapping[str, Any] | None) -> None:
-        """Warn of a strength of adapters where there are none, which changes nothing."""
-        models = [model for model in (self.transformer, self.unconditional_transformer) if model is not None]
-        if attention_kwargs and "scale" in attention_kwargs and not any(map(adapter_layers, models)):
-            warnings.warn(
-                f"`attention_kwargs` has the scale {attention_kwargs['scale']!r}, which is the strength of adapters,"
-                " and none is loaded: it changes nothing.",
-                stacklevel=4,
-            )
-
-    load_lora_weights = _between_calls("load_lora_weights")
-    unload_lora_weights = _between_calls("unload_lora_weights")
-    set_adapters = _between_calls("set_adapters")
-    delete_adapters = _between_calls("delete_adapters")
-    enable_lora = _between_calls("enable_lora")
-    disable_lora = _between_calls("disable_lora")
-    fuse_lora = _between_calls("fuse_lora")
-    unfuse_lora = _between_calls("unfuse_lora")
-
-    def _decode_one(self, request: Request, latents: Tensor) -> Tensor:
-        """`(3, height, width)` picture of latents of a request."""
-        return self._decode([request], [latents])[0]
-
-    @torch.no_grad()
-    def _decode(self, requests: Sequence[Request], latents: list[Tensor]) -> list[Tensor]:
-        """Pictures of latents of requests, one by one where memory does not do for all of them together."""
-        try:
-            with self._exclusive():
-                return latent_tokens.decode(self.vae, latents, [request.grid for request in requests])
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            failure = error
-        traceback.clear_frames(failure.__traceback__)  # they hold what was computed so far
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if len(requests) > 1:
-            logger.warning("Out of memory while %d pictures were decoded: they are decoded one by one.", len(requests))
-            return [self._decode([one], [own])[0] for one, own in zip(requests, latents, strict=True)]
-        height, width = (self.vae_scale_factor * self.patch_size * side for side in requests[0].grid)
-        raise NotEnoughMemory(
-            f"Memory ran out while a picture of {width} x {height} pixels was decoded. The error's `requests`"
-            " keep its latents: free memory, or call `pipe.vae.enable_tiling()`, which may leave faint seams, and then"
-            " `pipe.decode_requests(error.requests)`. `pipe.fit_memory` plans for the memory that there is.",
-            requests,
-        ) from failure
-
-    def decode_requests(self, requests: Sequence[Request], output_type: str = "pil") -> Any:
-        """Pictures of requests, done or not, as `Ideogram4PipelineOutput.images` has them.
-
-        Raises:
-            NotEnoughMemory: a torch.OutOfMemoryError that keeps the `requests`.
-        """
-        if output_type == "latent":
-            return _stack([request.latents for request in requests])
-        try:
-            pictures = self._decode(requests, [request.latents for request in requests])
-        except NotEnoughMemory as error:
-            error.requests = list(requests)
-            raise
-        stacked = _stack(pictures)
-        process = self.image_processor.postprocess
-        if isinstance(stacked, Tensor):
-            images = process(stacked, output_type=output_type)
-        else:
-            images = [process(picture[None], output_type=output_type)[0] for picture in pictures]
-        for image, request in zip(images, requests, strict=True) if output_type == "pil" else ():
-            if request.settings is None:
-                continue
-            settings = dict(request.settings)
-            if request.step < request.steps:
-                doubt(settings, "it was stopped before its last step")
-            image.info[KEY] = to_text(settings)
-        return images
+    # From captions to pictures
 
     @explains_unknown
     @torch.no_grad()
@@ -422,51 +226,33 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
             FloatingPointError: naming the picture whose latents are not finite.
             NotEnoughMemory: a torch.OutOfMemoryError that says what to do.
         """
+        drawing = Drawing.among(locals())
         if prompt_upsampling:
             raise ValueError(
                 "`prompt_upsampling=True` is not available: write the caption with ideoflow.Caption, or rewrite it with"
                 " diffusers' Ideogram4Pipeline.upsample_prompt and pass the result as `prompt`."
             )
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` is {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}.")
-        plan = plan_of(preset, num_inference_steps, guidance_scale, guidance_schedule, mu, std, guidance_interval)
+        check_output_type(output_type)
+        plan = drawing.plan
         tensor_inputs = callback_on_step_end_tensor_inputs or ()
         self.check_inputs(prompt, height, width, plan.steps, None, plan.guidance, tensor_inputs)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise TypeError(f"`callback_on_step_end` is {callback_on_step_end!r}: give a function, or None.")
         engine = self.engine(attention_kwargs, max_tokens=max_tokens)
-        with call_of(self, attention_kwargs) as call, self._in_turn():
+        with self._calls.begin(attention_kwargs) as call, self._in_turn():
             self._warn_of_scale(attention_kwargs)
-            requests = self.make_requests(
-                prompt,
-                height,
-                width,
-                num_inference_steps,
-                guidance_scale,
-                guidance_schedule,
-                mu,
-                std,
-                max_sequence_length,
-                num_images_per_prompt,
-                generator,
-                latents,
-                attention_kwargs,
-                size=size,
-                preset=preset,
-                strict=strict,
-                guidance_interval=guidance_interval,
-            )
+            requests = self.make_requests(**vars(drawing))
             if callback_on_step_end is not None and tensor_inputs:
                 for request in requests:
                     doubt(request.settings, "a callback was given its latents")
-            call.num_timesteps = requests[0].steps
-            with self.progress_bar(total=call.num_timesteps) as progress:
-                for i in range(call.num_timesteps):
+            call.num_timesteps = plan.steps
+            with self.progress_bar(total=plan.steps) as progress:
+                for i in range(plan.steps):
                     for request, error in engine.advance(requests).items():
-                        raise _explained(error, request)
-                    call.guidance_scale = requests[0].guidance[i]
+                        raise explained(error, request)
+                    call.guidance_scale = plan.guidance[i]
                     if callback_on_step_end is not None:
-                        self._call_back(callback_on_step_end, i, requests, tensor_inputs)
+                        call_back(callback_on_step_end, self, i, requests, tensor_inputs)
                     progress.update()
                     if call.interrupted:
                         break
@@ -477,52 +263,578 @@ class Ideogram4Pipeline(PipelineOrigin, PipelineSpeed, PipelineFiles, PipelineAd
             self.maybe_free_model_hooks()
         return Ideogram4PipelineOutput(images=images) if return_dict else (images,)
 
-    def _call_back(
-        self, callback: Callable[..., dict[str, Any] | None], i: int, requests: list[Request], names: Sequence[str]
+    @explains_unknown
+    @takes_drawing
+    @torch.no_grad()
+    def make_requests(
+        self,
+        prompt: Any,
+        *arguments: Any,
+        prompt_features: Sequence[Tensor] | None = None,
+        defer: bool = False,
+        priority: int = 0,
+        **more: Any,
+    ) -> list[Request]:
+        """Make the requests of a call without running them: what an engine steps, alone or among others.
+
+        A caption is encoded once, and its context is computed once for each of its sizes; pictures share them.
+
+        Args:
+            prompt_features: What the method of this name gave for the prompts, to spare encoding them again.
+            defer: Leave the captions to the engine, which encodes each when its request takes its first step: requests
+                that wait hold little memory, and on a GPU the next is encoded while others are stepped. Pictures of one
+                caption then share its embedding, and each has tables of its own.
+            priority: Higher goes first, in an engine of that policy.
+
+        Returns:
+            `num_images_per_prompt` requests for each prompt, in the order of the prompts. Arguments and errors as in
+            `__call__`.
+        """
+        drawing = Drawing(prompt, *arguments, **more)
+        denoiser = self._denoiser(drawing.attention_kwargs)
+        maker = RequestMaker(
+            denoiser=denoiser,
+            embedder=self._embedder(denoiser.project_text),
+            scheduler=self.scheduler,
+            settings=partial(self._origin.settings, self),
+            guides=self.unconditional_transformer is not None,
+            device=self._execution_device,
+            channels=self.transformer.config.in_channels,
+            unit=self._unit,
+            limits=self.config.get("side_limits"),
+        )
+        return maker.make(drawing, prompt_features, defer, priority)
+
+    def engine(
+        self,
+        attention_kwargs: dict[str, Any] | None = None,
+        *,
+        max_tokens: int | None = None,
+        max_requests: int | None = None,
+        policy: Policy = "fair",
+        max_request_tokens: int | None = None,
+        output_type: str = "latent",
+        preview_every: int = 0,
+    ) -> Engine:
+        """A new engine over this pipeline's transformers.
+
+        Args:
+            attention_kwargs: As in `__call__`.
+            max_tokens: Tokens of one pass over all its requests and both branches; None for what `fit_memory`
+                chose, else for no limit.
+            max_requests: Requests of one pass; no limit if None.
+            policy: Who goes first where not all fit: "fair", "fifo" or "priority".
+            max_request_tokens: Refuse requests of which one step has more tokens.
+            output_type: What "finished" events carry: "pil", "np" or "pt" for a picture, "latent" for nothing beside
+                the request, whose `latents` are there anyway.
+            preview_every: Give every so many steps a preview of that type; 0 for none.
+
+        Raises:
+            TypeError: naming the argument that is of another type.
+            ValueError: naming the argument that does not fit.
+        """
+        check_output_type(output_type)
+        if max_tokens is None and self.plan is not None:
+            max_tokens = self.plan.max_tokens
+        decodes = output_type != "latent"
+        if preview_every and not decodes:
+            raise ValueError('`preview_every` needs an `output_type` of pictures: "pil", "np" or "pt".')
+        return Engine(
+            self._denoiser(attention_kwargs, cuda_graphs=self._cuda_graphs),
+            max_tokens=max_tokens,
+            max_requests=max_requests,
+            policy=policy,
+            max_request_tokens=max_request_tokens,
+            decode=self._decode_one if decodes else None,
+            to_image=lambda picture: self.image_processor.postprocess(picture[None], output_type=output_type)[0],
+            preview_every=preview_every,
+        )
+
+    def decode_requests(self, requests: Sequence[Request], output_type: str = "pil") -> Any:
+        """Pictures of requests, done or not, as `Ideogram4PipelineOutput.images` has them.
+
+        Raises:
+            NotEnoughMemory: a torch.OutOfMemoryError that keeps the `requests`.
+        """
+        if output_type == "latent":
+            return stack([request.latents for request in requests])
+        with self._exclusive():
+            return pictures_of(self.vae, self.image_processor, requests, output_type)
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Decoder layers of the text encoder whose outputs are the text features."""
+        return tuple(self.config.get("text_encoder_taps") or TAPS)
+
+    def prompt_features(self, prompt: Any, max_sequence_length: int = 2048, strict: bool = False) -> list[Tensor]:
+        """Text features of each prompt: `(tokens, features)` float32, unpadded. Arguments as in `__call__`."""
+        lines = lines_of(prompt, strict)
+        with self._exclusive():
+            return encode_captions(self.text_encoder, self.tokenizer, lines, self.taps, max_sequence_length)
+
+    def encode_prompt(
+        self, prompt: Any, grid_h: int, grid_w: int, max_sequence_length: int, device: torch.device | str | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What diffusers' method of this name gives: padded rows, as the transformer's `forward` takes them.
+
+        Calls here do not use it; they take `prompt_features`, without padding.
+
+        Args:
+            prompt: As in `__call__`.
+            grid_h: Rows of image tokens.
+            grid_w: Columns of image tokens.
+            max_sequence_length: Tokens that padding and text take together in each row.
+            device: Of what is returned.
+
+        Returns:
+            `prompt_embeds` `(prompts, length, features)`, `position_ids` `(prompts, length, 3)`, `segment_ids` and
+            `indicator` `(prompts, length)`.
+        """
+        grid = (whole("grid_h", grid_h, 1), whole("grid_w", grid_w, 1))
+        max_sequence_length = whole("max_sequence_length", max_sequence_length, 1)
+        return padded_rows(self.prompt_features(prompt, max_sequence_length), grid, max_sequence_length, device)
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_image_tokens: int,
+        latent_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        """Noise `(batch_size, num_image_tokens, latent_dim)`, as diffusers' method of this name draws it.
+
+        Calls here do not use it; they take noise as `latents`.
+
+        Raises:
+            ValueError: if `latents` are given in another shape.
+        """
+        shape = (batch_size, num_image_tokens, latent_dim)
+        return prepare_latents(shape, dtype, device, generator, latents)
+
+    def check_inputs(
+        self,
+        prompt: Any,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        guidance_scale: float | None,
+        guidance_schedule: Sequence[float] | Tensor | None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
     ) -> None:
-        latents = _stack([request.latents for request in requests])
-        timesteps = torch.stack([request.sigmas[i] for request in requests]) * self.scheduler.config.num_train_timesteps
-        timestep = timesteps[0] if isinstance(latents, Tensor) else timesteps
-        tensors: dict[str, Any] = {"latents": latents} if "latents" in names else {}
-        returned = callback(self, i, timestep, tensors)
-        if returned is not None and not isinstance(returned, Mapping):
-            raise TypeError(f"`callback_on_step_end` returned a {type(returned).__name__}: return a dict, or None.")
-        changed = (returned or {}).get("latents")
-        if changed is None:  # those that were handed out may have been changed in place
-            if "latents" not in names:
-                return
-            changed = latents
-        if not isinstance(changed, (Tensor, list, tuple)) or not all(isinstance(own, Tensor) for own in changed):
-            raise TypeError(
-                f"`callback_on_step_end` returned latents that are a {type(changed).__name__}: return a tensor, or a"
-                " list of tensors."
+        """Check arguments of a call. Each call begins with it, so a subclass may add checks of its own.
+
+        Raises:
+            TypeError: naming the argument that is of another type.
+            ValueError: naming the argument that does not fit.
+        """
+        drawing = Drawing(prompt, height, width, num_inference_steps, guidance_scale, guidance_schedule)
+        check_arguments(drawing, self._unit, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+
+    # The call that is under way
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Guidance of the step just taken, for callbacks, of the call that is under way in this thread."""
+        return self._calls.latest.guidance_scale
+
+    @property
+    def attention_kwargs(self) -> dict[str, Any] | None:
+        """The `attention_kwargs` of the call that is under way in this thread."""
+        return self._calls.latest.attention_kwargs
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the call that is under way in this thread."""
+        return self._calls.latest.num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call that is under way in this thread stops after this step."""
+        return self._calls.latest.interrupted
+
+    @property
+    def _interrupt(self) -> bool:
+        return self.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        """Stop the call whose callback sets this, and no other; set outside of callbacks, all calls under way."""
+        self._calls.interrupt(value)
+
+    # Files
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *,
+        dequantize: bool = False,
+        config: str | os.PathLike | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a pipeline from a folder in diffusers' layout, or a hub id. Its components may be of any form.
+
+        Every component that the index names must be there, every tensor of its files is used, and what is damaged or
+        missing is one error, for the tokenizer and the scheduler before any weight is loaded. The folder may lack the
+        index and the scheduler, if the folders of the other components have their usual names.
+
+        Nothing that no caption needs is brought into memory: the text encoder's vision tower and the unconditional
+        transformer's text projection stay in their files until the pipeline is saved.
+
+        Args:
+            pretrained_model_name_or_path: Folder or hub id.
+            dequantize: Expand weights that are stored in few bits (fp8, nf4, GGUF) to the type asked for; False keeps
+                those of the transformers' and the text encoder's linear layers so.
+            config: For a folder that holds a transformer alone, the folder or hub id that everything else comes from,
+                as in `from_single_file`.
+            kwargs: As diffusers' method: `dtype` or `torch_dtype`, `variant`, `device_map`, components in place of the
+                folder's, those of the hub. A text encoder or an autoencoder may be given by its file, too.
+
+        Raises:
+            CheckpointError: a ValueError that names the file, and the tensor, that cannot be used.
+        """
+        path = pretrained_model_name_or_path
+        loading.refuse_foreign_code(kwargs)
+        loading.refuse_unknown(cls, kwargs)
+        given = {**kwargs, "dequantize": dequantize or None}
+        if config is not None:
+            pipe = cls.from_single_file(loading.check_alone(path), config=config, dequantize=dequantize, **kwargs)
+        else:
+            pipe = loading.load_folder(super().from_pretrained, cls.download, path, dequantize, kwargs)
+        pipe._origin.loaded(pipe, path, config, given)
+        return pipe
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | os.PathLike,
+        *,
+        config: str | os.PathLike = loading.HUB_ID,
+        unconditional_transformer: Ideogram4Transformer2DModel | str | os.PathLike | None = None,
+        transformer_config: str | os.PathLike | dict[str, Any] | None = None,
+        dequantize: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a pipeline whose transformer is in a file of its own, as ComfyUI and GGUF users have it.
+
+        Args:
+            pretrained_model_link_or_path: The transformer's file, of any form; a file that holds both transformers; or
+                a folder that holds transformers and nothing else.
+            config: Folder or hub id in diffusers' layout that everything else comes from.
+            unconditional_transformer: The other transformer, or its file; None for the same file's or folder's where it
+                holds both, for none where the folder's index says [null, null], otherwise for that of `config`.
+            transformer_config: The transformers' configuration, where none is beside the file or in it: a dict, a JSON
+                file, or a folder with a `config.json`. None for that of `config`, if it is a folder.
+            dequantize: Expand weights that are stored in few bits.
+            kwargs: As `from_pretrained`, files of a text encoder or an autoencoder among them.
+        """
+        path, other = pretrained_model_link_or_path, unconditional_transformer
+        loading.refuse_foreign_code(kwargs)
+        loading.refuse_unknown(cls, kwargs)
+        given = {
+            **kwargs,
+            "unconditional_transformer": other,
+            "transformer_config": transformer_config,
+            "dequantize": dequantize or None,
+        }
+        transformers = loading.load_transformers(path, config, other, transformer_config, dequantize, kwargs)
+        components = {**kwargs, **transformers}
+        pipe = loading.load_folder(super().from_pretrained, cls.download, config, dequantize, components)
+        pipe._origin.loaded(pipe, path, config, given)
+        return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, *, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+        """A pipeline over the components of another, diffusers' of this name included; nothing is copied.
+
+        Args:
+            pipeline: Whose components to take. What moves, casts or trains them does so in both pipelines.
+            dtype: To cast them to; None leaves them as they are.
+            kwargs: Components in place of the other's, and `text_encoder_taps` and `side_limits`.
+
+        Raises:
+            TypeError: an argument that there is none of.
+            ValueError: transformers that cannot be shared, with adapters or hooks for instance; missing components.
+        """
+        dtype = kwargs.pop("torch_dtype", dtype)
+        made = cls(**arguments_from(pipeline, inspect.signature(cls.__init__).parameters, kwargs))
+        return made if dtype is None else made.to(dtype)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write all components into a folder in diffusers' layout, whole or not at all.
+
+        What could not be opened again is refused before anything is written. Weights in fp8 of `pipe.quantize` are for
+        ideoflow alone: diffusers refuses them.
+
+        Args:
+            save_directory: A new folder, or one whose earlier pipeline is replaced; other files in it stay.
+            safe_serialization: True; pickles are not written, since none are opened.
+            variant: Part of the weights' names, such as "fp16".
+            max_shard_size: Of a file of weights, in bytes or as "5GB"; None for each component's own.
+            push_to_hub: Whether to upload what was written.
+            use_flashpack: Refused: its files are not opened here.
+            kwargs: Of the upload.
+
+        Raises:
+            CheckpointError: a ValueError: a component that could not be opened again (adapters on its layers, GGUF's
+                blocks, int8 of `pipe.quantize`, offloaded weights), or a folder that cannot be written.
+        """
+        options = {"variant": variant, "max_shard_size": max_shard_size, "push_to_hub": push_to_hub, **kwargs}
+        save_pipeline(
+            self.components, super().save_pretrained, save_directory, safe_serialization, use_flashpack, **options
+        )
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """Read a folder's index, with our classes where it names those of diffusers and transformers."""
+        return loading.read_index(super().load_config, *args, **kwargs)
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Register components, ours under the names by which any reader of the folder knows them."""
+        super().register_to_config(**loading.usual_names(kwargs))
+
+    # Adapters
+
+    @classmethod
+    def lora_state_dict(
+        cls, pretrained_model_name_or_path_or_dict: LoraSource, *, ignore_unknown: bool = False, **kwargs: Any
+    ) -> Any:
+        """The adapters of a file of any form under diffusers' names; shapes are compared with no model.
+
+        Returns:
+            The tensors; with `return_lora_metadata=True`, also peft's configuration, which holds the strengths.
+        """
+        return loading.adapter_tensors(pretrained_model_name_or_path_or_dict, ignore_unknown, kwargs)
+
+    @between_calls
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: LoraSource,
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        *,
+        ignore_unknown: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Load adapters of any form, LoRA, DoRA, LoKr or LoHa, into the conditional transformer; see docs/lora.md.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: A safetensors file, a folder or a hub id that holds one, or tensors
+                by their names in one.
+            adapter_name: To weigh, swap and delete it by; None for the next free default.
+            hotswap: Put the weights in the place of the loaded adapter of that name.
+            ignore_unknown: Leave out, with a warning, what is no LoRA adapter of this model; False to refuse the file.
+            kwargs: `weight_name` and `subfolder` of the file in the folder, those of the hub, `low_cpu_mem_usage`.
+
+        Raises:
+            CheckpointError: a ValueError that names the file and the tensor that cannot be used.
+            ValueError: an adapter name that is taken.
+        """
+        before = set(getattr(self.transformer, "peft_config", {}))
+        self.transformer.load_lora_adapter(
+            pretrained_model_name_or_path_or_dict,
+            hotswap=hotswap,
+            adapter_name=adapter_name,
+            ignore_unknown=ignore_unknown,
+            _pipeline=self,
+            **{"low_cpu_mem_usage": True, **kwargs},
+        )
+        configs = getattr(self.transformer, "peft_config", {})
+        names = {adapter_name} if adapter_name is not None else set(configs) - before
+        self._origin.loaded_adapter(names, configs, pretrained_model_name_or_path_or_dict, kwargs)
+
+    @between_calls
+    def unfuse_lora(self, components: list[str] = ["transformer"], **kwargs: Any) -> None:  # noqa: B006 (diffusers')
+        """Undo `fuse_lora`.
+
+        Args:
+            components: "transformer", which alone has adapters.
+            kwargs: diffusers' old ones, which it warns of.
+
+        Raises:
+            ValueError: weights that were brought into few bits since; nothing is changed.
+        """
+        self.transformer.check_mergeable("unfuse_lora")
+        super().unfuse_lora(components=components, **kwargs)
+
+    fuse_lora = between_calls(Ideogram4LoraLoaderMixin.fuse_lora)
+    unload_lora_weights = between_calls(Ideogram4LoraLoaderMixin.unload_lora_weights)
+    set_adapters = between_calls(Ideogram4LoraLoaderMixin.set_adapters)
+    delete_adapters = between_calls(Ideogram4LoraLoaderMixin.delete_adapters)
+    enable_lora = between_calls(Ideogram4LoraLoaderMixin.enable_lora)
+    disable_lora = between_calls(Ideogram4LoraLoaderMixin.disable_lora)
+
+    # Memory and speed
+
+    def fit_memory(self, memory: str | int | float = "auto", **options: Any) -> Plan:
+        """Fit the pipeline into a device's memory: precision, offloading, tiled decoding and passes, by a plan.
+
+        Call it once, on a pipeline as it was loaded, before `compile`; it moves the components itself.
+
+        Args:
+            memory: "12GB", "12GiB", "11500MB", a number of bytes, or "auto" for what is free on the device.
+            options: Of `ideoflow.fitting.fit_memory` and `ideoflow.fitting.plan`: `device`, `size`, `pictures`,
+                `caption_tokens`, `allow`, `quantize` and others.
+
+        Returns:
+            The plan, which `print` shows and `pipe.plan` keeps.
+
+        Raises:
+            DoesNotFit: a ValueError that names the nearest plan and the memory it needs.
+            RuntimeError: if the pipeline is fitted, compiled or offloaded already.
+        """
+        return fit_memory(self, memory, **options)
+
+    def fit(self, memory: str | int | float = "auto", **options: Any) -> Plan:
+        """`fit_memory` by its old name, for one version."""
+        warn_renamed("pipe.fit", "pipe.fit_memory")
+        return self.fit_memory(memory, **options)
+
+    def compile(self, **options: Any) -> None:
+        """Compile the blocks of the transformers, their projections fused, once for all sizes, captions and pictures.
+
+        The first steps take minutes on a CPU; a compiler must be there (g++ on a CPU). Fusing element-wise work rounds
+        it less often: pictures move within rounding.
+
+        Args:
+            options: Of `torch.compile`, all but `dynamic` and `fullgraph`; `mode="max-autotune-no-cudagraphs"` for
+                instance.
+        """
+        for transformer in self._transformers():
+            transformer.fuse_projections()
+            transformer.compile_blocks(**options)
+
+    def enable_cuda_graphs(self) -> None:
+        """Record the kernels of a set of pictures at its second step and launch them at once at each later one.
+
+        Small pictures, whose kernels are shorter than launching them takes, are drawn faster; no picture changes. Holds
+        for calls and engines made from now on, while the transformers are on a CUDA device, are not offloaded and have
+        no adapters; what cannot be recorded is computed as without.
+
+        Raises:
+            ValueError: if torch sees no CUDA device.
+        """
+        if not torch.cuda.is_available():
+            raise ValueError("CUDA graphs need a CUDA device, and torch sees none here: draw without them.")
+        self._cuda_graphs = True
+
+    def disable_cuda_graphs(self) -> None:
+        """Undo `enable_cuda_graphs`."""
+        self._cuda_graphs = False
+
+    def tune_attention(
+        self, size: tuple[int, int] = (1024, 1024), caption_tokens: int = 500, pictures: int = 1
+    ) -> dict[str, dict[str, float]]:
+        """Time the attention backends that this machine has, and use the fastest in each transformer.
+
+        Args:
+            size: `(width, height)` in pixels of the pictures to come.
+            caption_tokens: Of their captions.
+            pictures: How many share a pass.
+
+        Returns:
+            Of each transformer, seconds of each exact backend that runs here, the fastest first.
+
+        Raises:
+            ValueError: a size that is no pair of pixels, multiples of a token's side, or numbers that are too small.
+            TypeError: numbers that are not whole.
+        """
+        width, height = check_pair(size, self._unit)
+        caption_tokens = whole("caption_tokens", caption_tokens, 0)
+        pictures = whole("pictures", pictures, 1)
+        image = (width // self._unit) * (height // self._unit)
+        branches = {"transformer": caption_tokens + image, "unconditional_transformer": image}
+        return {
+            name: getattr(self, name).tune_attention([tokens] * pictures)
+            for name, tokens in branches.items()
+            if getattr(self, name) is not None
+        }
+
+    def fuse_projections(self) -> None:
+        """Compute q, k and v as one product in the transformers' blocks, and w1 and w3: fewer and larger products.
+
+        Nothing else changes: no name, no file, no adapter, and the memory stays what it was. Pictures move within
+        rounding. Call it once the pipeline is where it computes, and before offloading is set up.
+        """
+        for transformer in self._transformers():
+            transformer.fuse_projections()
+
+    def unfuse_projections(self) -> None:
+        """Undo `fuse_projections`."""
+        for transformer in self._transformers():
+            transformer.unfuse_projections()
+
+    def quantize(self, kind: str, skip: str | Sequence[str] = ()) -> None:
+        """Keep the linear layers of the transformers' blocks in one byte a weight, in place.
+
+        They multiply in that type where the chip has fast products for it (fp8 on CUDA from Ada and Hopper on, int8 on
+        CUDA from Ampere on and on CPUs with VNNI), and expand their weights to the input's type elsewhere. Pictures
+        change; how much is in docs/performance.md. Call it after the pipeline is on its device and before `compile` and
+        offloading. Adapters may come before or after.
+
+        Args:
+            kind: "fp8" (float8_e4m3fn, a scale for each output row) or "int8".
+            skip: Layers to leave alone: patterns that whole names match, such as `layers\\.0\\..*`.
+
+        Raises:
+            TypeError: if layers are quantized already.
+            ValueError: an unknown kind, a pattern that matches nothing, or hooks on the layers.
+        """
+        for transformer in self._transformers():
+            quantize_(transformer, kind, skip)
+        self._origin.quantize(kind, skip)
+
+    # Parts of a call
+
+    @property
+    def _unit(self) -> int:
+        """Pixels of a token's side."""
+        return self.vae_scale_factor * self.patch_size
+
+    def _transformers(self) -> list[Ideogram4Transformer2DModel]:
+        return [one for one in (self.transformer, self.unconditional_transformer) if one is not None]
+
+    def _models(self) -> list[nn.Module]:
+        return [part for part in self.components.values() if isinstance(part, nn.Module)]
+
+    def _exclusive(self) -> AbstractContextManager[None]:
+        """While the block runs, no other thread moves the components, if hooks move them, or weighs their adapters."""
+        return exclusive(*self._models())
+
+    def _in_turn(self) -> AbstractContextManager[None]:
+        """Where hooks move the models, calls take turns: one call's end puts all of them back."""
+        return exclusive(*filter(is_offloaded, self._models()))
+
+    def _warn_of_scale(self, attention_kwargs: Mapping[str, Any] | None) -> None:
+        """Warn of a strength of adapters where there are none, which changes nothing."""
+        if attention_kwargs and "scale" in attention_kwargs and not any(map(adapter_layers, self._transformers())):
+            warnings.warn(
+                f"`attention_kwargs` has the scale {attention_kwargs['scale']!r}, which is the strength of adapters,"
+                " and none is loaded: it changes nothing.",
+                stacklevel=4,
             )
-        if len(changed) != len(requests):
-            raise ValueError(
-                f"`callback_on_step_end` returned latents of {len(changed)} pictures: this call has {len(requests)}."
-            )
-        for request, own in zip(requests, changed, strict=True):
-            if own.shape != request.latents.shape:
-                raise ValueError(
-                    f"`callback_on_step_end` returned latents of shape {tuple(own.shape)} for {request}: it must keep"
-                    f" {tuple(request.latents.shape)}."
-                )
-            request.latents = own.detach().to(request.latents)
 
+    def _denoiser(self, attention_kwargs: dict[str, Any] | None, cuda_graphs: bool = False) -> Denoiser:
+        return Denoiser(self.transformer, self.unconditional_transformer, attention_kwargs, cuda_graphs=cuda_graphs)
 
-def _explained(error: Exception, request: Request) -> Exception:
-    """The error of a request that could not be stepped by itself, with what to do where memory ran out."""
-    if not out_of_memory(error):
-        return error
-    explained = NotEnoughMemory(
-        f"Memory ran out in a step of one picture of {request.grid[0]} x {request.grid[1]} tokens by itself: draw a"
-        " smaller one, let `pipe.fit_memory` plan for the memory that there is, or offload or quantize the"
-        " transformers."
-    )
-    explained.__cause__ = error
-    return explained
+    def _embedder(self, project: Callable[[Tensor], Tensor]) -> TextEmbedder:
+        return TextEmbedder(
+            self.text_encoder, self.tokenizer, self.taps, self.transformer, project, self.text_cache, self._models()
+        )
 
-
-def _stack(tensors: list[Tensor]) -> Tensor | list[Tensor]:
-    """One tensor where the shapes are equal, else the list as it is."""
-    return torch.stack(tensors) if len({tensor.shape for tensor in tensors}) == 1 else tensors
+    def _decode_one(self, request: Request, latents: Tensor) -> Tensor:
+        """`(3, height, width)` picture of latents of a request."""
+        with self._exclusive():
+            return decode(self.vae, [request], [latents])[0]

@@ -1,13 +1,43 @@
-"""Models of diffusers' own classes as ours, with the very weights that they have."""
+"""Sharing the components of another pipeline: models of diffusers' classes as ours, with the very weights they have."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..model import Ideogram4Transformer2DModel
+from .unknown_arguments import explain
+
+OPTIONS = ("text_encoder_taps", "side_limits")  # arguments of the pipeline's constructor that are no components
+
+
+def arguments_from(
+    pipeline: Any, parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a pipeline's constructor is to be given to share the components of another.
+
+    Args:
+        pipeline: The other pipeline.
+        parameters: The constructor's.
+        given: Components and options in place of the other's.
+
+    Raises:
+        TypeError: an argument that there is none of.
+        ValueError: transformers that cannot be shared, or missing components.
+    """
+    known = [name for name in parameters if name != "self"]
+    if unknown := [name for name in given if name not in known]:
+        raise TypeError(" ".join(explain(name, known) for name in unknown))
+    theirs = {**{name: pipeline.config.get(name) for name in OPTIONS}, **pipeline.components, **given}
+    arguments = {name: as_own(name, theirs[name]) for name in known if theirs.get(name) is not None}
+    required = [name for name in known if parameters[name].default is inspect.Parameter.empty]
+    if missing := [name for name in required if name not in arguments]:
+        raise ValueError(f"`pipeline` is a {type(pipeline).__name__} without {', '.join(missing)}: pass them too.")
+    return arguments
 
 
 def as_own(name: str, model: Any) -> Any:

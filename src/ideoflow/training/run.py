@@ -91,7 +91,7 @@ def load_pipeline(settings: Settings, group: Group) -> Ideogram4Pipeline:
     model = _place("model", settings.model.model or SKETCH)
     base = settings.model.base and _place("base", settings.model.base)
     # What is stored in few bits can stay so under an adapter, but cannot be trained itself.
-    options = {"dtype": of_name(settings.model.dtype), "dequantize": settings.model.method == "full"}
+    options: dict[str, Any] = {"dtype": of_name(settings.model.dtype), "dequantize": settings.model.method == "full"}
     path = Path(model)
     if path.is_file():
         pipeline = Ideogram4Pipeline.from_single_file(model, config=base or HUB_ID, **options)

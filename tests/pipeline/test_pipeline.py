@@ -461,7 +461,7 @@ def test_requests_made_apart_run_in_an_engine_of_the_pipeline(pipeline):
 def test_deferred_requests_encode_at_their_first_step_and_draw_the_same(pipeline, monkeypatch):
     expected = latents_of(pipeline, ["x", "y z"], height=32, width=32, generator=[seeded(1), seeded(2)], **QUICK)
     pipeline.text_cache.clear()
-    from ideoflow.pipeline import requests as module
+    from ideoflow.pipeline import text_embedder as module
 
     encoded, plain = [], module.encode_tokens
     monkeypatch.setattr(module, "encode_tokens", lambda *args: (encoded.extend(args[1]), plain(*args))[1])
@@ -484,7 +484,7 @@ def test_deferred_requests_encode_at_their_first_step_and_draw_the_same(pipeline
 
 
 def test_a_caption_is_encoded_once_while_the_weights_stay(pipeline, monkeypatch):
-    from ideoflow.pipeline import requests as module
+    from ideoflow.pipeline import text_embedder as module
 
     encoded, plain = [], module.encode_tokens
     monkeypatch.setattr(module, "encode_tokens", lambda *args: (encoded.append(1), plain(*args))[1])
