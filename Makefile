@@ -24,12 +24,13 @@ demo: $(STAMP) ## draw pictures of several sizes in one packed call, into output
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) ## run the whole test suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 40
 
-lint: $(STAMP) ## ruff (lint and format) and mypy
+lint: $(STAMP) ## ruff (lint and format), mypy, and the order of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/house.py
 
 format: $(STAMP) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .

@@ -1,8 +1,8 @@
 """The order of the rooms: which file imports which, that there is no circle of imports, and that arrows point down.
 
 `python tools/house.py` prints every room of the package (a folder, or a file at its top) with its lines, and the rooms
-that it imports. It ends with 1, and names the imports, where files form a circle or a room imports one above it. An
-import within a function or for types alone counts like any other: it is as hard to follow.
+that it imports. It ends with 1, and says where, if files form a circle, a room imports one above it, or two files have
+one name. An import within a function or for types alone counts like any other: it is as hard to follow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "ideoflow"
 
 # From the top to the ground. Rooms of one line are side by side: they may import each other's files, but for circles.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("__main__", "_program"),
+    ("__main__", "_program", "__init__"),
     ("cli",),
     ("serving", "distributed"),
     ("training", "editing"),
@@ -136,6 +136,16 @@ def upward(imports: list[Import]) -> list[Import]:
         and one.importer != FRONT
         and height.get(room(one.imported), 1) > height.get(room(one.importer), lowest)
     ]
+
+
+def alike(package: Path) -> list[list[str]]:
+    """Files of one name; but for a folder's own, and the command line's, which are named for their commands."""
+    by_name: dict[str, list[str]] = {}
+    for path in sorted(package.rglob("*.py")):
+        file = path.relative_to(package).as_posix()
+        if room(file) != "cli" and not path.name.startswith("__"):
+            by_name.setdefault(path.name, []).append(file)
+    return [files for files in by_name.values() if len(files) > 1]
 
 
 def report(package: Path) -> tuple[str, bool]:

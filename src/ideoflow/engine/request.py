@@ -7,16 +7,13 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..checks import all_finite, whole
 from ..model import Context
-
-if TYPE_CHECKING:
-    from .engine import Engine
 
 Status = Literal["waiting", "running", "done", "failed", "cancelled"]
 
@@ -68,7 +65,7 @@ class Request:
     cancelled: bool = False
     velocity: Tensor | None = None
     settings: dict[str, Any] | None = None
-    engine: weakref.ref[Engine] | None = field(default=None, init=False, repr=False)
+    engine: weakref.ref[Any] | None = field(default=None, init=False, repr=False)
     started: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
