@@ -143,3 +143,16 @@ def test_noise_levels_of_ones_own_count_as_in_the_reference(pipeline, tiny_folde
     assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
     assert (ours - plain).abs().max() > 1e-2 * plain.abs().max()
     assert pipeline.scheduler.step_index is None
+
+
+# One list of arguments
+
+
+def test_a_call_and_make_requests_share_arguments_and_their_defaults():
+    call, make = (
+        inspect.signature(getattr(Ideogram4Pipeline, name)).parameters for name in ("__call__", "make_requests")
+    )
+    shared = [name for name in make if name in call and name not in ("self", "prompt")]
+
+    assert len(shared) == 16 and {name for name in make if name not in call} == {"prompt_features", "defer", "priority"}
+    assert [make[name].default for name in shared] == [call[name].default for name in shared]

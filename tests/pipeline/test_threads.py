@@ -380,3 +380,11 @@ def test_calls_of_an_offloaded_pipeline_take_turns(pipeline):
     assert set(most) == {1}
     for own, alone in zip(together, expected, strict=True):
         assert (own - alone).abs().max() <= 1e-5 * alone.abs().max()
+
+
+def test_a_copy_has_calls_of_its_own(pipeline):
+    twin = copy.copy(pipeline)
+    with pipeline._calls.begin(None) as call:
+        twin._interrupt = True
+
+        assert not call.interrupted and twin._calls is not pipeline._calls
