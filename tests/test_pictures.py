@@ -57,6 +57,13 @@ def test_a_file_gives_back_the_settings_that_the_picture_carried(tmp_path: Path,
     assert found["ideoflow"] == ideoflow.__version__
 
 
+@pytest.mark.parametrize("given", [[], None, "picture.png"])
+def test_what_is_no_picture_is_not_saved(tmp_path, given):
+    with pytest.raises(TypeError, match=r"`image` is a .*: give one picture, such as `images\[0\]`"):
+        save_image(given, tmp_path / "a.png")
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_settings_of_a_png_are_json_under_the_key_ideoflow_in_unicode(tmp_path: Path):
     path = save_image(picture(), tmp_path / "a.png")
     with Image.open(path) as image:

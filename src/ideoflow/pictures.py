@@ -53,9 +53,14 @@ def save_image(
         The path that was written.
 
     Raises:
+        TypeError: what is no picture, such as the list of all pictures of a call.
         ValueError: a file type that is not written, or settings that are too long for a JPEG.
         OSError: if it cannot be written.
     """
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"`image` is a {type(image).__name__}: give one picture, such as `images[0]`.")
     path = Path(path)
     form = format_of(path)
     text = image.info.get(KEY) if settings else None

@@ -11,10 +11,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
-from ideoflow.checkpoints import CheckpointError
+from ideoflow.checkpoints import CheckpointError, hub, lora_files
 from ideoflow.checkpoints.hub import check_id
 from ideoflow.pipeline.autoencoder import Autoencoder
 from ideoflow.pipeline.qwen3_vl import Qwen3VLModel
@@ -134,7 +135,7 @@ def test_config_is_for_folders_with_a_transformer_alone(folder):
     ("name", "near"),
     [
         ("sketchh", "Did you mean sketch"),
-        ("sketch", "Did you mean sketch"),
+        ("sketch", ""),
         ("modle", "Did you mean model"),
         ("nothing-like-it", ""),
         ("models/ideogram4-nf", "Did you mean models/ideogram4-nf4"),
@@ -186,6 +187,47 @@ def test_a_pipeline_from_a_hub_cache_without_a_network(hub_cache, no_network, pi
     shutil.rmtree(part)
     with pytest.raises(CheckpointError, match="unconditional_transformer is missing"):
         Ideogram4Pipeline.from_pretrained("someone/sketch", **options)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda pipe, name: pipe.load_lora_weights(name),
+        lambda pipe, name: pipe.load_lora_weights(name, weight_name="a.safetensors"),
+        lambda _, name: Ideogram4Pipeline.from_pretrained(name),
+        lambda _, name: Ideogram4Transformer2DModel.from_pretrained(name),
+        lambda _, name: Ideogram4Transformer2DModel.from_single_file(
+            f"https://huggingface.co/{name}/blob/main/a.safetensors"
+        ),
+    ],
+    ids=["lora", "lora's file", "pipeline", "transformer", "address"],
+)
+def test_without_a_connection_what_was_asked_for_is_named(loaded_pipeline, monkeypatch, tmp_path, load):
+    failure = type("ConnectError", (Exception,), {"__module__": "httpx2"})  # of no kind that huggingface_hub exports
+
+    def unreachable(*_, **__):
+        raise failure("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(HfApi, "list_repo_files", unreachable)
+    monkeypatch.setattr(Ideogram4Pipeline, "download", unreachable)
+    for module in (hub, lora_files):
+        monkeypatch.setattr(module, "hf_hub_download", unreachable)
+    with pytest.raises(CheckpointError, match=r"someone/style.*cannot be fetched \(ConnectError: .*not known\)"):
+        load(loaded_pipeline, "someone/style")
+
+
+@pytest.mark.parametrize("argument", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("given", ["bfloat16", "bf16", "auto", {"transformer": torch.float16, "default": "float32"}])
+def test_a_dtype_that_is_none_is_refused_where_diffusers_takes_float32(argument, given):
+    with pytest.raises(ValueError, match=rf"`{argument}` is .*: give torch.float32, torch.bfloat16 or torch.float16"):
+        Ideogram4Pipeline.from_pretrained(sketch.path(), **{argument: given})
+
+
+def test_the_command_lines_name_of_the_bundled_model_is_answered_with_pythons(no_network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"sketch: .*Only the command line .*`ideoflow.sketch.path\(\)`") as error:
+        Ideogram4Pipeline.from_pretrained("sketch")
+    assert "Did you mean" not in str(error.value)
 
 
 def test_a_file_is_not_a_folder():

@@ -148,7 +148,7 @@ def test_a_model_from_a_hub_cache_without_a_network(hub_cache):
 
     stored = load_file(sketch.path() / "transformer" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(loaded.state_dict()[name], tensor.float()) for name, tensor in stored.items())
-    with pytest.raises(CheckpointError, match="no such folder here, and as a hub id it cannot be fetched"):
+    with pytest.raises(CheckpointError, match="no such file or folder here, and as a hub id it cannot be fetched"):
         Ideogram4Transformer2DModel.from_pretrained("someone/else", cache_dir=hub_cache, local_files_only=True)
     with pytest.raises(CheckpointError, match="no such folder"):
         Ideogram4Transformer2DModel.from_pretrained(hub_cache / "nothing here")

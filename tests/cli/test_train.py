@@ -89,11 +89,15 @@ def test_a_dry_run_plans_and_leaves_only_the_cache(data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "`data` is empty"),
+        ([], "`data`: name a folder of pictures"),
         (["--data", "./no-such-folder"], "there is no such folder"),
+        (["--data", "FILE"], "is a file: name the folder of the pictures"),
+        (["--data", "DATA", "--validation", "FILE"], "`validation` FILE is a file"),
+        (["--data", "DATA", "--out", "FILE/run"], "--out FILE/run/train.toml"),
+        (["--data", "EMPTY"], "there is no picture in it"),
         (["--data", "DATA", "--steps", "0"], "steps"),
         (["--data", "DATA", "--branch", "other"], "'conditional'"),
-        (["--data", "DATA", "--tokens", "50"], "largest sample has"),
+        (["--data", "DATA", "--tokens", "50"], "`tokens` is 50, but the largest sample, "),
         (["--data", "DATA", "--targets", "nothing"], "matches no linear layer"),
         (["--data", "DATA", "--optimizer", "sgd"], "adamw"),
         (["--data", "DATA", "--schedule", "up"], "cosine"),
@@ -103,11 +107,51 @@ def test_a_dry_run_plans_and_leaves_only_the_cache(data, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(data, tmp_path, arguments, message):
-    arguments = [str(data) if a == "DATA" else a for a in arguments]
-    result = run(*arguments, "--out", tmp_path)
+    (tmp_path / "empty").mkdir()
+    names = {"DATA": data, "FILE": data / "0.json", "EMPTY": tmp_path / "empty"}
+    for name, path in names.items():
+        arguments, message = [a.replace(name, str(path)) for a in arguments], message.replace(name, str(path))
+    result = run("--out", tmp_path / "run", *arguments)
     assert result.exit_code == 2, result.output
     text = " ".join(result.output.split())
     assert "error:" in text and message in text and "Traceback" not in text
+    assert "--targets" in arguments or not (tmp_path / "run" / "cache").exists()  # before anything is encoded
+
+
+@pytest.mark.parametrize("option", ["--data", "--validation"])
+@pytest.mark.parametrize(
+    ("given", "meant"), [("pictres", "pictures"), ("mine/flowes-in-a-vase", "mine/flowers-in-a-vase")]
+)
+def test_a_misspelt_folder_is_not_asked_for_on_the_hub(data, tmp_path, monkeypatch, option, given, meant):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / meant).mkdir(parents=True)
+    result = run("--data", data, option, given, "--out", "run")
+    assert result.exit_code == 2 and f"{given}: there is no such folder. Did you mean {meant}?" in result.output
+
+
+def test_a_run_that_has_all_its_steps_says_so(data, tmp_path):
+    first = run("--data", data, "--out", tmp_path, "--steps", 1, "--preview-every", 0, *FAST)
+    assert first.exit_code == 0 and "taken already" not in first.output
+    again = run("--resume", "--out", tmp_path)
+    assert again.exit_code == 0 and "all 1 steps are taken already: a larger --steps goes on" in again.output
+
+
+def test_elsewhere_than_on_a_terminal_there_are_lines_and_no_bars(data, tmp_path):
+    result = run("--data", data, "--out", tmp_path, "--steps", 1, "--preview-every", 0, *FAST)
+    assert "step 1  loss" in result.output and "wrote " in result.output
+    assert "looking at pictures" not in result.output and "left" not in result.output
+
+
+def test_a_folder_of_another_run_is_refused_before_torch_is_imported(tmp_path):
+    (tmp_path / "run" / "checkpoints" / "step-0000006").mkdir(parents=True)
+    script = (
+        "import sys; from ideoflow.cli import app\n"
+        f"try: app(['train', '--data', {str(tmp_path)!r}, '--out', {str(tmp_path / 'run')!r}])\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "holds checkpoints of an earlier run" in ended.stderr and ended.returncode == 2
+    assert ended.stdout.split() == ["False"]
 
 
 def test_help_teaches_every_option():

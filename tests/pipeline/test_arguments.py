@@ -1,12 +1,14 @@
 """Arguments that users of other pipelines bring: each is refused with what there is instead."""
 
 import inspect
+import warnings
 
 import diffusers
 import pytest
 import torch
 
-from ideoflow import Ideogram4Pipeline
+from ideoflow import Caption, Ideogram4Pipeline, sketch
+from ideoflow.model.attention import Ideogram4AttnProcessor
 from ideoflow.pipeline.unknown_arguments import INSTEAD, explain
 from ideoflow.schedule import Preset
 
@@ -60,6 +62,52 @@ def test_misspelt_arguments_are_answered_with_the_one_that_was_meant(loaded_pipe
 
 def test_what_is_like_nothing_is_answered_with_all_there_is():
     assert explain("xyzzy", ["prompt", "size"]) == ("There is no argument `xyzzy`: the arguments are `prompt`, `size`.")
+
+
+@pytest.mark.parametrize("given", [{"scal": 0.5}, {"scale": 0.5, "lora_scale": 1}, {"ip_adapter_masks": None}])
+def test_entries_of_attention_kwargs_that_nothing_reads_are_refused(loaded_pipeline, given):
+    with pytest.raises(ValueError, match=r"`attention_kwargs` holds .*, which nothing here reads: the one key is"):
+        loaded_pipeline.make_requests(**CALL, attention_kwargs=given)
+    with pytest.raises(TypeError, match=r"`attention_kwargs` is 0\.5: give a mapping"):
+        loaded_pipeline.make_requests(**CALL, attention_kwargs=0.5)
+
+
+def test_processors_of_ones_own_may_read_any_entry_of_attention_kwargs(pipeline):
+    class Own(Ideogram4AttnProcessor):
+        pass
+
+    pipeline.transformer.set_attn_processor(Own())
+    assert pipeline.make_requests(**CALL, attention_kwargs={"note": 5})
+
+
+# The bundled model
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return sketch.load()
+
+
+@pytest.mark.filterwarnings("default::ideoflow.captions.CaptionWarning")
+@pytest.mark.parametrize(
+    ("prompt", "warned"),
+    [
+        (Caption.from_text("a red heart"), True),
+        ("a red heart", True),
+        (
+            '{"compositional_deconstruction":{"background":"plain pink","elements":[{"type":"obj","desc":"a cup"}]}}',
+            True,
+        ),
+        ('{"compositional_deconstruction":{"background":"plain pink","elements":[]}}', False),
+        (Caption.parse("examples/captions/heart.json"), False),
+    ],
+)
+def test_captions_of_which_the_bundled_model_draws_an_empty_field_are_warned_about(bundled, prompt, warned):
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        bundled.make_requests(**{**CALL, "prompt": prompt})
+    said = [str(one.message) for one in heard if "the bundled model draws elements with a box" in str(one.message)]
+    assert len(said) == warned
 
 
 # Guidance

@@ -37,6 +37,16 @@ class Repeated(dict[str, Any]):
         return cls(dict(pairs), {key: held[:-1] for key, held in values.items() if len(held) > 1})
 
 
+def is_placed(caption: Any) -> bool:
+    """Whether a caption, its data or its line, has a box for every element that it has; plain text has none."""
+    if isinstance(caption, str):
+        try:
+            caption = json.loads(caption)
+        except ValueError:
+            return False
+    return isinstance(caption, dict) and all(isinstance(one, dict) and "bbox" in one for one in elements(caption))
+
+
 def element_keys(element: Mapping[str, Any]) -> tuple[str, ...]:
     """Keys of an element in order, by its type, or by whether it has `text` where the type is unknown."""
     kind = element.get("type")

@@ -85,7 +85,7 @@ def convert(
     found = [one for one in BRANCHES if (source / one).is_dir()] if source.is_dir() else []
     if found and single:
         raise CheckpointError(
-            f"{source} is a pipeline, of more than one file can hold: name a folder as destination, or convert"
+            f"{source} is a pipeline, which is more than one file holds: name a folder as destination, or convert"
             f" {source / found[0]} alone."
         )
     checkpoints = {one: open_checkpoint(source / one, one, variant=variant) for one in found}

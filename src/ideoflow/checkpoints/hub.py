@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +39,12 @@ def local_folder(path: str | os.PathLike[str], subfolder: str | None, variant: s
         return folder / subfolder if subfolder else folder
     check_id(path)
     inside = f"{subfolder}/" if subfolder else ""
-    try:
+    with fetching(path):
         names = None
         if not hub.get("local_files_only"):
             names = HfApi(token=hub.get("token")).list_repo_files(str(path), revision=hub.get("revision"))
         patterns = [f"{inside}config.json", *_weights(names, inside, variant)] if names else [f"{inside}*"]
         return Path(snapshot_download(str(path), allow_patterns=patterns, **hub)) / (subfolder or "")
-    except HUB_ERRORS as error:
-        raise not_fetched(path, error) from error
 
 
 def check_id(path: str | os.PathLike[str]) -> None:
@@ -58,6 +58,8 @@ def check_id(path: str | os.PathLike[str]) -> None:
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and not near:
         return
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    if text == BUNDLED:
+        hint = " Only the command line knows the bundled model by that name: give `ideoflow.sketch.path()`."
     raise CheckpointError(f"{text}: there is no such folder here, and a hub id has the form name/model.{hint}")
 
 
@@ -76,13 +78,25 @@ def _near(text: str) -> list[str]:
     return [folders[name] for name in difflib.get_close_matches(place.name, folders, 3, likeness)]
 
 
-def not_fetched(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
-    """The error of a hub id that the hub does not give."""
-    reason = str(error).strip().splitlines()
-    return CheckpointError(
-        f"{path}: there is no such folder here, and as a hub id it cannot be fetched"
-        f" ({type(error).__name__}: {reason[0] if reason else 'no reason given'})."
-    )
+@contextmanager
+def fetching(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what a hub raises, or the way to it, into one error that names what was asked for.
+
+    Raises:
+        CheckpointError: in place of those.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Where there is no connection the hub's library lets its HTTP library's errors out; which one that is changes.
+        if not isinstance(error, HUB_ERRORS) and not type(error).__module__.startswith("httpx"):
+            raise
+        reason = str(error).strip().splitlines()
+        address = str(path).startswith(("http://", "https://"))
+        what = "it" if address else "there is no such file or folder here, and as a hub id it"
+        raise CheckpointError(
+            f"{path}: {what} cannot be fetched ({type(error).__name__}: {reason[0] if reason else 'no reason given'})."
+        ) from error
 
 
 def local_file(path: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
@@ -93,10 +107,8 @@ def local_file(path: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
             raise CheckpointError(f"{path} is no address of a hub's file: fetch it yourself, and give its path.")
         return Path(path).expanduser()
     name, revision, file = match.groups()
-    try:
+    with fetching(path):
         return Path(hf_hub_download(name, file, **{"revision": revision, **hub}))
-    except HUB_ERRORS as error:
-        raise CheckpointError(f"{path} cannot be fetched: {type(error).__name__}: {error}") from error
 
 
 def _weights(names: list[str], inside: str, variant: str | None) -> list[str]:

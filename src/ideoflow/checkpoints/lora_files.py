@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import HfHubHTTPError
 from torch import Tensor, promote_types
 
 from .errors import CheckpointError, some
-from .hub import HUB_ARGUMENTS, local_file
+from .hub import HUB_ARGUMENTS, fetching, local_file
 from .lora import Lora, read_lora
 
 # Which file of a folder, where several could be meant: what diffusers and peft write.
@@ -116,7 +114,7 @@ def _choose(where: str, names: list[str]) -> str:
 
 def _of_hub(repository: str, weight_name: str | None, subfolder: str | None, hub: Mapping[str, Any]) -> Path:
     inside = f"{subfolder}/" if subfolder else ""
-    try:
+    with fetching(repository):
         if weight_name is None and hub.get("local_files_only"):
             weight_name = USUAL[0]
         elif weight_name is None:
@@ -124,9 +122,3 @@ def _of_hub(repository: str, weight_name: str | None, subfolder: str | None, hub
             here = [name.removeprefix(inside) for name in names if name.startswith(inside)]
             weight_name = _choose(repository, [name for name in here if "/" not in name])
         return Path(hf_hub_download(repository, inside + weight_name, **hub))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().splitlines()
-        raise CheckpointError(
-            f"{repository}: there is no such file or folder here, and as a hub id it cannot be fetched"
-            f" ({type(error).__name__}: {reason[0] if reason else 'no reason given'})."
-        ) from error

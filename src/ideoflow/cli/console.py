@@ -151,6 +151,8 @@ def plain_errors() -> Iterator[None]:
         told = f"{printable(error.filename)}: {error.strerror}" if named else error.strerror or str(error)
         fail(told, FAILED if error.errno in _NOT_THE_INPUT else WRONG_INPUT)
     except ValueError as error:
+        if unreachable := _no_hub(error):
+            fail(f"{_NO_HUB.format(unreachable)}\n{error}", FAILED)
         fail(str(error))
     except FloatingPointError as error:
         fail(str(error), FAILED)

@@ -13,7 +13,6 @@ from ..pictures import FORMATS, read_settings
 from .jobs import slug
 
 if TYPE_CHECKING:
-    from ..captions import Caption
     from ..captions.reading import Found
 
 CAPTIONS = (".json", ".txt", ".caption", ".jsonl")  # in the order in which a folder's are read
@@ -132,6 +131,7 @@ class Reader:
     def _of_caption(self, found: Found, source: str, name: str | None) -> Prompt:
         from ..captions import Caption
         from ..captions.reading import Found
+        from ..captions.schema import is_placed
 
         if self.fix:
             caption, done = Caption.of_found(found).mended(drop_unknown=self.drop_unknown)
@@ -148,14 +148,8 @@ class Reader:
             source if name else short,
             tuple(breach.mended for breach in done),
             breaches,
-            placed=_is_placed(caption),
+            placed=is_placed(caption.data()),
         )
-
-
-def _is_placed(caption: Caption) -> bool:
-    from ..captions.schema import elements
-
-    return all(isinstance(element, dict) and "bbox" in element for element in elements(caption.data()))
 
 
 def _lacks_its_ending(value: str) -> bool:

@@ -15,11 +15,12 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..checks import printable
-from ..files import write_text
-from ..training.settings import SECTIONS, Settings, template
+from ..files import check_writable, write_text
+from ..training.columns import check_source
+from ..training.settings import SECTIONS, Settings, check_new, template
 from ..training.watch import Run, Step, Watcher
 from . import console
-from .values import expanded, parse_device, parse_model, parse_size
+from .values import parse_device, parse_model, parse_size
 
 if TYPE_CHECKING:
     from ..training.survey import Survey
@@ -122,13 +123,13 @@ def _init(path: Path, force: bool, flags: dict[str, Any]) -> None:
 def _train(config: str | None, flags: dict[str, Any], resume: bool, dry_run: bool) -> None:
     with console.plain_errors():
         settings = Settings.resumed(**flags) if resume and config is None else Settings.read(config, **flags)
-        _check(settings)
+        _check(settings, resume, dry_run)
         with console.starting("importing torch, transformers and diffusers"):
             from ..training import run  # noqa: F401 (so that it is said)
         _run(settings, resume, dry_run)
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: Settings, resume: bool, dry_run: bool) -> None:
     """Refuse what can be seen to be wrong before seconds of imports."""
     model, options = settings.model, settings.output
     if model.device:
@@ -137,9 +138,14 @@ def _check(settings: Settings) -> None:
         parse_model("--model", model.model)
     if options.preview_size:
         parse_size(options.preview_size, "--preview-size")
-    data = settings.data.data
-    if data.startswith((".", "~", "/")) and not expanded("--data", data).exists():
-        raise ValueError(f"--data {data!r}: there is no such folder or file.")
+    check_source(settings.data.data, "data")
+    if settings.data.validation and settings.data.share is None:
+        check_source(settings.data.validation, "validation")
+    if os.environ.get("RANK", "0") != "0" or dry_run:
+        return  # others look into the folder while the first process writes to it
+    if not resume:
+        check_new(Path(options.out))
+    check_writable(options.record, "--out")
 
 
 def _run(settings: Settings, resume: bool, dry_run: bool) -> None:
@@ -208,8 +214,9 @@ def _print_plan(trainer: Trainer, bars: Progress) -> None:
 @contextmanager
 def _bars() -> Iterator[Progress]:
     bar = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
-    columns = (*bar, TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[more]}"), console=console.err, transient=False) as bars:
+    columns = (*bar, TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[more]}"))
+    # Elsewhere than on a terminal they would come once, at the end, cut to 80 columns.
+    with Progress(*columns, console=console.err, disable=not console.err.is_terminal) as bars:
         yield bars
 
 
@@ -232,12 +239,18 @@ class Lines(Watcher):
 
     def on_survey(self, survey: Survey) -> None:
         """What is skipped, and why."""
-        for line in survey.report().splitlines():
+        for line in survey.report().splitlines() if survey.examples else ():  # else the error has it
             self.bars.console.print(line, markup=False)
 
     def on_encode(self, done: int, total: int, what: str) -> None:
         """Pictures or captions encoded."""
         self._show(f"encoding {what}", done, total)
+
+    def on_begin(self, run: Run) -> None:
+        """That nothing is left to be done."""
+        steps = run.settings.training.steps
+        if run.step >= steps:
+            self.bars.console.print(f"all {steps} steps are taken already: a larger --steps goes on", markup=False)
 
     def on_step(self, run: Run, step: Step) -> None:
         """The live line."""

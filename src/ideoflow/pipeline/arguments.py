@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..captions import Caption, CaptionError, prompt_line
 from ..checks import all_finite, finite, whole
+from ..model.attention import Ideogram4AttnProcessor
 from ..schedule import MAX_STEPS, PRESETS, Preset, find_preset, guidance_per_step, limit_guidance
 from ..sizes import check_size, sizes_of
 from .noise import Generators
@@ -118,6 +119,29 @@ def warn_of_guidance(guidance: Sequence[float]) -> None:
         f"guidance of {least:g} {what}: velocities are g * conditional + (1 - g) * unconditional; 1 is no guidance.",
         stacklevel=3,
     )
+
+
+def check_attention_kwargs(given: Any, processors: Iterable[Any]) -> None:
+    """Refuse entries that no attention processor reads: a misspelt scale would draw at full strength.
+
+    Args:
+        given: Value of the argument in a call.
+        processors: Attention processors of all layers; others than this package's may read any entry.
+
+    Raises:
+        TypeError: if it is no mapping.
+        ValueError: naming the entries.
+    """
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        raise TypeError(f'`attention_kwargs` is {given!r}: give a mapping, such as {{"scale": 0.5}}.')
+    unread = sorted(str(key) for key in given if key != "scale")
+    if unread and all(type(processor) is Ideogram4AttnProcessor for processor in processors):
+        raise ValueError(
+            f"`attention_kwargs` holds {', '.join(map(repr, unread))}, which nothing here reads: the one key is"
+            " 'scale', the strength of adapters."
+        )
 
 
 def lines_of(prompt: Any, strict: bool) -> list[str]:

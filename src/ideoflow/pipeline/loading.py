@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin  # noqa: F401 (see below)
 
 from .._imports import bars
@@ -27,7 +28,7 @@ from ..checkpoints.folders import (
     transformer_folder,
 )
 from ..checkpoints.forms import open_checkpoint
-from ..checkpoints.hub import HUB_ARGUMENTS, HUB_ERRORS, check_id, local_file, not_fetched
+from ..checkpoints.hub import HUB_ARGUMENTS, check_id, fetching, local_file
 from ..checkpoints.lora_convert import peft_settings, to_diffusers
 from ..checkpoints.lora_files import LoraSource, loadable, read_any
 from ..checkpoints.names import PREFIXES
@@ -158,10 +159,8 @@ def _fetched(download: Callable[..., Any], path: str | os.PathLike | None, kwarg
     check_id(path or "")
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key)}
     own = {name: kwargs[name] for name in (*NEEDED, *OPTIONAL) if name in kwargs and not _is_path(kwargs[name])}
-    try:
+    with fetching(path or ""):
         return Path(download(str(path), variant=kwargs.get("variant"), use_safetensors=True, **hub, **own))
-    except HUB_ERRORS as error:
-        raise not_fetched(path or "", error) from error
 
 
 def check_alone(path: str | os.PathLike | None) -> Path:
@@ -232,6 +231,15 @@ def refuse_foreign_code(kwargs: dict[str, Any]) -> None:
             "`use_safetensors` is False: nothing is ever unpickled here. Convert such files to safetensors with a"
             " program that you trust them with, and leave the argument out."
         )
+
+
+def check_dtype(kwargs: Mapping[str, Any]) -> None:
+    """Refuse a type that is none, in whose place diffusers would take float32."""
+    for name in ("dtype", "torch_dtype"):
+        given = kwargs.get(name)
+        types = given.values() if isinstance(given, Mapping) else () if given is None else (given,)
+        if not all(isinstance(one, torch.dtype) for one in types):
+            raise ValueError(f"`{name}` is {given!r}: give torch.float32, torch.bfloat16 or torch.float16.")
 
 
 def refuse_unknown(pipeline: type, kwargs: Mapping[str, Any]) -> None:

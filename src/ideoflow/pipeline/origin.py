@@ -7,8 +7,9 @@ from before) is not guessed: the settings then say why the picture cannot be mad
 from __future__ import annotations
 
 import os
+import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 
 from ..bundled import SKETCH, SKETCH_FOLDER
+from ..captions import CaptionWarning
+from ..captions.schema import is_placed
 from ..checkpoints.lora_files import find_lora
 from ..digests import COMPONENTS, digest_file, digest_hub, digest_model
 from ..dtypes import COMPUTED, name_of
@@ -111,6 +114,19 @@ class Origin:
         self.quantized = kind
         if skip:
             self.doubt = self.doubt or "some of its layers were left out of quantizing"
+
+    def warn_of_unplaced(self, lines: Iterable[str]) -> None:
+        """Warn of captions for which the bundled model, if it is this one, draws an empty field."""
+        if not any(source is not None and source.path == SKETCH for source in (self.model, self.base)):
+            return
+        for line in lines:
+            if not is_placed(line):
+                warnings.warn(
+                    f"the bundled model draws elements with a box (`bbox`) alone, and {line[:60]!r} has others: give"
+                    " captions with a background and boxes, such as those in examples/captions/.",
+                    CaptionWarning,
+                    stacklevel=3,
+                )
 
     def settings(
         self,

@@ -40,7 +40,7 @@ from ..schedule import Preset
 from ..sizes import check_pair
 from ..text_encoder import TAPS, encode_captions
 from . import loading
-from .arguments import DEFAULT, Drawing, check_arguments, lines_of, takes_drawing
+from .arguments import DEFAULT, Drawing, check_arguments, check_attention_kwargs, lines_of, takes_drawing
 from .callbacks import call_back
 from .calls import Calls, between_calls
 from .decoding import check_output_type, decode, explained, pictures_of, stack
@@ -303,7 +303,9 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             unit=self._unit,
             limits=self.config.get("side_limits"),
         )
-        return maker.make(drawing, prompt_features, defer, priority)
+        requests = maker.make(drawing, prompt_features, defer, priority)
+        self._origin.warn_of_unplaced(dict.fromkeys(one.settings["caption"] for one in requests if one.settings))
+        return requests
 
     def engine(
         self,
@@ -499,6 +501,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         path = pretrained_model_name_or_path
         loading.refuse_foreign_code(kwargs)
         loading.refuse_unknown(cls, kwargs)
+        loading.check_dtype(kwargs)
         given = {**kwargs, "dequantize": dequantize or None}
         if config is not None:
             pipe = cls.from_single_file(loading.check_alone(path), config=config, dequantize=dequantize, **kwargs)
@@ -827,6 +830,8 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             )
 
     def _denoiser(self, attention_kwargs: dict[str, Any] | None, cuda_graphs: bool = False) -> Denoiser:
+        processors = (own for one in self._transformers() for own in one.attn_processors.values())
+        check_attention_kwargs(attention_kwargs, processors)
         return Denoiser(self.transformer, self.unconditional_transformer, attention_kwargs, cuda_graphs=cuda_graphs)
 
     def _embedder(self, project: Callable[[Tensor], Tensor]) -> TextEmbedder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,33 @@ from .image_reading import MOST_BYTES
 from .survey import CAPTION_COLUMNS, Found, UnusableError
 
 
+def check_source(source: str, option: str) -> None:
+    """See that there is a folder of this name, or that it may be the name of a dataset on the hub.
+
+    Raises:
+        ValueError: a file, what is written like a path and is not there, or what is nearly the name of a folder.
+    """
+    place = Path(source).expanduser()
+    if place.is_dir():
+        return
+    if place.exists():
+        raise ValueError(f"`{option}` {source} is a file: name the folder of the pictures.")
+    folders = [one for one in place.parent.iterdir() if one.is_dir()] if place.parent.is_dir() else []
+    likeness = 0.75 if place.name == source else 0.9  # datasets may have names near those of folders: v1 and v2
+    near = get_close_matches(place.name, [one.name for one in folders], 1, likeness)
+    if near or source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source:
+        meant = f" Did you mean {place.with_name(near[0])}?" if near else ""
+        raise ValueError(f"`{option}` {source}: there is no such folder.{meant}")
+
+
 def found_in_table(source: Any, image_column: str, caption_column: str | None, option: str = "data") -> list[Found]:
     """The rows of a dataset, a folder that one was saved to, or one on the hub (its split `train`).
 
     Raises:
         ValueError: a source that is none of these, or columns that it does not have.
     """
-    if isinstance(source, str | os.PathLike) and not Path(source).is_dir():
-        name = str(source)
-        if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
-            raise ValueError(f"`{option}` {name}: there is no such folder.")
+    if isinstance(source, str | os.PathLike):
+        check_source(str(source), option)
     try:
         import datasets
     except ImportError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,12 @@ from ..dtypes import of_name
 from ..files import check_writable, lock
 from ..pipeline import Ideogram4Pipeline
 from ..pipeline.loading import HUB_ID
-from . import run_state
+from ..text_encoder import tokenise
 from .cache import Store
 from .dataset import Survey, scan
 from .encoding import Encoder, too_long
 from .parallel import Group, processes
-from .settings import Data, Settings
+from .settings import Data, Settings, check_new
 from .trainer import Trainer
 from .watch import Watcher
 
@@ -57,11 +58,8 @@ def reserved(settings: Settings, group: Group, resume: bool) -> Iterator[None]:
         ValueError: if the folder is another run's, cannot be written, or holds checkpoints and `resume` is false.
     """
     out = Path(settings.output.out)
-    if not resume and run_state.saved(out / "checkpoints"):
-        raise ValueError(
-            f"{out} holds checkpoints of an earlier run: go on with it (--resume), remove them, or train into another"
-            " folder (--out)."
-        )
+    if not resume:
+        check_new(out)
     if not group.leads:
         yield
         return
@@ -76,6 +74,7 @@ def prepare(settings: Settings, group: Group, watchers: Sequence[Watcher] = ()) 
         watchers = ()
     pipeline = load_pipeline(settings, group)
     found = survey(settings, pipeline.tokenizer, watchers)
+    check_budget(found, settings.training.tokens, pipeline)
     encoder = encode(settings, pipeline, found, group, watchers)
     return Trainer(
         settings, pipeline, encoder.samples(found.examples), group, watchers, encoder.samples(found.held_out)
@@ -139,10 +138,35 @@ def survey(settings: Settings, tokenizer: Any, watchers: Sequence[Watcher] = ())
     for watcher in watchers:
         watcher.on_survey(found)
     if not found.examples:
-        raise ValueError(f"`data` {data.data}: nothing to train on.\n{found.report()}")
+        raise ValueError(_nothing("data", data.data, "train on", found))
     if data.validation and not found.held_out:
-        raise ValueError(f"`validation` {data.validation}: nothing to hold out.\n{found.report()}")
+        raise ValueError(_nothing("validation", data.validation, "hold out", found))
     return found
+
+
+def _nothing(option: str, source: str, use: str, found: Survey) -> str:
+    if found.examples or found.skipped or found.ignored:
+        return f"`{option}` {source}: nothing to {use}.\n{found.report()}"
+    return f"`{option}` {source}: nothing to {use}: there is no picture in it. Each needs its caption beside it."
+
+
+def check_budget(found: Survey, tokens: int, pipeline: Ideogram4Pipeline) -> None:
+    """See that every example fits into a batch, before any is encoded.
+
+    Raises:
+        ValueError: naming the largest one.
+    """
+    unit = pipeline.vae_scale_factor * pipeline.patch_size
+    examples = [*found.examples, *found.held_out]
+    texts = tokenise(pipeline.tokenizer, [example.caption for example in examples], sys.maxsize)
+    images = [example.size[0] // unit * (example.size[1] // unit) for example in examples]
+    sizes = [len(text) + image for text, image in zip(texts, images, strict=True)]
+    if max(sizes) > tokens:
+        largest = sizes.index(max(sizes))
+        raise ValueError(
+            f"`tokens` is {tokens:,}, but the largest sample, {examples[largest].name}, has {max(sizes):,},"
+            f" {images[largest]:,} of them of its picture: raise it (--tokens), or make pictures smaller (--pixels)."
+        )
 
 
 def _scan(data: Data, option: str, tokenizer: Any, watchers: Sequence[Watcher]) -> Survey:

@@ -166,7 +166,7 @@ class Settings(BaseModel):
     @classmethod
     def _named(cls, data: Data) -> Data:
         if not data.data:
-            raise ValueError("`data` is empty: name a folder of images with captions, or a dataset.")
+            raise ValueError("name a folder of pictures with captions, or a dataset.")
         return data
 
     @classmethod
@@ -211,6 +211,19 @@ class Settings(BaseModel):
             return cls.model_validate({"data": {}, **values})
         except ValidationError as error:
             raise ValueError("; ".join(_explain(e) for e in error.errors())) from None
+
+
+def check_new(out: Path) -> None:
+    """See that a folder holds no other run.
+
+    Raises:
+        ValueError: if checkpoints are in it.
+    """
+    if any(path.is_dir() for path in (out / "checkpoints").glob("step-*")):
+        raise ValueError(
+            f"{out} holds checkpoints of an earlier run: go on with it (--resume), remove them, or train into another"
+            " folder (--out)."
+        )
 
 
 def _number(text: Any) -> float | None:
