@@ -18,8 +18,8 @@ from diffusers.models.attention_dispatch import (
 from torch import Tensor
 
 from benchmarks._gpu import alternate_kernels, free, why
-from ideoflow.model.attention import Ideogram4AttnProcessor
 from ideoflow.ops.backends import CANDIDATES, FARTHEST, distance, exact
+from ideoflow.ops.ragged_attention import attend as ours
 from ideoflow.packing import Bounds
 
 HEADS, HEAD_DIM = 18, 256
@@ -68,7 +68,7 @@ TINY_SHAPES = (Shape("one", ((3, 16),)), Shape("ragged", ((3, 16), (5, 24), (5, 
 
 def backends(shape: Shape) -> dict[str, Attend]:
     """Ways to attend in such a stream; whether this machine has them shows when they are called."""
-    made: dict[str, Attend] = {"ideoflow": Ideogram4AttnProcessor()._attend}
+    made: dict[str, Attend] = {"ideoflow": ours}
     for name in CANDIDATES:
         made[name] = _dispatched(name)
     made["flex, compiled"] = _compiled_flex()

@@ -85,9 +85,7 @@ class Sketch(nn.Module):
 def hasten(transformer: Ideogram4Transformer2DModel) -> None:
     """Compile the blocks for the processor, all but the attention itself, whose segments differ in every batch."""
     transformer.set_attention_backend("_native_math")  # its backward beats the flash kernel's at about 100 tokens
-    for processor in transformer.attn_processors.values():
-        processor._attend = torch.compiler.disable(processor._attend)
-    transformer.compile_repeated_blocks(dynamic=True)
+    transformer.compile_blocks()
 
 
 def start(transformer: Ideogram4Transformer2DModel) -> Ideogram4Transformer2DModel:
