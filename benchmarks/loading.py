@@ -95,11 +95,11 @@ def load(side: str, folder: Path, case: Case) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(folder: Path, config: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
+def measure(folder: Path, config: dict[str, Any], repeats: int, cases: int) -> list[dict[str, Any]]:
     """A row for each case and side: medians."""
     sums = write_forms(folder, config)
     rows = []
-    for case in CASES:
+    for case in CASES[:cases]:
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in case.sides}
         for _ in range(repeats):
             for side in case.sides:
@@ -134,10 +134,12 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--layers", type=int, default=CONFIG["num_layers"], help="34 make a file of 1.2 GB")
     parser.add_argument("--repeats", type=int, default=3, help="loads of each form and side (%(default)s)")
+    parser.add_argument("--cases", type=int, default=len(CASES), help="the first so many (%(default)s)")
     arguments = parser.parse_args()
     print(json.dumps(machine()))
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder), {**CONFIG, "num_layers": arguments.layers}, arguments.repeats)
+        config = {**CONFIG, "num_layers": arguments.layers}
+        rows = measure(Path(folder), config, arguments.repeats, arguments.cases)
     write({"machine": machine(), "rows": rows}, arguments.out)
 
 

@@ -186,6 +186,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=512, help="side of the picture")
     parser.add_argument("--text", type=int, default=200, help="tokens of the caption")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled sides out")
+    parser.add_argument("--no-memory", action="store_true", help="leave memory out, of each side in its own process")
     parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
@@ -196,7 +197,7 @@ def main() -> None:
         figures = measure(
             getattr(torch, dtype), options.pixels, options.text, options.rounds, compiled=not options.no_compile
         )
-        if Path("/proc/self/clear_refs").exists():
+        if Path("/proc/self/clear_refs").exists() and not options.no_memory:
             figures["bytes_beyond_weights"] = {side: memory_apart(side, options, dtype) for side in SIDES}
         results.append(figures)
     report = {"benchmark": "step", "config": CONFIG, "machine": machine(), "results": results}

@@ -8,8 +8,9 @@ import pytest
 
 TINY = {
     "memory": ["--small", "--cases", "1", "--pixels", "64"],
-    "step": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--no-compile"],
-    "ablation": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--profile"],
+    "step": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--no-compile", "--no-memory"],
+    "ablation": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1"],
+    "ablation, profile": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--profile"],
     "full": ["--tiny", "--rounds", "1", "--steps", "2", "--no-compile"],
     "kernels": ["--dtype", "bfloat16", "--tokens", "9", "--rounds", "1", "--no-compile"],
     "products": ["--rounds", "1"],
@@ -17,7 +18,7 @@ TINY = {
     "attention": ["--rounds", "1", "--lengths", "8", "16"],
     "attention, backends": ["--backends", "--tiny", "--rounds", "1"],
     "forms": ["--pictures", "1", "--steps", "1"],
-    "loading": ["--layers", "1", "--repeats", "1"],
+    "loading": ["--layers", "1", "--repeats", "1", "--cases", "1"],
     "many": ["--count", "4", "--steps", "1", "--rounds", "1"],
     "startup": ["--rounds", "1", "--only", "import ideoflow", "caption check"],
     "traffic": ["--seconds", "1", "--repeats", "1", "--measured", "2", "--load", "9"],
@@ -26,8 +27,11 @@ TINY = {
 }
 
 
+LONG = ("ablation, profile",)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in TINY])
 def test_a_benchmark_writes_figures(name, tmp_path, monkeypatch, capsys):
     out = tmp_path / "figures.json"
     folder = ["--folder", str(tmp_path / "run")] if name == "lora" else []
