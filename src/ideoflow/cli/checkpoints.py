@@ -76,7 +76,7 @@ def convert(
 
       ideoflow convert sketch my-model --to original
 
-      ideoflow convert fp8.safetensors my-transformer --to diffusers --dtype bfloat16
+      ideoflow convert fp8.safetensors wide --to diffusers --dtype bfloat16
     """
     with plain_errors():
         path = _path(source)
