@@ -5,21 +5,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks.memory import Case, measure_apart
+from tests.chips import BFLOAT16
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from /proc")
-
-# Where the chip has no products in bfloat16, torch's convolutions take minutes, and buffers of their own: the peak of
-# decoding was 20% above the plan there.
-CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-BFLOAT16 = pytest.mark.skipif(
-    "avx512_bf16" not in CPU and "amx_bf16" not in CPU, reason="the chip has no products in bfloat16"
-)
 
 # The pipeline weighs some hundred MB here, so what the allocator keeps of freed memory, about a hundred, counts for
 # more than in the benchmark, which is held to 15%.
 TOLERANCE = 0.2
 
 
+# In bfloat16 without products in it torch's convolutions have buffers of their own: the peak of decoding was 20% above
+# the plan there.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case",

@@ -167,7 +167,7 @@ def trained(tmp_path_factory):
     return whole, killed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["autoencoder", "text", "sketch"])
 def test_a_stopped_run_goes_on_bit_for_bit(trained, stage):
     whole, killed = (load_file(folder / f"{stage}.safetensors") for folder in trained)
@@ -175,7 +175,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(trained, stage):
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_export_writes_a_folder_that_draws(trained, tmp_path):
     from ideoflow import Ideogram4Pipeline
 
