@@ -6,7 +6,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.ops import cpu_attention
+from ideoflow.packing import Layout
+from tests.conftest import randomise
+from tests.small import NARROW
 
 
 def exact(query, key, value):
@@ -66,10 +70,9 @@ def test_short_narrow_or_trained_segments_are_left_to_the_fused_kernel(monkeypat
         assert not cpu_attention.is_faster(long.double(), long.double())
 
 
-def test_the_transformer_takes_it_for_long_segments(ours, monkeypatch):
+def test_the_transformer_takes_it_for_long_segments(monkeypatch):
     """Its velocities are those of the fused kernel."""
-    from ideoflow.packing import Layout
-
+    ours = randomise(Ideogram4Transformer2DModel(**NARROW), 3)
     layout = Layout.of_samples([(3, 4, 5), (3, 4, 5), (1, 2, 3)])
     latents, times, calls = torch.randn(46, 8), torch.rand(3), []
     attend = cpu_attention.attend
