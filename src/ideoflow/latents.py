@@ -15,8 +15,7 @@ import torch
 from diffusers import AutoencoderKLFlux2
 from torch import Tensor
 
-from .ops.hooks import fires_hooks
-from .ops.offload import execution_device
+from .ops.hooks import execution_device, fires_hooks
 
 PATCH = 2
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
 from .configuration import TAPS
-from .ops.hooks import fires_hooks
-from .ops.offload import execution_device
+from .ops.hooks import execution_device, fires_hooks
 
 _tokenising = Lock()  # a fast tokenizer that is used from two threads may raise "Already borrowed"
 

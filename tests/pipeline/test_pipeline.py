@@ -941,14 +941,18 @@ def test_a_lora_has_the_effect_it_has_in_the_reference(pipeline, tiny_folder, lo
     assert relative(latents_of(pipeline, generator=seeded(), **call), bare) <= 1e-5
 
 
-def test_a_lora_of_the_text_projection_acts_and_scales(pipeline):
-    """The projection runs in `prepare`, before the steps, and takes its part of the adapter with it."""
+def lora_of_the_projection() -> dict[str, torch.Tensor]:
     generator = seeded(12)
     prefix = "transformer.llm_cond_proj"
-    lora = {
+    return {
         f"{prefix}.lora_A.weight": torch.randn(4, 13 * 32, generator=generator) / 20,
         f"{prefix}.lora_B.weight": torch.randn(32, 4, generator=generator),
     }
+
+
+def test_a_lora_of_the_text_projection_acts_and_scales(pipeline):
+    """The projection runs in `prepare`, before the steps, and takes its part of the adapter with it."""
+    lora = lora_of_the_projection()
     call = dict(prompt="x", height=32, width=48, **QUICK)
     bare = latents_of(pipeline, generator=seeded(), **call)
 
@@ -979,12 +983,7 @@ def test_latents_that_a_callback_breaks_are_reported_even_if_it_stops_the_call(p
 
 def test_captions_are_embedded_anew_after_an_adapter_of_the_projection_was_fused(pipeline):
     """Fusing changes weights in a way that their versions do not show."""
-    generator = seeded(12)
-    prefix = "transformer.llm_cond_proj"
-    lora = {
-        f"{prefix}.lora_A.weight": torch.randn(4, 13 * 32, generator=generator) / 20,
-        f"{prefix}.lora_B.weight": torch.randn(32, 4, generator=generator),
-    }
+    lora = lora_of_the_projection()
     call = dict(prompt="x", height=32, width=48, **QUICK)
     bare = latents_of(pipeline, generator=seeded(), **call)
     pipeline.load_lora_weights(lora)

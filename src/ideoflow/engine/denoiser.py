@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..model import Context, Ideogram4Transformer2DModel, Modulation
 from ..ops.exclusive import adapters_scaled, exclusive
-from ..ops.offload import execution_device, is_offloaded
+from ..ops.hooks import execution_device, is_offloaded
 from ..ops.weights import Snapshot, snapshot
 from ..packing import Layout
 from .graphs import Graphs, Inputs, Pool

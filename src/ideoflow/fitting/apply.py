@@ -12,7 +12,7 @@ from torch import nn
 
 from ..devices import best_device
 from ..dtypes import of_name
-from ..ops.offload import is_offloaded
+from ..ops.hooks import is_offloaded
 from ..ops.weights import keep_contents_key
 from .choice import plan as make_plan
 from .components import AUTOENCODER, CONDITIONAL, NAMES, TEXT_ENCODER, UNCONDITIONAL

@@ -34,7 +34,7 @@ from ..fitting import Plan, fit_memory
 from ..model import Ideogram4Transformer2DModel
 from ..ops import quantize_
 from ..ops.exclusive import adapter_layers, exclusive
-from ..ops.offload import is_offloaded
+from ..ops.hooks import is_offloaded
 from ..provenance import doubt
 from ..schedule import Preset
 from ..sizes import check_pair

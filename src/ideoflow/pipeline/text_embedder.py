@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..ops.exclusive import exclusive
-from ..ops.offload import execution_device
+from ..ops.hooks import execution_device
 from ..ops.weights import contents_key
 from ..text_encoder import encode_tokens, tokenise
 from .text_cache import TextCache
