@@ -251,7 +251,7 @@ def test_options_that_do_not_exist_or_fit_are_named(tmp_path):
         Settings.read(data="x", learning_rate=1)
     with pytest.raises(ValueError, match=r"`training.steps`.*0"):
         Settings.read(data="x", steps=0)
-    with pytest.raises(ValueError, match="`data` is empty"):
+    with pytest.raises(ValueError, match="`data`: name a folder of pictures"):
         Settings.read()
     file = tmp_path / "a.toml"
     file.write_text("[training]\nstep = 3\n")
