@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..model import Context, Ideogram4Transformer2DModel, Modulation
-from ..ops.exclusive import adapters_scaled, exclusive
+from ..ops.adapters import adapters_active, adapters_scaled
+from ..ops.exclusive import exclusive
 from ..ops.hooks import execution_device, is_offloaded
 from ..ops.weights import Snapshot, snapshot
 from ..packing import Layout
@@ -102,8 +103,8 @@ class Denoiser:
             requests: Prepared and unfinished ones, each once, in any order.
 
         Raises:
-            ValueError: if a request is finished, not prepared, occurs twice, or is guided without an unconditional
-                transformer.
+            ValueError: if a request is finished, not prepared, occurs twice, is guided without an unconditional
+                transformer, or has other adapters than the others.
         """
         if not requests:
             return {}
@@ -144,6 +145,12 @@ class Denoiser:
         branches = [branch for branch in (self._conditional, self._unconditional) if branch is not None]
         return [branch.graphs for branch in branches if branch.graphs is not None]
 
+    @contextmanager
+    def adapted(self, adapters: Sequence[tuple[str, float]] | None) -> Iterator[None]:
+        """Prepare contexts, in the block, with adapters of these names and weights; None for those that are active."""
+        with self._exclusive(), adapters_active(self._conditional.transformer, adapters):
+            yield
+
     def _exclusive(self) -> AbstractContextManager[None]:
         """While the block runs, no other thread computes with these transformers, if they bear one thread only."""
         branches = [branch for branch in (self._conditional, self._unconditional) if branch is not None]
@@ -154,7 +161,7 @@ class Denoiser:
         conditional = {request: request.conditional for request in requests}
         unconditional = {request: request.unconditional for request in requests if request.guided}
         unguided: dict[Request, Tensor] = {}
-        with self._exclusive():
+        with self.adapted(requests[0].adapters):
             velocities = self._conditional.velocities(conditional)  # type: ignore[arg-type]
             if self._unconditional is not None and unconditional:
                 unguided = self._unconditional.velocities(unconditional)  # type: ignore[arg-type]
@@ -170,6 +177,8 @@ class Denoiser:
     def _check(self, requests: Sequence[Request]) -> None:
         if len(set(requests)) != len(requests):
             raise ValueError("`requests` holds a request twice: a request takes one step at a time.")
+        if len({request.adapters for request in requests}) > 1:
+            raise ValueError("`requests` have different adapters: those of one set share a pass, others take turns.")
         for request in requests:
             if request.status == "done":
                 raise ValueError(f"{request} has taken all its {request.steps} steps: leave it out of `requests`.")

@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from threading import Lock
+from threading import Condition, Lock
 from typing import Any, TypeVar
 
 import torch
@@ -80,6 +80,8 @@ class Engine:
         self.preview_every = preview_every
         self._scheduler: Scheduler[Request] = Scheduler(max_tokens, max_requests, policy)
         self._lock = Lock()  # of the scheduler, the requests' state and the events, which several threads change
+        self._changed = Condition(self._lock)  # told of requests that come or leave, and of the end
+        self._closed = False
         self._step_lock = Lock()  # held while a step is under way
         self._stepped: deque[Request] = deque()  # requests whose step is written and not told yet
         self._called: Request | None = None  # the first of these, once its `on_step` has been called
@@ -104,7 +106,11 @@ class Engine:
     def idle(self) -> bool:
         """Whether there is nothing to do and nothing to tell."""
         with self._lock:  # or a request that another thread cancels could be gone and its event not there yet
-            return not (len(self._scheduler) or self._decoder.waiting or self._events)
+            return not self._busy
+
+    @property
+    def _busy(self) -> bool:
+        return bool(len(self._scheduler) or self._decoder.waiting or self._events)
 
     def add(self, request: Request) -> Request:
         """Let a request take part from the next step on. From any thread.
@@ -176,11 +182,14 @@ class Engine:
         self._work()
         return self._take(len(self._events))
 
-    def run(self) -> Iterator[Event]:
+    def run(self, wait: bool = False) -> Iterator[Event]:
         """Step until the engine is idle. It may be left at any event, or interrupted, and called again.
 
         No event and no step is lost or comes twice. An `on_step` that was interrupted itself has been called: its step
         is taken, and it is not called again for it.
+
+        Args:
+            wait: Where there is nothing to do, wait for requests, until `close` is called and the last one is done.
 
         Yields:
             What happens, in order.
@@ -192,8 +201,21 @@ class Engine:
             while self._events:
                 yield self._take(1)[0]
             if self.idle:
-                return
-            self._work()
+                if not wait or not self._await():
+                    return
+            else:
+                self._work()
+
+    def close(self) -> None:
+        """Have `run(wait=True)` end once the requests that are here are done, in whatever thread. From any thread."""
+        with self._change():
+            self._closed = True
+
+    def _await(self) -> bool:
+        """Wait until there is something to do or to tell; whether there is, and not the end."""
+        with self._lock:
+            self._changed.wait_for(lambda: self._busy or self._closed)
+            return self._busy
 
     def complete(self, requests: Sequence[Request]) -> None:
         """Add requests and step until the engine is idle.
@@ -265,9 +287,15 @@ class Engine:
         """The requests of the step; those that were given up by their attributes leave."""
         with self._change():
             for request in self._scheduler.jobs:
+                if request.late and not request.given_up:
+                    request.error = TimeoutError(
+                        f"{request} passed its deadline after {request.step} of {request.steps} steps."
+                    )
                 if request.given_up:
                     self._leave(request, "cancelled" if request.error is None else "failed", request.error)
-            return self._scheduler.pick(requests)
+            order = self._scheduler.order() if requests is None else requests
+            # Those of other adapters take turns with these: one pass computes with one set.
+            return self._scheduler.pick([one for one in order if one.adapters == order[0].adapters])
 
     def _start(self, requests: Sequence[Request]) -> list[Request]:
         """Make the contexts of requests that come to their first step; the requests that can take it."""
@@ -407,6 +435,7 @@ class Engine:
         """What the block changes is changed for other threads, and for what an interrupt leaves, all at once."""
         with uninterrupted(), self._lock:
             yield
+            self._changed.notify_all()
 
     def _fail(self, request: Request, error: Exception) -> None:
         """Have a request fail, added or not, unless it was cancelled meanwhile; within `_change`."""

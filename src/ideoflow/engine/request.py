@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Real
+from time import monotonic
 from typing import Any, Literal
 
 import torch
@@ -38,6 +39,9 @@ class Request:
         prepare: Makes both contexts, `(conditional, unconditional)`, when the request starts, so that requests that
             wait hold little memory. They are let go when it is finished.
         priority: Higher goes first, under the engine's policy of that name.
+        deadline: Time of `time.monotonic()` at which it fails unless its last step has been taken; None for none.
+        adapters: Names and weights of the adapters of its steps, which its contexts were computed with; None for those
+            that are active when it is stepped. Requests of other adapters never share a pass.
         on_step: Called with the request once after each of its steps; may change its latents. What it raises fails this
             request and no other. An interrupt from the keyboard within it counts as its return: the step is taken.
         error: What a failed request failed from.
@@ -60,6 +64,8 @@ class Request:
     text_tokens: int = 0
     prepare: Callable[[], tuple[Context, Context | None]] | None = None
     priority: int = 0
+    deadline: float | None = None
+    adapters: tuple[tuple[str, float], ...] | None = None
     on_step: Callable[[Request], None] | None = None
     error: Exception | None = None
     cancelled: bool = False
@@ -83,6 +89,8 @@ class Request:
             raise ValueError(f"{self}: `step` is {self.step}, but it has {self.steps} steps.")
         if not _is_finite_number(self.priority):
             raise ValueError(f"{self}: `priority` is {self.priority!r}: give a number; higher goes first.")
+        if self.deadline is not None and not _is_finite_number(self.deadline):
+            raise ValueError(f"{self}: `deadline` is {self.deadline!r}: give a time of `time.monotonic()`, or None.")
         self._check_contexts()
         tokens = self.image_tokens
         if self.latents.ndim != 2 or self.latents.shape[0] != tokens:
@@ -148,6 +156,11 @@ class Request:
     def given_up(self) -> bool:
         """Whether it has failed or was cancelled."""
         return self.status in ("failed", "cancelled")
+
+    @property
+    def late(self) -> bool:
+        """Whether its deadline has passed."""
+        return self.deadline is not None and monotonic() >= self.deadline
 
     @property
     def guided(self) -> bool:

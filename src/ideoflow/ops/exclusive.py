@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Lock, RLock
 from typing import Any
@@ -10,7 +10,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .hooks import is_offloaded, modules_within
+from .adapters import adapter_layers
+from .hooks import is_offloaded
 
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _lock = Lock()
@@ -29,32 +30,3 @@ def exclusive(*models: nn.Module | None) -> Iterator[None]:
                 own = _locks.setdefault(model, RLock())
             held.enter_context(own)
         yield
-
-
-def adapter_layers(model: nn.Module) -> list[Any]:
-    """The layers of a model that have adapters of peft's."""
-    return [part for part in modules_within(model) if "base_layer" in part._modules]
-
-
-@contextmanager
-def adapters_scaled(model: nn.Module, attention_kwargs: Mapping[str, Any] | None) -> Iterator[dict[str, Any] | None]:
-    """Weigh the adapters of a model, within `exclusive`, by the `scale` of `attention_kwargs`.
-
-    They are given back the very weights that they had. Diffusers divides by the scale again, which rounds, and after a
-    scale of 0 it forgets what `set_adapters` had set.
-
-    Yields:
-        The rest of `attention_kwargs`, which goes to the attention processors.
-    """
-    if attention_kwargs is None or "scale" not in attention_kwargs:
-        yield None if attention_kwargs is None else dict(attention_kwargs)
-        return
-    rest = {name: value for name, value in attention_kwargs.items() if name != "scale"}
-    before = [(layer, dict(layer.scaling)) for layer in adapter_layers(model) if hasattr(layer, "scaling")]
-    try:
-        for layer, _ in before:
-            layer.scale_layer(attention_kwargs["scale"])
-        yield rest
-    finally:
-        for layer, scaling in before:
-            layer.scaling.update(scaling)

@@ -33,7 +33,8 @@ from ..engine import Denoiser, Engine, Policy, Request
 from ..fitting import Plan, fit_memory
 from ..model import Ideogram4Transformer2DModel
 from ..ops import quantize_
-from ..ops.exclusive import adapter_layers, exclusive
+from ..ops.adapters import adapter_layers
+from ..ops.exclusive import exclusive
 from ..ops.hooks import is_offloaded
 from ..provenance import doubt
 from ..schedule import Preset
@@ -273,6 +274,8 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         prompt_features: Sequence[Tensor] | None = None,
         defer: bool = False,
         priority: int = 0,
+        adapters: Mapping[str, float] | None = None,
+        deadline: float | None = None,
         **more: Any,
     ) -> list[Request]:
         """Make the requests of a call without running them: what an engine steps, alone or among others.
@@ -285,6 +288,10 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
                 that wait hold little memory, and on a GPU the next is encoded while others are stepped. Pictures of one
                 caption then share its embedding, and each has tables of its own.
             priority: Higher goes first, in an engine of that policy.
+            adapters: Names and weights of the loaded adapters that these pictures are drawn with, whatever is active
+                otherwise: requests of several sets can be in one engine, which takes them in turn. Empty for none of
+                them, None for those that are active at each step.
+            deadline: Time of `time.monotonic()` at which a request fails that is not done.
 
         Returns:
             `num_images_per_prompt` requests for each prompt, in the order of the prompts. Arguments and errors as in
@@ -303,7 +310,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             unit=self._unit,
             limits=self.config.get("side_limits"),
         )
-        requests = maker.make(drawing, prompt_features, defer, priority)
+        requests = maker.make(drawing, prompt_features, defer, priority, adapters, deadline)
         self._origin.warn_of_unplaced(dict.fromkeys(one.settings["caption"] for one in requests if one.settings))
         return requests
 

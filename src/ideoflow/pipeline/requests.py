@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import whole
+from ..checks import finite, whole
 from ..engine import Denoiser, Request
 from ..model import Context
+from ..ops.exclusive import exclusive
 from ..schedule import Preset
 from .arguments import Drawing, warn_of_guidance
 from .noise import noise_of, scheduler_of
 from .text_embedder import TextEmbedder
 
 Pair = tuple[int, int]
+Adapters = tuple[tuple[str, float], ...] | None
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,29 @@ class RequestMaker:
     limits: Sequence[int] | None
 
     def make(
-        self, drawing: Drawing, features: Sequence[Tensor] | None = None, defer: bool = False, priority: int = 0
+        self,
+        drawing: Drawing,
+        features: Sequence[Tensor] | None = None,
+        defer: bool = False,
+        priority: int = 0,
+        adapters: Mapping[str, float] | None = None,
+        deadline: float | None = None,
     ) -> list[Request]:
         """Requests of each prompt, in order; arguments as in `Ideogram4Pipeline.make_requests`."""
+        chosen = (
+            None
+            if adapters is None
+            else tuple((name, finite(f"adapters[{name!r}]", weight)) for name, weight in sorted(adapters.items()))
+        )
+        with self._adapted(chosen):
+            requests = self._make(drawing, features, defer, chosen)
+        for request in requests:
+            request.priority, request.deadline, request.adapters = priority, deadline, chosen
+        return requests
+
+    def _make(
+        self, drawing: Drawing, features: Sequence[Tensor] | None, defer: bool, adapters: Adapters
+    ) -> list[Request]:
         plan = drawing.plan
         guided = self._check_guidance(plan)
         lines = drawing.lines
@@ -67,7 +90,7 @@ class RequestMaker:
             texts = [self.denoiser.project_text(own) for own in _checked(features, of_each[-1] + 1)]
             parts = self._prepared([texts[prompt] for prompt in of_each], of_each, grids, guided)
         elif defer:
-            parts = self._deferred(lines, grids, guided, limit)
+            parts = self._deferred(lines, grids, guided, limit, adapters)
         else:
             parts = self._prepared(self.embedder.embed(lines, limit), lines, grids, guided)
         return [
@@ -79,11 +102,20 @@ class RequestMaker:
                 grid=grids[i],
                 id=f"{i} ({lines[i][:40]!r})",
                 times=1 - schedulers[size].timesteps / schedulers[size].config.num_train_timesteps,
-                priority=priority,
                 settings=settings[i],
             )
             for i, size in enumerate(sizes)
         ]
+
+    @contextmanager
+    def _adapted(self, adapters: Adapters) -> Iterator[None]:
+        """Compute with these adapters in the block; None for those that are active."""
+        if adapters is None:
+            yield
+            return
+        # All models at once: with the transformer alone, another thread might wait for it that has the text encoder.
+        with exclusive(*self.embedder.models), self.denoiser.adapted(adapters):
+            yield
 
     def _check_guidance(self, plan: Preset) -> bool:
         """Whether any step is guided, for which there must be a transformer."""
@@ -110,11 +142,14 @@ class RequestMaker:
             for key, grid in zip(keys, grids, strict=True)
         ]
 
-    def _deferred(self, lines: Sequence[str], grids: Sequence[Pair], guided: bool, limit: int) -> list[dict[str, Any]]:
+    def _deferred(
+        self, lines: Sequence[str], grids: Sequence[Pair], guided: bool, limit: int, adapters: Adapters
+    ) -> list[dict[str, Any]]:
         """The number of text tokens of each picture, and what makes its contexts at its first step."""
 
         def prepare(line: str, grid: Pair) -> tuple[Context, Context | None]:
-            (both,) = self._prepared(self.embedder.embed([line], limit), [line], [grid], guided)
+            with self._adapted(adapters):
+                (both,) = self._prepared(self.embedder.embed([line], limit), [line], [grid], guided)
             return both["conditional"], both["unconditional"]
 
         return [
