@@ -66,13 +66,10 @@ class RequestMaker:
             else tuple((name, finite(f"adapters[{name!r}]", weight)) for name, weight in sorted(adapters.items()))
         )
         with self._adapted(chosen):
-            requests = self._make(drawing, features, defer, chosen)
-        for request in requests:
-            request.priority, request.deadline, request.adapters = priority, deadline, chosen
-        return requests
+            return self._make(drawing, features, defer, adapters=chosen, priority=priority, deadline=deadline)
 
     def _make(
-        self, drawing: Drawing, features: Sequence[Tensor] | None, defer: bool, adapters: Adapters
+        self, drawing: Drawing, features: Sequence[Tensor] | None, defer: bool, adapters: Adapters, **attributes: Any
     ) -> list[Request]:
         plan = drawing.plan
         guided = self._check_guidance(plan)
@@ -103,6 +100,8 @@ class RequestMaker:
                 id=f"{i} ({lines[i][:40]!r})",
                 times=1 - schedulers[size].timesteps / schedulers[size].config.num_train_timesteps,
                 settings=settings[i],
+                adapters=adapters,
+                **attributes,
             )
             for i, size in enumerate(sizes)
         ]
