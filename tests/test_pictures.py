@@ -253,7 +253,7 @@ def test_a_folder_and_a_pipe_are_no_pictures(tmp_path: Path):
 def test_mutated_files_are_read_or_refused(data: st.DataObject):
     suffix = data.draw(st.sampled_from([".png", ".jpg", ".webp"]))
     form = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}[suffix]
-    encoded = bytearray(pictures._encoded(picture(), form, to_text(SETTINGS)))
+    encoded = bytearray(pictures.encode_image(picture(), form, to_text(SETTINGS)))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(encoded) - 1))
         encoded[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))

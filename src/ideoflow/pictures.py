@@ -64,7 +64,7 @@ def save_image(
     path = Path(path)
     form = format_of(path)
     text = image.info.get(KEY) if settings else None
-    data = _encoded(image, form, text if isinstance(text, str) else None)
+    data = encode_image(image, form, text if isinstance(text, str) else None)
     _sweep(path)
     if overwrite:
         files.write_bytes(path, data)
@@ -80,18 +80,17 @@ def save_image(
             free = path.with_stem(f"{path.stem}-{number}")
 
 
-def format_of(path: Path) -> str:
-    """Pillow's name of the format that a file's suffix stands for.
+def encode_image(image: Image.Image, form: str, text: str | None) -> bytes:
+    """The bytes of a picture's file, as `save_image` writes them.
+
+    Args:
+        image: The picture.
+        form: Pillow's name of the format, one of those of `FORMATS`.
+        text: Settings to keep in it, as `provenance.to_text` gives them.
 
     Raises:
-        ValueError: if pictures are not written in it.
+        ValueError: settings that are too long for a JPEG.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{printable(path)}: pictures are written as {', '.join(FORMATS)} files.")
-    return FORMATS[path.suffix.lower()]
-
-
-def _encoded(image: Image.Image, form: str, text: str | None) -> bytes:
     from PIL.Image import Exif
     from PIL.PngImagePlugin import PngInfo
 
@@ -108,6 +107,17 @@ def _encoded(image: Image.Image, form: str, text: str | None) -> bytes:
     encoded = BytesIO()
     image.save(encoded, format=form, **options)
     return encoded.getvalue()
+
+
+def format_of(path: Path) -> str:
+    """Pillow's name of the format that a file's suffix stands for.
+
+    Raises:
+        ValueError: if pictures are not written in it.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{printable(path)}: pictures are written as {', '.join(FORMATS)} files.")
+    return FORMATS[path.suffix.lower()]
 
 
 def _sweep(path: Path) -> None:

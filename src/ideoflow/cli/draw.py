@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import (
@@ -18,8 +17,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .. import sketch
-from ..bundled import SKETCH
 from ..dtypes import of_name
 from .console import err, plain_warnings, shown, warn
 from .jobs import Picture, Settings
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..pipeline import Ideogram4Pipeline
-
-FILES = (".safetensors", ".gguf", ".json")  # what a file of weights, or an index of them, is called
 
 
 def draw(
@@ -151,32 +146,11 @@ def _fit(
 def _load(settings: Settings, ignore_unknown: bool, place: bool = True) -> Ideogram4Pipeline:
     """The pipeline with its adapters; where `place` says so, on its device and quantized."""
 
-    from ..checkpoints.folders import is_alone
     from ..checkpoints.lora import UnknownTensorsError
-    from ..pipeline import Ideogram4Pipeline
-    from ..pipeline.loading import HUB_ID
+    from ..pipeline.opening import open_pipeline
 
     dtype = of_name(settings.dtype)
-    if settings.model == SKETCH and settings.base:
-        raise ValueError("--base goes with a file as --model; the bundled model has everything.")
-    if settings.model == SKETCH:
-        pipe = sketch.load(dtype)
-    else:
-        path = Path(settings.model).expanduser()
-        if (settings.model.startswith((".", "~", "/")) or path.suffix in FILES) and not path.exists():
-            raise ValueError(f"--model {settings.model!r}: there is no such folder or file.")
-        base = sketch.path() if settings.base == SKETCH else settings.base
-        if path.is_file():
-            pipe = Ideogram4Pipeline.from_single_file(path, config=base or HUB_ID, dtype=dtype)
-        elif base and not (path.is_dir() and is_alone(path)):
-            raise ValueError(
-                "--base goes with a file, or a folder that holds a transformer alone, as --model; other folders, and"
-                " hub ids, have everything."
-            )
-        elif base:
-            pipe = Ideogram4Pipeline.from_pretrained(path, config=base, dtype=dtype)
-        else:
-            pipe = Ideogram4Pipeline.from_pretrained(path if path.is_dir() else settings.model, dtype=dtype)
+    pipe = open_pipeline(settings.model, settings.base, dtype)
     for number, lora in enumerate(settings.loras):
         try:
             pipe.load_lora_weights(lora.path, adapter_name=f"lora{number}", ignore_unknown=ignore_unknown)

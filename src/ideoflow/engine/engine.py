@@ -201,20 +201,27 @@ class Engine:
             while self._events:
                 yield self._take(1)[0]
             if self.idle:
-                if not wait or not self._await():
+                if not wait or not self.wait():
                     return
             else:
                 self._work()
 
     def close(self) -> None:
-        """Have `run(wait=True)` end once the requests that are here are done, in whatever thread. From any thread."""
+        """Have `wait` and `run(wait=True)` end once the requests that are here are done. From any thread."""
         with self._change():
             self._closed = True
 
-    def _await(self) -> bool:
-        """Wait until there is something to do or to tell; whether there is, and not the end."""
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until there is something to do or to tell. From one thread, between calls of `step`.
+
+        Args:
+            timeout: The most seconds to wait; None for no limit.
+
+        Returns:
+            Whether there is something; if not, the time has passed, or the engine is closed and idle.
+        """
         with self._lock:
-            self._changed.wait_for(lambda: self._busy or self._closed)
+            self._changed.wait_for(lambda: self._busy or self._closed, timeout)
             return self._busy
 
     def complete(self, requests: Sequence[Request]) -> None:
