@@ -1,0 +1,512 @@
+"""Jobs and pictures kept in a folder: rows in SQLite, pictures as files, never half of either.
+
+A picture's file is written whole before its row, and removed after it. So whenever the process is killed, a row has its
+file, and a file without a row is rubbish, which the next start sweeps.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    ForeignKey,
+    Select,
+    create_engine,
+    delete,
+    event,
+    func,
+    select,
+)
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, selectinload
+
+from ..checks import whole
+from ..files import check_place, lock, sync, write_bytes
+from .records import FORMATS, MOST_PICTURES, STATUSES, UNFINISHED, JobRecord, PictureInfo, Status, is_job_id
+
+SCHEMA = 1  # counted up with every change of the tables
+APPLICATION = 0x69646665  # "idfe": tells our databases from those of others (PRAGMA application_id)
+BUSY_SECONDS = 5.0  # for which a write waits while somebody looks into the database with another program
+
+_NAME = rf"job_[A-Za-z0-9]{{22}}-\d{{1,4}}\.(?:{'|'.join(FORMATS)})"
+_FILE = re.compile(rf"{_NAME}|\.{_NAME}\.\d+-\d+\.partial")  # a picture, or what `write_bytes` was killed at
+_CHANGEABLE = frozenset(
+    ("status", "started_at", "finished_at", "request", "prompt", "prompt_was", "revised_prompt", "warnings", "error")
+)
+
+_log = logging.getLogger(__name__)
+
+
+class StoreError(OSError):
+    """The database cannot be used: the message names the file and says why."""
+
+
+class DuplicateKey(ValueError):
+    """Another job has the idempotency key."""
+
+
+class UnknownJob(LookupError):
+    """No job of that id is kept."""
+
+
+class _Table(DeclarativeBase):
+    pass
+
+
+class _Picture(_Table):
+    __tablename__ = "pictures"
+
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    index: Mapped[int] = mapped_column(primary_key=True)
+    seed: Mapped[str]  # as text: seeds go up to 2**64 - 1, integers of SQLite to 2**63 - 1
+    width: Mapped[int]
+    height: Mapped[int]
+    format: Mapped[str]
+    bytes: Mapped[int]
+
+    def info(self) -> PictureInfo:
+        return PictureInfo(self.index, int(self.seed), self.width, self.height, self.format, self.bytes)
+
+
+class _Job(_Table):
+    __tablename__ = "jobs"
+    __table_args__ = {"sqlite_autoincrement": True}  # noqa: RUF012 (a declaration that SQLAlchemy reads)
+
+    number: Mapped[int] = mapped_column(primary_key=True)  # the order in which jobs came; clocks are set back at times
+    id: Mapped[str] = mapped_column(unique=True)
+    status: Mapped[str] = mapped_column(index=True)
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    prompt: Mapped[str]
+    prompt_was: Mapped[str]
+    revised_prompt: Mapped[str | None]
+    warnings: Mapped[list[str]] = mapped_column(JSON)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    key: Mapped[str | None] = mapped_column(unique=True)
+    body_digest: Mapped[str | None]
+    pictures: Mapped[list[_Picture]] = relationship(order_by=_Picture.index, viewonly=True)
+
+    def record(self) -> JobRecord:
+        return JobRecord(
+            id=self.id,
+            status=self.status,  # type: ignore[arg-type]  # checked before it was kept
+            created_at=self.created_at,
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+            request=self.request,
+            prompt=self.prompt,
+            prompt_was=self.prompt_was,
+            revised_prompt=self.revised_prompt,
+            warnings=self.warnings,
+            error=self.error,
+            key=self.key,
+            body_digest=self.body_digest,
+            pictures=[picture.info() for picture in self.pictures],
+        )
+
+
+class Store:
+    """The jobs of a server and their pictures, kept in a folder that belongs to one server at a time.
+
+    All methods may be called from any thread, and each is one transaction: what it wrote is on the disk when it
+    returns, and what it reads is of one moment. Whatever does not have the form of a job's id is a job that is not
+    kept; no part of it reaches the name of a file.
+
+    Args:
+        folder: Where everything is kept: `jobs.sqlite` and `pictures/`. It is made, for this user alone, if need be.
+        keep_jobs: How many jobs that have ended `retain` leaves; None for all.
+        keep_bytes: How many bytes of pictures `retain` leaves; None for all.
+
+    Attributes:
+        lost: Id and index of the pictures whose files were not there at the start, or not with the bytes they had.
+
+    Raises:
+        ValueError: if nothing can be written into the folder, or a limit is none.
+        InUseError: if another server holds the folder.
+        StoreError: if the database is damaged, not ours, of a newer version, or gone while its pictures are there.
+    """
+
+    def __init__(self, folder: Path, keep_jobs: int | None = None, keep_bytes: int | None = None):
+        self.keep_jobs = None if keep_jobs is None else whole("keep_jobs", keep_jobs, 1, " or None")
+        self.keep_bytes = None if keep_bytes is None else whole("keep_bytes", keep_bytes, 1, " or None")
+        self.folder = folder.absolute()
+        self.file = self.folder / "jobs.sqlite"
+        self._pictures = self.folder / "pictures"
+        self._lock = threading.RLock()  # of one writer at a time: SQLite has no more, and would make them poll
+        self._open = True
+        check_place(self.file, "--data")
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(lock(self.folder / "lock", f"the folder {folder}"))
+            is_new = self._look()
+            if is_new and (left := sum(1 for _ in self._files())):
+                raise StoreError(
+                    f"{self.file} holds no jobs, but {self._pictures} {left} pictures, which a new database would "
+                    "not know: put the database back, or move the pictures away."
+                )
+            self._engine = create_engine(URL.create("sqlite", database=str(self.file)))
+            stack.callback(self._engine.dispose)
+            event.listen(self._engine, "connect", _prepare)
+            event.listen(self._engine, "begin", _begin)
+            self._writing = self._engine.execution_options(begin="BEGIN IMMEDIATE")
+            if is_new:
+                with self._write() as session:
+                    connection = session.connection()
+                    _Table.metadata.create_all(connection)
+                    connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION}")
+                    connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
+                sync(self.folder)
+            self._pictures.mkdir(exist_ok=True)
+            self.lost = self._sweep()
+            self._held = stack.pop_all()
+
+    def close(self) -> None:
+        """Let go of the folder; no other method works from then on."""
+        with self._lock:
+            self._open = False
+            self._held.close()
+
+    def put(self, record: JobRecord) -> None:
+        """Keep a new job, without pictures.
+
+        Raises:
+            DuplicateKey: if a job with its idempotency key is kept.
+            ValueError: if its id or status is none, if it is kept already, or if it has pictures.
+            StoreError: if it cannot be written.
+        """
+        _check_id(record.id)
+        _check_status(record.status)
+        if record.pictures:
+            raise ValueError(f"The new job {record.id} has pictures: they come by `add_picture`.")
+        with self._write() as session:
+            if record.key is not None and session.scalar(select(_Job.id).where(_Job.key == record.key)):
+                raise DuplicateKey(f"Another job has the idempotency key {record.key!r}.")
+            if session.scalar(select(_Job.id).where(_Job.id == record.id)):
+                raise ValueError(f"The job {record.id} is kept already.")
+            values = {name: value for name, value in vars(record).items() if name != "pictures"}
+            session.add(_Job(**values))
+
+    def update(self, id: str, **changes: Any) -> None:
+        """Change what is kept of a job: any of its fields but the id, `created_at`, the key and the pictures.
+
+        Raises:
+            UnknownJob: if it is not kept.
+            TypeError: if it has no such field, or one that stays.
+            ValueError: if the status is none.
+            StoreError: if it cannot be written.
+        """
+        if unknown := sorted(set(changes) - _CHANGEABLE):
+            raise TypeError(f"{', '.join(unknown)} of a job cannot be changed, only {', '.join(sorted(_CHANGEABLE))}.")
+        if "status" in changes:
+            _check_status(changes["status"])
+        if not is_job_id(id):
+            raise _unknown(id)
+        with self._write() as session:
+            job = session.scalar(select(_Job).where(_Job.id == id))
+            if job is None:
+                raise _unknown(id)
+            for name, value in changes.items():
+                setattr(job, name, value)
+
+    def add_picture(self, id: str, index: int, data: bytes, info: PictureInfo) -> None:
+        """Keep a picture of a job; one of the same index is replaced.
+
+        Args:
+            id: The job.
+            index: The picture's number within it.
+            data: The file.
+            info: What it is; with the same index, and the size of `data`.
+
+        Raises:
+            UnknownJob: if the job is not kept, or was forgotten meanwhile.
+            ValueError: if the index or format is none, or `info` is of another picture.
+            OSError: if the file cannot be written: nothing is left of it.
+        """
+        whole("index", index, 0, most=MOST_PICTURES - 1)
+        if info.format not in FORMATS:
+            raise ValueError(f"The picture's format is {info.format!r}: give one of {', '.join(FORMATS)}.")
+        if info.index != index or info.bytes != len(data) or not data:
+            raise ValueError(f"Picture {index} of {len(data)} bytes is not what is said of it: {info}.")
+        if not is_job_id(id):
+            raise _unknown(id)
+        path = self._path(id, index, info.format)
+        with self._lock:
+            with self._read() as session:
+                if not session.scalar(select(_Job.id).where(_Job.id == id)):
+                    raise _unknown(id)
+                before = session.scalar(select(_Picture.format).where(*_one(id, index)))
+            if before is not None:  # goes first, so that its row never stands beside the bytes of the new one
+                with self._write() as session:
+                    session.execute(delete(_Picture).where(*_one(id, index)))
+                self._unlink([self._path(id, index, before)])
+            if not path.parent.is_dir():
+                path.parent.mkdir()
+                sync(self._pictures)
+            write_bytes(path, data)
+            try:
+                with self._write() as session:
+                    values = {**vars(info), "seed": str(info.seed)}
+                    session.add(_Picture(job=id, **values))
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+
+    def get(self, id: str) -> JobRecord | None:
+        """The job of that id, or None."""
+        if not is_job_id(id):
+            return None
+        return next(iter(self._records(select(_Job).where(_Job.id == id))), None)
+
+    def by_key(self, key: str) -> JobRecord | None:
+        """The job with that idempotency key, or None."""
+        return next(iter(self._records(select(_Job).where(_Job.key == key))), None)
+
+    def find(
+        self,
+        statuses: Iterable[Status] | None = None,
+        limit: int = 50,
+        after: str | None = None,
+        text: str | None = None,
+    ) -> list[JobRecord]:
+        """Jobs in the reverse of the order in which they were put: going on from the last one skips and repeats none.
+
+        Args:
+            statuses: Those they may have; None for all.
+            limit: The most of them.
+            after: Id of the job behind which to go on; None from the newest.
+            text: What their prompts must hold, in letters of either case.
+
+        Raises:
+            UnknownJob: if `after` is not kept.
+            ValueError: if the limit or a status is none.
+        """
+        query = select(_Job).order_by(_Job.number.desc()).limit(whole("limit", limit, 1))
+        if statuses is not None:
+            query = query.where(_Job.status.in_([_check_status(status) for status in statuses]))
+        if text:
+            query = query.where(func.instr(func.casefold(_Job.prompt), text.casefold()) > 0)
+        if after is None:
+            return self._records(query)
+        if not is_job_id(after):
+            raise _unknown(after)
+        with self._read() as session:
+            number = session.scalar(select(_Job.number).where(_Job.id == after))
+        if number is None:
+            raise _unknown(after)
+        return self._records(query.where(_Job.number < number))
+
+    def unfinished(self) -> list[JobRecord]:
+        """The jobs that are queued or running, in the order in which they were put."""
+        return self._records(select(_Job).where(_Job.status.in_(UNFINISHED)).order_by(_Job.number))
+
+    def picture(self, id: str, index: int) -> Path | None:
+        """The file of a picture; None if it is not kept, or if its file is gone or has not the bytes it had."""
+        if not is_job_id(id) or not 0 <= index < MOST_PICTURES:
+            return None
+        with self._read() as session:
+            row = session.execute(select(_Picture.format, _Picture.bytes).where(*_one(id, index))).first()
+        if row is None:
+            return None
+        path = self._path(id, index, row.format)
+        try:
+            return path if path.stat().st_size == row.bytes else None
+        except OSError:
+            return None
+
+    def forget(self, id: str) -> bool:
+        """Remove a job, whatever its status, and its pictures; whether it was kept."""
+        return bool(is_job_id(id) and self._forget([id]))
+
+    def retain(self) -> int:
+        """Remove jobs and their pictures until the rest is within the limits; those that ended first go first.
+
+        `keep_jobs` counts the jobs that have ended, `keep_bytes` the pictures of all; a job that is queued or running
+        stays whatever the limits say.
+
+        Returns:
+            How many jobs were removed.
+        """
+        has_ended = _Job.status.not_in(UNFINISHED)
+        size = func.coalesce(func.sum(_Picture.bytes), 0)
+        with self._lock:
+            with self._read() as session:
+                jobs = session.scalar(select(func.count()).select_from(_Job).where(has_ended)) or 0
+                bytes = session.scalar(select(size)) or 0
+                oldest = session.execute(
+                    select(_Job.id, size)
+                    .outerjoin(_Picture)
+                    .where(has_ended)
+                    .group_by(_Job.number)
+                    .order_by(func.coalesce(_Job.finished_at, _Job.created_at), _Job.number)
+                )
+                going = []
+                while self._is_over(jobs, bytes) and (row := oldest.fetchone()):
+                    going.append(row[0])
+                    jobs, bytes = jobs - 1, bytes - row[1]
+            return self._forget(going)
+
+    def _is_over(self, jobs: int, bytes: int) -> bool:
+        return (self.keep_jobs is not None and jobs > self.keep_jobs) or (
+            self.keep_bytes is not None and bytes > self.keep_bytes
+        )
+
+    def _forget(self, ids: list[str]) -> int:
+        """Remove the rows of jobs, then the files; how many jobs there were."""
+        if not ids:
+            return 0
+        files, count = [], 0
+        with self._lock:
+            with self._write() as session:
+                for id in ids:
+                    pictures = session.execute(select(_Picture.index, _Picture.format).where(_Picture.job == id))
+                    files += [self._path(id, index, format) for index, format in pictures]
+                    count += len(session.scalars(delete(_Job).where(_Job.id == id).returning(_Job.id)).all())
+            self._unlink(files)
+        return count
+
+    def _path(self, id: str, index: int, format: str) -> Path:
+        return self._pictures / id[4:6] / f"{id}-{index}.{format}"  # folders of two characters keep each of them small
+
+    def _unlink(self, files: list[Path]) -> None:
+        """Remove files that no row speaks of any more; one that cannot be removed is left to the next start."""
+        for path in files:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                _log.warning("%s cannot be removed: %s.", path, error.strerror)
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with self._session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        with self._lock, self._session(self._writing) as session:
+            yield session
+
+    @contextmanager
+    def _session(self, engine: Engine) -> Iterator[Session]:
+        """One transaction, whose errors name the file."""
+        if not self._open:
+            raise StoreError(f"{self.file} is closed.")
+        try:
+            with Session(engine) as session, session.begin():
+                yield session
+        except (DBAPIError, sqlite3.Error) as error:
+            raise StoreError(f"{self.file}: {getattr(error, 'orig', None) or error}.") from error
+
+    def _records(self, query: Select[_Job]) -> list[JobRecord]:
+        with self._read() as session:
+            return [job.record() for job in session.scalars(query.options(selectinload(_Job.pictures)))]
+
+    def _look(self) -> bool:
+        """Whether there is no database yet. One that is there is checked before anything is written to it.
+
+        Raises:
+            StoreError: if it is damaged, not ours, or of another version.
+        """
+        if not self.file.exists():
+            return True
+        left = "It was left as it is: put a sound copy in its place, or name another folder by --data."
+        try:
+            with closing(sqlite3.connect(f"{self.file.as_uri()}?mode=ro", uri=True)) as connection:
+                application, version, tables, found = (
+                    connection.execute(question).fetchone()[0]
+                    for question in (
+                        "PRAGMA application_id",
+                        "PRAGMA user_version",
+                        "SELECT count(*) FROM sqlite_master",
+                        "PRAGMA quick_check(1)",
+                    )
+                )
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.file} cannot be read as a database ({error}). {left}") from error
+        if found != "ok":
+            raise StoreError(f"{self.file} is damaged ({' '.join(found.split())}). {left}")
+        if application == version == tables == 0:
+            return True
+        if application != APPLICATION or version < 1:
+            raise StoreError(f"{self.file} is no database of this server. {left}")
+        if version > SCHEMA:
+            raise StoreError(
+                f"{self.file} has version {version}, and this server knows up to {SCHEMA}: use the newer ideoflow that "
+                "wrote it, or name another folder by --data."
+            )
+        return False
+
+    def _files(self) -> Iterator[Path]:
+        """Every file under `pictures/` with a name that we give: pictures, and what writing them was killed at."""
+        for path in self._pictures.glob("[A-Za-z0-9][A-Za-z0-9]/*"):
+            if _FILE.fullmatch(path.name):
+                yield path
+
+    def _sweep(self) -> tuple[tuple[str, int], ...]:
+        """Remove files without a row, and tell of the rows without their file."""
+        with self._read() as session:
+            pictures = session.scalars(select(_Picture)).all()
+            rows = {self._path(one.job, one.index, one.format): (one.job, one.index, one.bytes) for one in pictures}
+        lost = dict(rows)
+        for path in self._files():
+            if path not in rows:
+                self._unlink([path])
+            elif path.stat().st_size == rows[path][2]:
+                del lost[path]
+        if lost:
+            names = ", ".join(path.name for path in list(lost)[:10]) + (", ..." if len(lost) > 10 else "")
+            _log.warning("%d pictures of %s are gone, or not whole: %s.", len(lost), self._pictures, names)
+        return tuple((job, index) for job, index, _ in lost.values())
+
+
+def _prepare(connection: sqlite3.Connection, _record: object) -> None:
+    """Set up a new connection."""
+    connection.isolation_level = None  # `_begin` begins transactions: the module itself leaves reads out of them
+    connection.create_function("casefold", 1, str.casefold, deterministic=True)
+    connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA journal_mode = WAL")
+    # A killed process loses nothing with NORMAL either, as the system has what was written. FULL has every transaction
+    # on the disk before it is acknowledged, for a machine that loses power: one fsync, beside the seconds of a picture.
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+
+def _one(id: str, index: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return _Picture.job == id, _Picture.index == index
+
+
+def _check_id(id: str) -> None:
+    if not is_job_id(id):
+        raise ValueError(f"{_short(id)} is no id of a job: give `job_` and 22 letters or digits.")
+
+
+def _check_status(status: Status) -> Status:
+    if status not in STATUSES:
+        raise ValueError(f"{status!r} is no status of a job: give one of {', '.join(STATUSES)}.")
+    return status
+
+
+def _unknown(id: str) -> UnknownJob:
+    return UnknownJob(f"No job {_short(id)} is kept.")
+
+
+def _short(id: object) -> str:
+    return ascii(id)[:60]
