@@ -13,6 +13,7 @@ from .commands import SETTINGS, Command, Commands, Renamed
 from .console import out
 from .generate import generate
 from .plan import plan
+from .serve import serve
 from .simulate import simulate
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     context_settings=SETTINGS,
 )
 app.command(cls=Command)(generate)
+app.command(cls=Command)(serve)
 app.command(cls=Command)(simulate)
 app.command(cls=Command)(plan)
 app.command("fit", cls=Renamed, hidden=True)(plan)

@@ -1,4 +1,4 @@
-"""Opening whatever a person names as a model: the bundled one, a folder, a hub id, or a transformer's file and a base."""
+"""Opening whatever a person names as a model: the bundled one, a folder, a hub id, or a file and what goes with it."""
 
 from __future__ import annotations
 

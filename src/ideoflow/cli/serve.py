@@ -1,0 +1,180 @@
+"""`ideoflow serve`: the server with its studio page, from the command line to the last job."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..bundled import SKETCH
+from ..checks import printable
+from .console import err, plain_errors, starting
+from .values import expanded, parse_amount, parse_device, parse_dtype, parse_model, parse_quantize
+
+KEYS = "IDEOFLOW_API_KEYS"
+
+
+def serve(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A model folder or hub id in the diffusers layout, or a transformer's file of any form.",
+            show_default="sketch, the small model that comes with ideoflow",
+        ),
+    ] = SKETCH,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="With a transformer alone: where everything else comes from."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="An adapter that requests may name, of any form; may be repeated. Nothing is drawn with it unasked.",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")] = 8000,
+    api_key_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help=f"Keys of which a request must bear one, one a line. The environment's {KEYS} does the same, its keys "
+            "parted by commas.",
+        ),
+    ] = None,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Serve everyone who can reach a public --host, without a key.")
+    ] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Let pages of this origin use the server; may be repeated."),
+    ] = None,
+    data: Annotated[str, typer.Option(metavar="FOLDER", help="Where jobs and pictures are kept.")] = "outputs/server",
+    keep_jobs: Annotated[
+        int | None, typer.Option(min=1, help="Finished jobs to keep; the oldest go first.", show_default="all")
+    ] = None,
+    keep_bytes: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Pictures to keep: 500MB, 20GB.", show_default="all")
+    ] = None,
+    on_restart: Annotated[
+        str,
+        typer.Option(
+            metavar="requeue|fail", help="What becomes of jobs that were unfinished when the server last stopped."
+        ),
+    ] = "requeue",
+    max_queue: Annotated[int, typer.Option(min=1, help="Jobs that wait or run at a time; more are told to wait.")] = 64,
+    max_pixels: Annotated[int, typer.Option(min=256, help="Pixels of a picture.")] = 2048 * 2048,
+    max_steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps of a picture.")] = 100,
+    max_pictures: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of a job.")] = 10,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds that a job may take from its arrival.", show_default="no limit")
+    ] = None,
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds that jobs are given to end when the server is told to stop.")
+    ] = 30,
+    policy: Annotated[
+        str, typer.Option(metavar="fair|fifo|priority", help="Who goes first where not all fit: see docs/engine.md.")
+    ] = "fair",
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of one pass.", show_default="no limit, or what --memory plans")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Fit the model into so much memory: 12GB, or auto.", show_default="everything on the device"),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, bfloat16, float16, or fp8 or int8 for one byte a weight.",
+            show_default="what suits the device",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...", show_default="the first accelerator, else cpu")
+    ] = None,
+    open_browser: Annotated[
+        bool, typer.Option("--open", help="Open the studio page in the browser, where there is one.")
+    ] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Write the log as JSON, an object a line.")] = False,
+) -> None:
+    """Serve pictures over HTTP, and the studio page to lay them out with boxes.
+
+    The API is OpenAI's images API, and jobs with events of their own; docs/serving.md has both.
+
+    Examples:
+
+      ideoflow serve
+
+      ideoflow serve ./ideogram-4 --lora ink=ink.safetensors --port 9000
+
+      IDEOFLOW_API_KEYS=$(cat key) ideoflow serve ./ideogram-4 --host 0.0.0.0
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with plain_errors():
+        parse_model("MODEL", model)
+        if precision is not None and precision not in ("fp8", "int8"):
+            parse_dtype(precision)
+        quantize = parse_quantize(precision) if precision in ("fp8", "int8") else None
+        if memory:
+            parse_amount(memory)
+        settings: dict[str, Any] = {
+            "model": model,
+            "base": base,
+            "loras": dict(_adapter(value) for value in lora or []),
+            "device": parse_device(device) if device else None,
+            "dtype": None if quantize else precision,
+            "quantize": quantize,
+            "memory": memory,
+            "policy": policy,
+            "max_tokens": max_tokens,
+            "host": host,
+            "port": port,
+            "api_keys": _keys(api_key_file),
+            "no_auth": no_auth,
+            "cors_origins": tuple(cors_origin or ()),
+            "data": expanded("--data", data),
+            "keep_jobs": keep_jobs,
+            "keep_bytes": parse_amount(keep_bytes) if keep_bytes else None,
+            "on_restart": on_restart,
+            "max_queue": max_queue,
+            "max_pixels": max_pixels,
+            "max_steps": max_steps,
+            "max_pictures": max_pictures,
+            "timeout": timeout,
+            "drain": drain,
+            "log_json": log_json,
+        }
+        with starting("importing the server"):
+            from ..serving.running import read_settings, run
+        checked = read_settings(settings)
+    run(checked, announce=_announce, open_browser=open_browser)
+
+
+def _announce(address: str, data: Path) -> None:
+    err.print(f"studio and API: {address}   (jobs and pictures are kept in {printable(data)}; Ctrl-C stops)")
+
+
+def _adapter(value: str) -> tuple[str, str]:
+    """`NAME=PATH` of an adapter."""
+    name, equals, path = value.partition("=")
+    if not (equals and path and name.isascii() and name.replace("-", "_").isidentifier()):
+        raise ValueError(f"--lora {value!r}: give NAME=PATH; a name is of letters, digits, - and _.")
+    parse_model("--lora", path)
+    return name, path
+
+
+def _keys(file: str | None) -> tuple[str, ...]:
+    """The keys of a file and of the environment."""
+    from ..serving.server_settings import read_keys
+
+    keys = read_keys(os.environ.get(KEYS, ""))
+    if file is not None:
+        own = read_keys(expanded("--api-key-file", file).read_text("utf-8"))
+        if not own:
+            raise ValueError(f"--api-key-file {file!r} holds no key: write one a line.")
+        keys += own
+    return keys

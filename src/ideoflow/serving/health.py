@@ -1,0 +1,47 @@
+"""The routes by which others see how the server is: live, ready, and its metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+
+from .api_errors import responses
+
+router = APIRouter(tags=["health"])
+
+
+class Health(BaseModel):
+    """How the server is, in a word."""
+
+    status: str
+
+
+@router.get("/health/live", response_model=Health, responses={503: {"model": Health}})
+async def live(request: Request) -> Any:
+    """Whether the process works; if not, restart it."""
+    jobs = request.app.state.jobs
+    failed = request.app.state.failure is not None or (jobs is not None and not jobs.healthy)
+    return JSONResponse({"status": "failed" if failed else "live"}, 503 if failed else 200)
+
+
+@router.get("/health/ready", response_model=Health, responses={503: {"model": Health}})
+async def ready(request: Request) -> Any:
+    """Whether jobs are accepted; if not, send them elsewhere."""
+    jobs = request.app.state.jobs
+    if jobs is None:
+        return JSONResponse({"status": "loading"}, 503)
+    status = "draining" if jobs.draining else "ready" if jobs.healthy else "failed"
+    return JSONResponse({"status": status}, 200 if status == "ready" else 503)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **responses()},
+)
+async def metrics(request: Request) -> Response:
+    """Counters for Prometheus."""
+    return Response(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

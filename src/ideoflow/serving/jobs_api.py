@@ -1,0 +1,261 @@
+"""The routes of jobs, of their events and pictures; and /v1/server, which tells what there is to ask for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import Path as PathParameter
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel
+
+from .api_errors import ApiError, responses
+from .jobs import Job, Jobs
+from .journal import JobEvent
+from .order import Order
+from .records import STATUSES, is_job_id
+
+MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+NO_BUFFERING = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+MOST_NUMBER = 2**53  # of an event's number
+
+router = APIRouter(prefix="/v1", tags=["jobs"])
+
+
+class PictureView(BaseModel):
+    """A finished picture."""
+
+    index: int
+    seed: int
+    width: int
+    height: int
+    format: Literal["png", "jpeg", "webp"]
+    bytes: int
+    url: str
+
+
+class Progress(BaseModel):
+    """How far a job has come, over all its pictures."""
+
+    step: int
+    steps: int
+    seconds_left: float | None
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    type: str
+    message: str
+
+
+class JobView(BaseModel):
+    """A job."""
+
+    id: str
+    object: Literal["job"]
+    status: Literal["queued", "running", "finished", "failed", "cancelled"]
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    queue_position: int | None
+    progress: Progress
+    request: dict[str, Any]
+    caption: dict[str, Any] | None
+    prompt: str
+    revised_prompt: str | None
+    prompt_was: str
+    warnings: list[str]
+    stored: bool
+    pictures: list[PictureView]
+    error: JobError | None
+    links: dict[str, str]
+
+
+class JobList(BaseModel):
+    """A page of jobs, the newest first."""
+
+    data: list[JobView]
+    has_more: bool
+
+
+async def jobs_of(request: Request) -> Jobs:
+    """The server's jobs.
+
+    Raises:
+        ApiError: with status 503 while the model is loaded.
+    """
+    jobs: Jobs | None = request.app.state.jobs
+    if jobs is None:
+        failed = request.app.state.failure
+        message = f"The model could not be loaded: {failed}" if failed else "The model is being loaded."
+        raise ApiError(503, message, code="loading", headers={"Retry-After": "5"})
+    return jobs
+
+
+def job_id(request: Request, id: Annotated[str, PathParameter(description="The job's id.")]) -> str:
+    """An id of a job, noted for the log.
+
+    Raises:
+        ApiError: with status 404 for what is none.
+    """
+    if not is_job_id(id):
+        raise ApiError(404, f"There is no job {id[:40]!r}.", code="not_found", param="id")
+    request.state.job = id
+    return id
+
+
+TheJobs = Annotated[Jobs, Depends(jobs_of)]
+JobId = Annotated[str, Depends(job_id)]
+
+
+@router.post(
+    "/jobs",
+    status_code=202,
+    response_model=JobView,
+    responses={200: {"model": JobView, "description": "The job of this idempotency key."}, **responses(409, 429, 503)},
+)
+async def submit(
+    request: Request,
+    order: Order,
+    jobs: TheJobs,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+) -> Any:
+    """Ask for pictures of one caption. The answer comes at once; the pictures follow."""
+    digest = hashlib.sha256(order.model_dump_json().encode()).hexdigest() if idempotency_key else None
+    job, new = await run_in_threadpool(jobs.submit, order, None, idempotency_key, digest)
+    request.state.job = job.id
+    view = await run_in_threadpool(jobs.view, job)
+    return JSONResponse(view, 202 if new else 200, headers={"Location": f"/v1/jobs/{job.id}"})
+
+
+@router.get("/jobs", response_model=JobList, responses=responses(404, 503))
+async def find(
+    jobs: TheJobs,
+    status: Annotated[str | None, Query(description="Statuses, parted by commas.", max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    after: Annotated[str | None, Query(description="Id of the last job of the page before.")] = None,
+    q: Annotated[str | None, Query(description="Words of the caption.", max_length=200)] = None,
+) -> Any:
+    """Jobs that are kept, the newest first."""
+    asked = [part for part in (status or "").split(",") if part]
+    statuses = [known for known in STATUSES if known in asked]
+    if unknown := [part for part in asked if part not in STATUSES]:
+        raise ApiError(400, f"`status` has {unknown[0][:40]!r}: give some of {', '.join(STATUSES)}.", param="status")
+    if after is not None and not is_job_id(after):
+        raise ApiError(400, f"`after` is {after[:40]!r}: give the id of a job.", param="after")
+    found = await run_in_threadpool(jobs.page, statuses or None, limit + 1, after, q)
+    views = [await run_in_threadpool(jobs.view, job) for job in found[:limit]]
+    return {"data": views, "has_more": len(found) > limit}
+
+
+@router.get("/jobs/{id}", response_model=JobView, responses=responses(404, 503))
+async def get(id: JobId, jobs: TheJobs) -> Any:
+    """A job as it is now."""
+    return await run_in_threadpool(lambda: jobs.view(jobs.get(id)))
+
+
+@router.delete(
+    "/jobs/{id}", response_model=JobView, responses={204: {"description": "Removed."}, **responses(404, 409, 503)}
+)
+async def cancel(
+    id: JobId,
+    jobs: TheJobs,
+    forget: Annotated[bool, Query(description="Remove the job and its pictures too.")] = False,
+) -> Any:
+    """Give up a job that is not finished: the engine is free of it with its next step."""
+    if forget:
+        await run_in_threadpool(jobs.forget, id)
+        return Response(status_code=204)
+    return await run_in_threadpool(lambda: jobs.view(jobs.cancel(id)))
+
+
+@router.get(
+    "/jobs/{id}/events",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events."},
+        **responses(404, 503),
+    },
+)
+async def events(
+    id: JobId,
+    jobs: TheJobs,
+    last_event_id: Annotated[str | None, Header(max_length=40)] = None,
+) -> StreamingResponse:
+    """What happens to a job, as server-sent events, up to the last; after `Last-Event-ID` where that is given."""
+    known = last_event_id or ""
+    number = int(known) if known.isascii() and known.isdecimal() else 0
+    job = await run_in_threadpool(jobs.get, id)
+    return StreamingResponse(
+        stream(job, min(number, MOST_NUMBER)), media_type="text/event-stream", headers=NO_BUFFERING
+    )
+
+
+async def stream(job: Job, after: int) -> AsyncIterator[str]:
+    """A job's events as text; comments keep the connection alive."""
+    if job.journal.ended:  # whoever comes late is told of the end alone, whatever numbers were seen
+        after = min(after, job.journal.after(0)[-1].number - 1)
+    async for event in job.journal.follow(after):
+        yield ": still here\n\n" if event is None else as_text(event)
+
+
+def as_text(event: JobEvent) -> str:
+    """An event as it is sent."""
+    data = {"type": event.type, **event.data}
+    return f"id: {event.number}\nevent: {event.type}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+@router.get(
+    "/jobs/{id}/pictures/{n}",
+    response_class=Response,
+    responses={
+        200: {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA.values()}},
+        **responses(404, 503),
+    },
+)
+async def picture(
+    id: JobId,
+    n: Annotated[int, PathParameter(ge=0, le=10_000)],
+    jobs: TheJobs,
+    download: Annotated[bool, Query(description="Have browsers save it as a file.")] = False,
+) -> Response:
+    """A finished picture. It never changes."""
+    info, found = await run_in_threadpool(jobs.picture, id, n)
+    data = await run_in_threadpool(found.read_bytes) if isinstance(found, Path) else found
+    headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+    if download:
+        headers["Content-Disposition"] = f'attachment; filename="{id}-{n}.{info.format}"'
+    return Response(data, media_type=MEDIA[info.format], headers=headers)
+
+
+class ServerView(BaseModel):
+    """What a server has, and how much of it may be asked for."""
+
+    version: str
+    model: str
+    bundled: bool
+    ready: bool
+    auth: bool
+    limits: dict[str, int]
+    sizes: dict[str, Any]
+    presets: list[dict[str, Any]]
+    default_preset: str
+    default_guidance: float | None
+    adapters: list[str]
+    formats: list[str]
+    examples: list[dict[str, Any]]
+
+
+@router.get("/server", response_model=ServerView, responses=responses(503), tags=["server"])
+async def server(request: Request) -> Any:
+    """What this server has, for pages and programs that ask for pictures."""
+    return request.app.state.told
+
+
+__all__ = ["JobView", "router"]

@@ -1,0 +1,94 @@
+"""The journal of a job: what has happened to it, told to whoever follows, from any thread to any event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+LAST = ("finished", "failed", "cancelled")  # after which nothing follows
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """Something that happened to a job.
+
+    Attributes:
+        number: counted from 1 within the job.
+        type: queued, started, step, preview, picture, finished, failed or cancelled.
+        data: what JSON can say of it.
+        key: events of one key replace each other for those who come later; None for those that stay.
+    """
+
+    number: int
+    type: str
+    data: dict[str, Any]
+    key: str | None = None
+
+
+class Journal:
+    """Events in their order. Of steps and previews only the latest of each picture stay."""
+
+    def __init__(self, first: int = 1) -> None:
+        self._events: list[JobEvent] = []
+        self._next = first
+        self._lock = Lock()
+        self._wakers: set[Callable[[], None]] = set()
+
+    def tell(self, type: str, data: dict[str, Any], key: str | None = None) -> None:
+        """Add an event, and wake those who follow."""
+        with self._lock:
+            if key is not None:
+                self._events = [event for event in self._events if event.key != key]
+            self._events.append(JobEvent(self._next, type, data, key))
+            self._next += 1
+            wakers = list(self._wakers)
+        for wake in wakers:
+            wake()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last event has been told."""
+        with self._lock:
+            return bool(self._events) and self._events[-1].type in LAST
+
+    def after(self, number: int) -> list[JobEvent]:
+        """The events with greater numbers that are kept."""
+        with self._lock:
+            return [event for event in self._events if event.number > number]
+
+    async def follow(self, number: int = 0, pause: float = 10.0) -> AsyncIterator[JobEvent | None]:
+        """Events after `number`, as they come, up to the last.
+
+        Args:
+            number: of the last event that is known already.
+            pause: seconds after which None is given where nothing happens, so that a connection is kept alive.
+        """
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(woken.set)
+
+        with self._lock:
+            self._wakers.add(wake)
+        try:
+            while True:
+                woken.clear()
+                for event in self.after(number):
+                    number = event.number
+                    yield event
+                    if event.type in LAST:
+                        return
+                if self.ended:
+                    return
+                try:
+                    await asyncio.wait_for(woken.wait(), pause)
+                except TimeoutError:
+                    yield None
+        finally:
+            with self._lock:
+                self._wakers.discard(wake)

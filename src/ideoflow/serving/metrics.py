@@ -1,0 +1,88 @@
+"""What the server counts, for Prometheus."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+from .records import JobRecord
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+TOKENS = (100, 300, 1000, 3000, 10_000, 30_000, 100_000, 300_000)
+
+
+class Watched(Protocol):
+    """What gauges look at."""
+
+    @property
+    def running(self) -> int:
+        """Jobs that have begun."""
+
+    @property
+    def unfinished(self) -> int:
+        """Jobs that have begun or wait."""
+
+
+class Metrics:
+    """Counters of one server, each in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory among others
+        own: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter(
+            "ideoflow_http_requests", "Requests answered, by route and status.", ("method", "route", "status"), **own
+        )
+        self.jobs = Counter("ideoflow_jobs", "Jobs that have ended, by how.", ("status",), **own)
+        self.pictures = Counter("ideoflow_pictures", "Pictures finished.", **own)
+        self.cancelled = Counter("ideoflow_cancelled", "Jobs cancelled.", **own)
+        self.queue_seconds = Histogram(
+            "ideoflow_queue_seconds", "Seconds from a job's arrival to its first step.", buckets=SECONDS, **own
+        )
+        self.job_seconds = Histogram(
+            "ideoflow_job_seconds", "Seconds from a job's arrival to its end.", ("status",), buckets=SECONDS, **own
+        )
+        self.step_seconds = Histogram("ideoflow_step_seconds", "Seconds of a pass.", buckets=SECONDS, **own)
+        self.pass_tokens = Histogram("ideoflow_pass_tokens", "Tokens of a pass.", buckets=TOKENS, **own)
+        self.pass_requests = Histogram(
+            "ideoflow_pass_requests", "Pictures that share a pass.", buckets=(1, 2, 4, 8, 16, 32, 64), **own
+        )
+        self.running = Gauge("ideoflow_jobs_running", "Jobs that have begun and not ended.", **own)
+        self.waiting = Gauge("ideoflow_jobs_waiting", "Jobs that wait for their first step.", **own)
+
+    def watch(self, jobs: Watched) -> None:
+        """Look at these jobs when gauges are read."""
+        self.running.set_function(lambda: jobs.running)
+        self.waiting.set_function(lambda: jobs.unfinished - jobs.running)
+
+    def count_pass(self, tokens: int, requests: int, seconds: float) -> None:
+        """Count a pass of the engine."""
+        self.pass_tokens.observe(tokens)
+        self.pass_requests.observe(requests)
+        self.step_seconds.observe(seconds)
+
+    def count_start(self, record: JobRecord) -> None:
+        """Count a job's first step."""
+        self.queue_seconds.observe(max(0.0, time.time() - record.created_at))
+
+    def count_picture(self) -> None:
+        """Count a finished picture."""
+        self.pictures.inc()
+
+    def count_end(self, record: JobRecord) -> None:
+        """Count a job that has ended."""
+        self.jobs.labels(record.status).inc()
+        self.job_seconds.labels(record.status).observe(max(0.0, time.time() - record.created_at))
+        if record.status == "cancelled":
+            self.cancelled.inc()
+
+    def count_request(self, method: str, route: str, status: int) -> None:
+        """Count an answered request."""
+        self.requests.labels(method, route, str(status)).inc()
+
+    def text(self) -> bytes:
+        """All of it as Prometheus reads it."""
+        return generate_latest(self.registry)

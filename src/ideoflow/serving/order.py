@@ -1,0 +1,210 @@
+"""What a client asks for: fields that are checked one by one, and then settled by what the server serves."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator
+
+from ..schedule import PRESETS, find_preset
+from ..sizes import MAX_ASPECT, misfit
+from .api_errors import ApiError
+from .server_settings import ServerSettings
+
+SEEDS = 2**64  # how many a torch generator takes
+FRESH_SEEDS = 2**32  # of those drawn here: programs that read JSON numbers as doubles keep them
+MOST_TEXT = 100_000  # characters of a caption
+Format = Literal["png", "jpeg", "webp"]
+
+
+class Order(BaseModel):
+    """A job's body, as `POST /v1/jobs` takes it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    caption: dict[str, Any] | str = Field(description="A caption as a JSON object, the same as text, or prose.")
+    size: str | None = Field(None, description='"WxH" in pixels, multiples of 16; the server\'s default if left out.')
+    preset: str | None = Field(None, description="V4_QUALITY_48, V4_DEFAULT_20 or V4_TURBO_12.")
+    num_inference_steps: int | None = Field(None, ge=1, description="Steps instead of the preset's.")
+    guidance_scale: float | None = Field(
+        None, ge=0, le=100, allow_inf_nan=False, description="One guidance for all steps instead of the preset's."
+    )
+    seed: int | None = Field(None, ge=0, lt=SEEDS, description="Picture i has seed + i; drawn at random if left out.")
+    n: int = Field(1, ge=1, description="Pictures.")
+    adapters: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = Field(
+        None, description="Names and weights of the server's adapters; none if left out."
+    )
+    format: Format = Field("png", description="File type of the pictures.")
+    preview_every: int = Field(1, ge=0, le=1000, description="Steps from preview to preview; 0 for none.")
+    priority: int = Field(0, ge=-100, le=100, description="Higher goes first, where the server's policy is that.")
+    timeout: float | None = Field(None, gt=0, allow_inf_nan=False, description="Seconds that the job may take.")
+    stored: bool = Field(True, description="Keep job and pictures; False to let go of them soon after they are done.")
+
+    @field_validator("caption", mode="wrap")
+    @classmethod
+    def _object_or_text(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        if not isinstance(value, (dict, str)):
+            raise ValueError("give a caption as a JSON object or as text")
+        if isinstance(value, str) and not 0 < len(value.strip()) <= MOST_TEXT:
+            raise ValueError(f"give a text of 1 to {MOST_TEXT} characters")
+        return check(value)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server has that orders are settled by.
+
+    Attributes:
+        settings: its options.
+        default_size: (width, height) of pictures where none is asked for.
+        default_preset: name of the preset where none is asked for.
+        default_guidance: guidance of all steps where none is asked for; None for the preset's.
+        side_limits: smallest and largest side that the weights were trained on.
+        adapters: names of the adapters.
+    """
+
+    settings: ServerSettings
+    default_size: tuple[int, int]
+    default_preset: str
+    default_guidance: float | None
+    side_limits: tuple[int, int]
+    adapters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """An order with nothing left open.
+
+    Attributes:
+        width: pixels.
+        height: pixels.
+        preset: name of the preset.
+        steps: denoising steps.
+        guidance: guidance of all steps; None for the preset's of each.
+        seeds: seed of each picture.
+        adapters: names and weights.
+        format: file type.
+        preview_every: steps from preview to preview.
+        priority: higher goes first.
+        timeout: seconds that the job may take; None for no limit.
+        stored: whether it is kept.
+    """
+
+    width: int
+    height: int
+    preset: str
+    steps: int
+    guidance: float | None
+    seeds: tuple[int, ...]
+    adapters: Mapping[str, float]
+    format: Format
+    preview_every: int
+    priority: int
+    timeout: float | None
+    stored: bool
+
+    def as_request(self, caption: dict[str, Any] | str) -> dict[str, Any]:
+        """The body that asks for just this."""
+        return {
+            "caption": caption,
+            "size": f"{self.width}x{self.height}",
+            "preset": self.preset,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "seed": self.seeds[0],
+            "n": len(self.seeds),
+            "adapters": dict(self.adapters),
+            "format": self.format,
+            "preview_every": self.preview_every,
+            "priority": self.priority,
+            "timeout": self.timeout,
+            "stored": self.stored,
+        }
+
+
+def settle(order: Order, served: Served) -> Settled:
+    """Fill in what an order leaves open, within what the server allows.
+
+    Raises:
+        ApiError: with status 400, naming the field that does not fit.
+    """
+    settings = served.settings
+    width, height = read_size(order.size, served.default_size)
+    if width * height > settings.max_pixels:
+        raise wrong(
+            "size", f"`size` is {width}x{height}: this server draws at most {settings.max_pixels} pixels a picture."
+        )
+    if order.n > settings.max_pictures:
+        raise wrong("n", f"`n` is {order.n}: this server draws at most {settings.max_pictures} pictures a job.")
+    try:
+        preset = find_preset(order.preset or served.default_preset)
+    except ValueError as error:
+        raise wrong("preset", f"{str(error).replace(', or pass a Preset', '')}") from None
+    steps = order.num_inference_steps or preset.steps
+    if steps > settings.max_steps:
+        raise wrong(
+            "num_inference_steps",
+            f"`num_inference_steps` is {steps}: this server takes at most {settings.max_steps} steps.",
+        )
+    adapters = order.adapters or {}
+    for name in adapters:
+        if name not in served.adapters:
+            known = f"this server has {', '.join(served.adapters)}" if served.adapters else "this server has none"
+            raise wrong("adapters", f"`adapters` names {name[:80]!r}: {known}.")
+    seed = secrets.randbelow(FRESH_SEEDS) if order.seed is None else order.seed
+    limits = [limit for limit in (order.timeout, settings.timeout) if limit is not None]
+    return Settled(
+        width=width,
+        height=height,
+        preset=preset.name,
+        steps=steps,
+        guidance=served.default_guidance if order.guidance_scale is None else order.guidance_scale,
+        seeds=tuple((seed + picture) % SEEDS for picture in range(order.n)),
+        adapters={name: adapters[name] for name in sorted(adapters)},
+        format=order.format,
+        preview_every=order.preview_every,
+        priority=order.priority,
+        timeout=min(limits, default=None),
+        stored=order.stored,
+    )
+
+
+def read_size(text: str | None, default: tuple[int, int]) -> tuple[int, int]:
+    """`(width, height)` of `"WxH"`; the default of None and `"auto"`.
+
+    Raises:
+        ApiError: with status 400 for what is no size, or none that can be drawn.
+    """
+    if text is None or text == "auto":
+        return default
+    width, cross, height = text.lower().partition("x")
+    if not (cross and all(side.isascii() and side.isdecimal() and len(side) < 7 for side in (width, height))):
+        raise wrong("size", f"`size` is {text[:40]!r}: give WIDTHxHEIGHT in pixels, such as 1024x768, or leave it out.")
+    size = int(width), int(height)
+    if fault := misfit(*size):
+        raise wrong("size", f"`size` is {text}: {fault}")
+    return size
+
+
+def unusual_size(width: int, height: int, limits: Sequence[int]) -> str | None:
+    """A remark on a size that the weights were not trained on."""
+    least, most = limits
+    if min(width, height) >= least and max(width, height) <= min(most, MAX_ASPECT * min(width, height)):
+        return None
+    return (
+        f"{width}x{height} pixels are outside what the weights were trained on (sides of {least} to {most}, aspect"
+        f" ratio up to {MAX_ASPECT}:1): the picture may be poor."
+    )
+
+
+def wrong(field: str, message: str) -> ApiError:
+    """An error of status 400 that names a field."""
+    return ApiError(400, message, code="invalid_value", param=field)
+
+
+def preset_list() -> list[dict[str, Any]]:
+    """Presets as the server tells of them."""
+    return [{"name": preset.name, "steps": preset.steps} for preset in PRESETS.values()]

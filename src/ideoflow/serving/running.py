@@ -1,0 +1,108 @@
+"""Running the server: the socket first, then one line with its address, and an end that lets running jobs finish."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+import warnings
+import webbrowser
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from pydantic import ValidationError
+
+from .app import create_app
+from .jobs import Jobs
+from .logs import set_up
+from .server_settings import ServerSettings
+
+logger = logging.getLogger("ideoflow.serving")
+MOST_HEADERS = 4 * 2**20  # bytes that are read of a request's head: the guard answers what is too long
+LAST_ANSWERS = 5  # seconds that open connections have once the jobs are done
+
+
+def read_settings(options: Mapping[str, Any]) -> ServerSettings:
+    """The settings of these options.
+
+    Raises:
+        ValueError: naming the first option that does not fit.
+    """
+    try:
+        return ServerSettings.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else ""
+        message = str(first["msg"]).removeprefix("Value error, ")
+        given = f" {first['input']!r}" if name and name != "--api-keys" else ""
+        raise ValueError(f"{name}{given}: {message}" if name else message) from None
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that, told to stop, accepts no more jobs and lets those that are there end, for so many seconds."""
+
+    def __init__(self, config: uvicorn.Config, state: Any, seconds: float) -> None:
+        super().__init__(config)
+        self._state, self._seconds = state, seconds
+        self._until: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; a second signal stops at once."""
+        jobs: Jobs | None = self._state.jobs
+        if jobs is None or self._until is not None:
+            super().handle_exit(sig, frame)
+            return
+        jobs.drain()
+        self._until = time.monotonic() + self._seconds
+        if jobs.unfinished:
+            logger.info(
+                "stopping: %d jobs have %g seconds to end; once more stops at once", jobs.unfinished, self._seconds
+            )
+
+    async def on_tick(self, counter: int) -> bool:
+        """Stop once the jobs are done, or the time is over."""
+        if self._until is not None and (self._state.jobs.unfinished == 0 or time.monotonic() > self._until):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def run(settings: ServerSettings, announce: Callable[[str, Path], None], open_browser: bool = False) -> None:
+    """Serve until told to stop.
+
+    Args:
+        settings: the options.
+        announce: called with the address and the folder of jobs, once connections are accepted.
+        open_browser: whether to open the page.
+
+    Raises:
+        OSError: an address that cannot be listened on.
+    """
+    warnings.simplefilter("ignore")  # what clients should know is in their jobs
+    set_up(settings.log_json)
+    listener = socket.create_server(
+        (settings.host, settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET, backlog=2048
+    )
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else "localhost" if host in ("127.0.0.1", "0.0.0.0") else host
+    address = f"http://{shown}:{port}/"
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        h11_max_incomplete_event_size=MOST_HEADERS,
+        timeout_graceful_shutdown=LAST_ANSWERS,
+    )
+    server = DrainingServer(config, app.state, settings.drain)
+    announce(address, settings.data)
+    if open_browser:
+        webbrowser.open(address)
+    asyncio.run(server.serve(sockets=[listener]))

@@ -1,0 +1,108 @@
+"""Every option of the server: one description serves the command line's flags and the checks."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from ..bundled import SKETCH
+from ..engine.scheduler import Policy
+
+MEBIBYTE = 2**20
+
+
+class ServerSettings(BaseModel):
+    """What a server serves, to whom, and within which limits.
+
+    Attributes:
+        model: the bundled model's name, a folder, a hub id, or a transformer's file.
+        base: with a transformer alone: what everything else comes from.
+        loras: adapters by name: the path or hub id of each.
+        device: device of the model; None for the best that is here.
+        dtype: type that weights are loaded in; None for what suits the device.
+        memory: amount of the device's memory to fit into, as `fit_memory` takes it.
+        quantize: precision of one byte a weight; None for the weights as they are.
+        policy: who goes first in the engine.
+        max_tokens: tokens of one pass; None for no limit, or what the plan of `memory` chose.
+        host: address to listen on.
+        port: port to listen on; 0 for a free one.
+        api_keys: keys of which a request must bear one; empty for none.
+        no_auth: whether a public host may be served without a key.
+        cors_origins: origins of other pages that may use the server from a browser.
+        data: folder of jobs and pictures.
+        keep_jobs: finished jobs that are kept, the oldest go first; None for all.
+        keep_bytes: bytes of pictures that are kept; None for all.
+        on_restart: what becomes of jobs that were not finished when the server stopped.
+        max_queue: jobs that are unfinished at a time.
+        max_pixels: pixels of a picture.
+        max_steps: denoising steps of a picture.
+        max_pictures: pictures of a job.
+        max_body: bytes of a request's body.
+        timeout: seconds that a job may take from its arrival; None for no limit.
+        drain: seconds that running jobs are given when the server is told to stop.
+        log_json: whether each line of the log is a JSON object.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = SKETCH
+    base: str | None = None
+    loras: dict[str, str] = {}
+    device: str | None = None
+    dtype: str | None = None
+    memory: str | None = None
+    quantize: str | None = None
+    policy: Policy = "fair"
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    api_keys: tuple[SecretStr, ...] = ()
+    no_auth: bool = False
+    cors_origins: tuple[str, ...] = ()
+    data: Path = Path("outputs/server")
+    keep_jobs: Annotated[int, Field(ge=1)] | None = None
+    keep_bytes: Annotated[int, Field(ge=1)] | None = None
+    on_restart: Literal["requeue", "fail"] = "requeue"
+    max_queue: int = Field(64, ge=1)
+    max_pixels: int = Field(2048 * 2048, ge=256)
+    max_steps: int = Field(100, ge=1, le=1000)
+    max_pictures: int = Field(10, ge=1, le=1000)
+    max_body: int = Field(MEBIBYTE, ge=1024)
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    drain: float = Field(30, ge=0, allow_inf_nan=False)
+    log_json: bool = False
+
+    @field_validator("api_keys")
+    @classmethod
+    def _long_enough(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in keys:
+            text = key.get_secret_value()
+            if not (8 <= len(text) <= 512 and text.isascii() and text.isprintable() and " " not in text):
+                raise ValueError("a key has 8 to 512 printable ASCII characters and no space; another one was given.")
+        return keys
+
+    @model_validator(mode="after")
+    def _guarded(self) -> ServerSettings:
+        if not (self.api_keys or self.no_auth or self.is_local):
+            raise ValueError(
+                f"`host` is {self.host!r}, which others can reach, and there is no key: give --api-key-file or"
+                " IDEOFLOW_API_KEYS, or say --no-auth to serve everyone."
+            )
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def read_keys(text: str) -> tuple[str, ...]:
+    """Keys, one a line or parted by commas; lines that begin with # are left out."""
+    lines = (line.strip() for line in text.replace(",", "\n").splitlines())
+    return tuple(line for line in lines if line and not line.startswith("#"))
