@@ -60,7 +60,7 @@ export class Gallery {
       this.more = more;
       this.#render();
     } catch (error) {
-      if (!(error instanceof Unreachable)) this.reportError(error);
+      if (!(error instanceof Unreachable) && error.status !== 503) this.reportError(error);
     }
   }
 

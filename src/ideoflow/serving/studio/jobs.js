@@ -43,9 +43,10 @@ export class Jobs {
     for (const listener of this.#listeners) listener(what);
   }
 
-  /** Jobs that have not ended, and those that this page saw end; the newest first. */
+  /** Jobs that have not ended or have failed, and the one on the canvas; the newest first. */
   get all() {
-    return [...this.known.values()].sort((a, b) => b.created_at - a.created_at);
+    const listed = (job) => !hasEnded(job) || job.status === "failed" || job.id === this.watched;
+    return [...this.known.values()].filter(listed).sort((a, b) => b.created_at - a.created_at);
   }
 
   get(id) {
@@ -138,7 +139,7 @@ export class Jobs {
   }
 
   /** Ask the server for what has not ended, and after what was on the canvas. */
-  async refresh() {
+  async refresh(gallery = true) {
     try {
       const { data } = await this.api.json("v1/jobs?status=queued,running&limit=50");
       const listed = new Set(data.map((job) => job.id));
@@ -147,9 +148,9 @@ export class Jobs {
       const missing = this.watched && !this.known.has(this.watched) ? [this.watched] : [];
       await Promise.all([...open.map((job) => job.id), ...missing].map((id) => this.#ask(id)));
     } catch (error) {
-      if (!(error instanceof Unreachable)) this.report(error);
+      if (!(error instanceof Unreachable) && error.status !== 503) this.report(error);
     }
-    this.#notify({ gallery: true });
+    this.#notify({ gallery });
   }
 
   async #ask(id) {
@@ -166,7 +167,7 @@ export class Jobs {
     for (;;) {
       await sleep(PAUSE);
       const open = [...this.known.values()].filter((job) => !hasEnded(job) && job.id !== this.#streamed);
-      if (open.length && !this.api.away && !document.hidden) await this.refresh();
+      if (open.length && !this.api.away && !document.hidden) await this.refresh(false);
     }
   }
 

@@ -327,10 +327,20 @@ function begin(server) {
   }
 }
 
+/** Wait until the server has its model, which it loads while it answers already. */
+async function waitForModel() {
+  while (studio.server.ready === false) {
+    byId("model").textContent = "the model is being loaded …";
+    await new Promise((resolve) => setTimeout(resolve, 700));
+    await meetServer();
+  }
+}
+
 async function comeBack() {
   setAway(false);
   try {
     await meetServer();
+    await waitForModel();
     await jobs.refresh();
   } catch {
     // away again: the next return starts anew
@@ -374,6 +384,7 @@ async function start() {
       await api.reachable();
     }
   }
+  await waitForModel();
   await jobs.refresh();
   document.body.dataset.ready = "true";
   if (elements.list.children.length === 0) byId("empty-hint").hidden = false;
