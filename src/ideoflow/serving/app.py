@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from .._version import __version__
 from ..bundled import SKETCH
 from ..sizes import UNIT
-from . import health, jobs_api
+from . import health, jobs_api, studio_page
 from .api_errors import ApiError
 from .guard import Guard, SecurityHeaders
 from .jobs import Jobs
@@ -66,11 +66,13 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.told = tell(settings, ready=False)
     app.include_router(jobs_api.router)
     app.include_router(health.router)
+    app.include_router(studio_page.router)
+    app.mount(studio_page.FILES, studio_page.StudioFiles())
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     # The last one added sees a request first.
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, settings=settings, open_paths=(studio_page.FILES,))
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
