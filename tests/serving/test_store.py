@@ -319,7 +319,7 @@ def test_a_file_without_a_row_is_swept_at_the_start_and_files_of_others_stay(sto
 
 
 def test_a_row_without_its_whole_file_is_told_at_the_start(store, caplog):
-    store.put(job(1))
+    store.put(job(1, status="finished"))
     for index in range(3):
         add(store, 1, b"kept", index)
     store.picture(an_id(1), 0).unlink()
@@ -331,6 +331,17 @@ def test_a_row_without_its_whole_file_is_told_at_the_start(store, caplog):
     assert told.startswith("2 pictures of ") and f"{an_id(1)}-0.png" in told and f"{an_id(1)}-2.png" not in told
     assert [again.picture(an_id(1), index) is None for index in range(3)] == [True, True, False]
     assert len(again.get(an_id(1)).pictures) == 3
+    again.close()
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_lost_picture_of_a_job_that_goes_on_is_to_be_made_again(store, status):
+    store.put(job(1, status=status))
+    kept = [add(store, 1, b"kept", index) for index in range(2)]
+    store.picture(an_id(1), 0).unlink()
+    again = reopened(store)
+    assert again.lost == ((an_id(1), 0),)
+    assert again.get(an_id(1)).pictures == (kept[1:] if status in UNFINISHED else kept)
     again.close()
 
 
@@ -719,7 +730,7 @@ class Kept(RuleBasedStateMachine):
     def retain(self, jobs, bytes):
         self.store.keep_jobs, self.store.keep_bytes = jobs, bytes
         ended = [one for one in self.jobs.values() if one.status not in UNFINISHED]
-        ended.sort(key=lambda one: one.created_at if one.finished_at is None else one.finished_at)
+        ended.sort(key=lambda one: -1.0 if one.finished_at is None else one.finished_at)
         gone = 0
         while ended and (
             (jobs is not None and len(ended) > jobs)
@@ -763,7 +774,7 @@ class Kept(RuleBasedStateMachine):
 
 TestKept = Kept.TestCase
 TestKept.settings = settings(
-    max_examples=10, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=8, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 
 

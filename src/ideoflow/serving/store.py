@@ -7,6 +7,7 @@ file, and a file without a row is rubbish, which the next start sweeps.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sqlite3
 import threading
@@ -89,9 +90,12 @@ class _Job(_Table):
     status: Mapped[str] = mapped_column(index=True)
     created_at: Mapped[float]
     started_at: Mapped[float | None]
-    finished_at: Mapped[float | None]
+    finished_at: Mapped[float | None] = mapped_column(index=True)
     request: Mapped[dict[str, Any]] = mapped_column(JSON)
     prompt: Mapped[str]
+    searched: Mapped[str] = mapped_column(
+        deferred=True
+    )  # the prompt as `find` compares it, folded once and not by each
     prompt_was: Mapped[str]
     revised_prompt: Mapped[str | None]
     warnings: Mapped[list[str]] = mapped_column(JSON)
@@ -122,13 +126,13 @@ class _Job(_Table):
 class Store:
     """The jobs of a server and their pictures, kept in a folder that belongs to one server at a time.
 
-    All methods may be called from any thread, and each is one transaction: what it wrote is on the disk when it
-    returns, and what it reads is of one moment. Whatever does not have the form of a job's id is a job that is not
-    kept; no part of it reaches the name of a file.
+    All methods may be called from any thread. What one wrote is on the disk when it returns, all of it or, after an
+    error, nothing; what it reads is of one moment. Whatever does not have the form of a job's id is a job that is not
+    kept, and no part of it reaches the name of a file.
 
     Args:
         folder: Where everything is kept: `jobs.sqlite` and `pictures/`. It is made, for this user alone, if need be.
-        keep_jobs: How many jobs that have ended `retain` leaves; None for all.
+        keep_jobs: How many of the jobs that have ended `retain` leaves; None for all.
         keep_bytes: How many bytes of pictures `retain` leaves; None for all.
 
     Attributes:
@@ -199,7 +203,7 @@ class Store:
             if session.scalar(select(_Job.id).where(_Job.id == record.id)):
                 raise ValueError(f"The job {record.id} is kept already.")
             values = {name: value for name, value in vars(record).items() if name != "pictures"}
-            session.add(_Job(**values))
+            session.add(_Job(**values, searched=record.prompt.casefold()))
 
     def update(self, id: str, **changes: Any) -> None:
         """Change what is kept of a job: any of its fields but the id, `created_at`, the key and the pictures.
@@ -214,6 +218,8 @@ class Store:
             raise TypeError(f"{', '.join(unknown)} of a job cannot be changed, only {', '.join(sorted(_CHANGEABLE))}.")
         if "status" in changes:
             _check_status(changes["status"])
+        if "prompt" in changes:
+            changes["searched"] = changes["prompt"].casefold()
         if not is_job_id(id):
             raise _unknown(id)
         with self._write() as session:
@@ -224,7 +230,7 @@ class Store:
                 setattr(job, name, value)
 
     def add_picture(self, id: str, index: int, data: bytes, info: PictureInfo) -> None:
-        """Keep a picture of a job; one of the same index is replaced.
+        """Keep a picture of a job; one of the same index goes first, should it be there.
 
         Args:
             id: The job.
@@ -270,11 +276,13 @@ class Store:
         """The job of that id, or None."""
         if not is_job_id(id):
             return None
-        return next(iter(self._records(select(_Job).where(_Job.id == id))), None)
+        with self._read() as session:
+            return next(_records(session, select(_Job).where(_Job.id == id)), None)
 
     def by_key(self, key: str) -> JobRecord | None:
         """The job with that idempotency key, or None."""
-        return next(iter(self._records(select(_Job).where(_Job.key == key))), None)
+        with self._read() as session:
+            return next(_records(session, select(_Job).where(_Job.key == key)), None)
 
     def find(
         self,
@@ -299,20 +307,19 @@ class Store:
         if statuses is not None:
             query = query.where(_Job.status.in_([_check_status(status) for status in statuses]))
         if text:
-            query = query.where(func.instr(func.casefold(_Job.prompt), text.casefold()) > 0)
-        if after is None:
-            return self._records(query)
-        if not is_job_id(after):
-            raise _unknown(after)
+            query = query.where(func.instr(_Job.searched, text.casefold()) > 0)
         with self._read() as session:
-            number = session.scalar(select(_Job.number).where(_Job.id == after))
-        if number is None:
-            raise _unknown(after)
-        return self._records(query.where(_Job.number < number))
+            if after is not None:
+                known = is_job_id(after) and session.scalar(select(_Job.number).where(_Job.id == after))
+                if not known:
+                    raise _unknown(after)
+                query = query.where(_Job.number < known)
+            return list(_records(session, query))
 
     def unfinished(self) -> list[JobRecord]:
         """The jobs that are queued or running, in the order in which they were put."""
-        return self._records(select(_Job).where(_Job.status.in_(UNFINISHED)).order_by(_Job.number))
+        with self._read() as session:
+            return list(_records(session, select(_Job).where(_Job.status.in_(UNFINISHED)).order_by(_Job.number)))
 
     def picture(self, id: str, index: int) -> Path | None:
         """The file of a picture; None if it is not kept, or if its file is gone or has not the bytes it had."""
@@ -342,22 +349,20 @@ class Store:
             How many jobs were removed.
         """
         has_ended = _Job.status.not_in(UNFINISHED)
-        size = func.coalesce(func.sum(_Picture.bytes), 0)
+        size = select(func.coalesce(func.sum(_Picture.bytes), 0))
+        of_job = size.where(_Picture.job == _Job.id).scalar_subquery()
+        going = []
         with self._lock:
             with self._read() as session:
                 jobs = session.scalar(select(func.count()).select_from(_Job).where(has_ended)) or 0
-                bytes = session.scalar(select(size)) or 0
-                oldest = session.execute(
-                    select(_Job.id, size)
-                    .outerjoin(_Picture)
-                    .where(has_ended)
-                    .group_by(_Job.number)
-                    .order_by(func.coalesce(_Job.finished_at, _Job.created_at), _Job.number)
-                )
-                going = []
-                while self._is_over(jobs, bytes) and (row := oldest.fetchone()):
-                    going.append(row[0])
-                    jobs, bytes = jobs - 1, bytes - row[1]
+                bytes = session.scalar(size) or 0
+                if self._is_over(jobs, bytes):
+                    oldest = select(_Job.id, of_job).where(has_ended).order_by(_Job.finished_at, _Job.number)
+                    for id, freed in session.execute(oldest.execution_options(yield_per=20)):  # no further than need be
+                        going.append(id)
+                        jobs, bytes = jobs - 1, bytes - freed
+                        if not self._is_over(jobs, bytes):
+                            break
             return self._forget(going)
 
     def _is_over(self, jobs: int, bytes: int) -> bool:
@@ -411,10 +416,6 @@ class Store:
         except (DBAPIError, sqlite3.Error) as error:
             raise StoreError(f"{self.file}: {getattr(error, 'orig', None) or error}.") from error
 
-    def _records(self, query: Select[_Job]) -> list[JobRecord]:
-        with self._read() as session:
-            return [job.record() for job in session.scalars(query.options(selectinload(_Job.pictures)))]
-
     def _look(self) -> bool:
         """Whether there is no database yet. One that is there is checked before anything is written to it.
 
@@ -450,33 +451,40 @@ class Store:
             )
         return False
 
-    def _files(self) -> Iterator[Path]:
+    def _files(self) -> Iterator[os.DirEntry[str]]:
         """Every file under `pictures/` with a name that we give: pictures, and what writing them was killed at."""
-        for path in self._pictures.glob("[A-Za-z0-9][A-Za-z0-9]/*"):
-            if _FILE.fullmatch(path.name):
-                yield path
+        for folder in self._pictures.glob("[A-Za-z0-9][A-Za-z0-9]"):
+            with os.scandir(folder) as entries:
+                yield from (entry for entry in entries if _FILE.fullmatch(entry.name))
 
     def _sweep(self) -> tuple[tuple[str, int], ...]:
-        """Remove files without a row, and tell of the rows without their file."""
+        """Remove files without a row, and tell of the rows without their file.
+
+        The row goes as well where its job has not ended, so that the picture is made again.
+        """
         with self._read() as session:
-            pictures = session.scalars(select(_Picture)).all()
-            rows = {self._path(one.job, one.index, one.format): (one.job, one.index, one.bytes) for one in pictures}
-        lost = dict(rows)
-        for path in self._files():
-            if path not in rows:
-                self._unlink([path])
-            elif path.stat().st_size == rows[path][2]:
-                del lost[path]
+            pictures = session.execute(select(_Picture.job, _Picture.index, _Picture.format, _Picture.bytes))
+            rows = {str(self._path(job, index, format)): (job, index, bytes) for job, index, format, bytes in pictures}
+        gone = dict(rows)
+        for file in self._files():
+            if file.path not in rows:
+                self._unlink([Path(file.path)])
+            elif file.stat().st_size == rows[file.path][2]:
+                del gone[file.path]
+        lost = [(job, index) for job, index, _ in gone.values()]
         if lost:
-            names = ", ".join(path.name for path in list(lost)[:10]) + (", ..." if len(lost) > 10 else "")
+            names = ", ".join(Path(path).name for path in list(gone)[:10]) + (", ..." if len(lost) > 10 else "")
             _log.warning("%d pictures of %s are gone, or not whole: %s.", len(lost), self._pictures, names)
-        return tuple((job, index) for job, index, _ in lost.values())
+            unfinished = select(_Job.id).where(_Job.status.in_(UNFINISHED))
+            with self._write() as session:
+                for id, index in lost:
+                    session.execute(delete(_Picture).where(*_one(id, index), _Picture.job.in_(unfinished)))
+        return tuple(lost)
 
 
 def _prepare(connection: sqlite3.Connection, _record: object) -> None:
     """Set up a new connection."""
     connection.isolation_level = None  # `_begin` begins transactions: the module itself leaves reads out of them
-    connection.create_function("casefold", 1, str.casefold, deterministic=True)
     connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA journal_mode = WAL")
@@ -487,6 +495,10 @@ def _prepare(connection: sqlite3.Connection, _record: object) -> None:
 
 def _begin(connection: Connection) -> None:
     connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+
+def _records(session: Session, query: Select[_Job]) -> Iterator[JobRecord]:
+    return (job.record() for job in session.scalars(query.options(selectinload(_Job.pictures))))
 
 
 def _one(id: str, index: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
