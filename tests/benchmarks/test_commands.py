@@ -13,6 +13,7 @@ TINY = {
     "ablation, profile": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--profile"],
     "full": ["--tiny", "--rounds", "1", "--steps", "2", "--no-compile"],
     "kernels": ["--dtype", "bfloat16", "--tokens", "9", "--rounds", "1", "--no-compile"],
+    "previews": ["--rounds", "1", "--pictures", "1"],
     "products": ["--rounds", "1"],
     "caption_cache": ["--rounds", "1", "--gigabytes", "0.001", "--pixels", "32"],
     "attention": ["--rounds", "1", "--lengths", "8", "16"],

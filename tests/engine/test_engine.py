@@ -353,6 +353,47 @@ def test_pictures_come_with_the_events_that_finish_and_previews_between(denoiser
     assert len(images) == 3 and images[-1] == float(request.latents.mean()) and events[-1].image == images[-1]
 
 
+def test_previews_are_made_by_a_function_of_their_own_where_there_is_one(denoiser, make_request):
+    made = []
+
+    def preview(request, latents):
+        made.append((request.step, torch.equal(latents, request.estimate)))
+        return latents.sum()
+
+    engine = Engine(denoiser, decode=lambda request, latents: latents.mean(), preview=preview, preview_every=2)
+    request = engine.add(make_request(1, steps=5))
+    images = [event.image for event in engine.run() if event.image is not None]
+
+    assert made == [(2, True), (4, True)] and len(images) == 3
+    assert images[-1] == request.latents.mean()
+
+
+def test_previews_need_no_pictures(denoiser, make_request):
+    engine = Engine(denoiser, preview=lambda request, latents: latents.sum(), to_image=float, preview_every=1)
+    engine.add(make_request(1, steps=3))
+    images = [event.image for event in engine.run()]
+
+    assert [type(image) for image in images if image is not None] == [float, float] and images[-1] is None
+
+
+def test_a_request_may_have_an_interval_of_its_own(denoiser, make_request):
+    engine = Engine(denoiser, decode=lambda request, latents: latents, preview_every=3)
+    wanted = {0: [], 1: [1, 2, 3, 4, 5], 2: [2, 4], None: [3]}
+    requests = {engine.add(make_request(1, steps=6, preview_every=every)): steps for every, steps in wanted.items()}
+    seen = {request: [] for request in requests}
+    for event in engine.run():
+        if event.kind == "step" and event.image is not None:
+            seen[event.request].append(event.step)
+
+    assert seen == requests
+
+
+def test_a_request_for_previews_is_refused_where_there_are_none(engine, make_request):
+    with pytest.raises(ValueError, match="has a `preview_every` of 2, and this engine makes no pictures"):
+        engine.add(make_request(1, preview_every=2))
+    engine.add(make_request(1, steps=1, preview_every=0))
+
+
 def test_a_picture_that_cannot_be_decoded_fails_its_request_alone(denoiser, make_request):
     def decode(request, latents):
         if request.id == "bad":
@@ -685,6 +726,8 @@ def test_what_is_no_function_is_refused(denoiser):
         Engine(denoiser, decode=5)
     with pytest.raises(TypeError, match="`to_image` is 'pil': give a function"):
         Engine(denoiser, to_image="pil")
+    with pytest.raises(TypeError, match="`preview` is 'linear': give a function"):
+        Engine(denoiser, preview="linear")
 
 
 @pytest.mark.parametrize("value", ["x", None, 5, []])

@@ -12,7 +12,7 @@ from .request import Request
 
 
 class Decoder:
-    """Makes pictures of requests; see `Engine` for `decode` and `to_image`.
+    """Makes pictures of requests; see `Engine` for `decode`, `to_image` and `preview`.
 
     Attributes:
         waiting: requests whose pictures are to be told, each with what the device decodes once it has been handed over.
@@ -23,15 +23,22 @@ class Decoder:
         decode: Callable[[Request, Tensor], Tensor] | None,
         to_image: Callable[[Tensor], Any] | None,
         side: SideStream,
+        preview: Callable[[Request, Tensor], Tensor] | None = None,
     ) -> None:
         self.waiting: dict[Request, Pending[Any] | None] = {}
         self._decode = decode
         self._to_image = to_image or (lambda tensor: tensor)
         self._side = side
+        self._preview = preview or decode
+
+    @property
+    def previews(self) -> bool:
+        """Whether there is something to make previews with."""
+        return self._preview is not None
 
     def preview(self, request: Request) -> Any:
-        """A picture of the clean latents as the last step estimates them; None without `decode`."""
-        return None if self._decode is None else self._to_image(self._decode(request, request.estimate))
+        """A picture of the clean latents as the last step estimates them; None where there is nothing to make it."""
+        return None if self._preview is None else self._to_image(self._preview(request, request.estimate))
 
     def pictures(self, wait: bool) -> Iterator[tuple[Request, Any, Exception | None]]:
         """Hand all that wait to the device; pictures that are ready, or what they failed from.

@@ -48,8 +48,9 @@ class Engine:
         decode: Makes a tensor of a request's latents `(image_tokens, channels)`, without waiting for the device. Runs
             beside the steps where the device can.
         to_image: Makes of that tensor what events carry; may wait for the device.
-        preview_every: Give every so many steps a preview of the clean picture as estimated by then; 0 for none. Needs
-            `decode`.
+        preview_every: Give every so many steps a preview of the clean picture as estimated by then, of requests that
+            have no interval of their own; 0 for none. Needs `decode` or `preview`.
+        preview: Makes the tensor of a preview, as `decode` that of a picture, and in its place.
 
     Raises:
         TypeError: a limit that is no whole number, or a function that is none.
@@ -67,12 +68,13 @@ class Engine:
         decode: Callable[[Request, Tensor], Tensor] | None = None,
         to_image: Callable[[Tensor], Any] | None = None,
         preview_every: int = 0,
+        preview: Callable[[Request, Tensor], Tensor] | None = None,
     ) -> None:
         if max_request_tokens is not None:
             whole("max_request_tokens", max_request_tokens, 1, ", or None for no limit")
-        if whole("preview_every", preview_every, 0, ", where 0 gives no previews") and decode is None:
-            raise ValueError(f"`preview_every` is {preview_every}: previews need `decode`.")
-        for name, function in (("decode", decode), ("to_image", to_image)):
+        if whole("preview_every", preview_every, 0, ", where 0 gives no previews") and not (decode or preview):
+            raise ValueError(f"`preview_every` is {preview_every}: previews need `decode` or `preview`.")
+        for name, function in (("decode", decode), ("to_image", to_image), ("preview", preview)):
             if function is not None and not callable(function):
                 raise TypeError(f"`{name}` is {function!r}: give a function, or None.")
         self.denoiser = denoiser
@@ -88,8 +90,7 @@ class Engine:
         self._events: deque[Event] = deque()
         self._ahead: tuple[Request, Pending[Any]] | None = None  # contexts of the request that is to start next
         self._side = SideStream(denoiser.device)
-        retried = None if decode is None else lambda *given: denoiser.retried(lambda: decode(*given))
-        self._decoder = Decoder(retried, to_image, self._side)
+        self._decoder = Decoder(self._retried(decode), to_image, self._side, self._retried(preview))
 
     @property
     def max_tokens(self) -> int | None:
@@ -120,8 +121,8 @@ class Engine:
 
         Raises:
             TypeError: if it is no request.
-            ValueError: if it is finished, is here or in another engine already, needs a branch that is missing, or is
-                too large.
+            ValueError: if it is finished, is here or in another engine already, needs a branch that is missing, is too
+                large, or asks for previews that this engine cannot make.
         """
         self._check(request)
         with self._change():
@@ -138,6 +139,11 @@ class Engine:
             raise ValueError(f"{request} is {request.status}: make a new one.")
         if request.engine is not None and request.engine() not in (None, self):
             raise ValueError(f"{request} is in another engine: it takes one step at a time. Make a new one.")
+        if request.preview_every and not self._decoder.previews:
+            raise ValueError(
+                f"{request} has a `preview_every` of {request.preview_every}, and this engine makes no pictures: give"
+                ' `pipe.engine` an `output_type` of pictures, such as "pil".'
+            )
         self.denoiser.check(request)
         largest = max(request.tokens_of(step) for step in range(request.step, request.steps))
         if self.max_request_tokens is not None and largest > self.max_request_tokens:
@@ -322,6 +328,10 @@ class Engine:
                     self._tell("started", request)
             return [request for request in requests if not request.given_up]
 
+    def _retried(self, make: Callable[[Request, Tensor], Tensor] | None) -> Callable[[Request, Tensor], Tensor] | None:
+        """What makes pictures, tried once more where memory runs out."""
+        return None if make is None else lambda *given: self.denoiser.retried(lambda: make(*given))
+
     def _contexts(self, prepare: Callable[[], T], request: Request) -> T:
         """What `prepare` makes for a request, or has made ahead."""
         ahead = self._ahead
@@ -421,7 +431,8 @@ class Engine:
         # On a device each look would wait for it: there the last step tells.
         if request.status == "done" or request.latents.device.type == "cpu":
             request.check()
-        due = self.preview_every and request.step % self.preview_every == 0 and request.status != "done"
+        every = self.preview_every if request.preview_every is None else request.preview_every
+        due = every and request.step % every == 0 and request.status != "done"
         return self._decoder.preview(request) if due and request in self._scheduler else None
 
     def _prepare_ahead(self) -> None:

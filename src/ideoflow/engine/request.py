@@ -48,6 +48,8 @@ class Request:
         cancelled: Whether it was given up.
         velocity: Guided velocity of its last step; None before the first.
         settings: What makes the picture again (`ideoflow.provenance`); None where nothing is known of it.
+        preview_every: Steps from one preview to the next, where its engine makes any; 0 for none, None for the
+            engine's own interval.
         engine: The engine that it has been added to, as long as it has steps before it there.
         started: Whether that engine has told of its start.
     """
@@ -71,6 +73,7 @@ class Request:
     cancelled: bool = False
     velocity: Tensor | None = None
     settings: dict[str, Any] | None = None
+    preview_every: int | None = None
     engine: weakref.ref[Any] | None = field(default=None, init=False, repr=False)
     started: bool = field(default=False, init=False, repr=False)
 
@@ -91,6 +94,8 @@ class Request:
             raise ValueError(f"{self}: `priority` is {self.priority!r}: give a number; higher goes first.")
         if self.deadline is not None and not _is_finite_number(self.deadline):
             raise ValueError(f"{self}: `deadline` is {self.deadline!r}: give a time of `time.monotonic()`, or None.")
+        if self.preview_every is not None:
+            self.preview_every = whole("preview_every", self.preview_every, 0, ", or None for the engine's")
         self._check_contexts()
         tokens = self.image_tokens
         if self.latents.ndim != 2 or self.latents.shape[0] != tokens:

@@ -7,6 +7,8 @@ request which tensors there are has to do.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import operator
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,6 +63,31 @@ def contents_key(module: nn.Module) -> Hashable | None:
             parts.append((name, tuple((each.dtype, each.shape) for each in own)))
             tensors += own
     return tuple(parts), _autocast_key(tensors), _checksums(tensors)
+
+
+def contents_digest(module: nn.Module) -> str | None:
+    """A digest of a model's configuration and of what its weights hold, the same in every process and on every device.
+
+    Counts every parameter and buffer by name, type, shape and a checksum of 64 bits. Waits for the device.
+
+    Returns:
+        64 hexadecimal digits, or None where none can tell, as `contents_key`.
+    """
+    total = hashlib.sha256()
+    config = {key: value for key, value in getattr(module, "config", {}).items() if not key.startswith("_")}
+    total.update(json.dumps(config, sort_keys=True, default=str).encode())  # tuples as lists, which files have
+    tensors: list[Tensor] = []
+    for place, part in module.named_modules():
+        if _hooks_key(part) is None:
+            return None
+        for name, tensor in chain(part._parameters.items(), part._buffers.items()):
+            if tensor is not None and (tensor.is_meta or tensor.numel() == 0):
+                return None
+            own = list(_plain_tensors(tensor))
+            total.update(repr((place, name, [(str(each.dtype), tuple(each.shape)) for each in own])).encode())
+            tensors += own
+    total.update(repr(_checksums(tensors)).encode())
+    return total.hexdigest()
 
 
 def keep_contents_key(module: nn.Module) -> None:

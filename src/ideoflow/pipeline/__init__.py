@@ -6,7 +6,14 @@ from .._imports import lazily
 
 if TYPE_CHECKING:
     from .pipeline import Ideogram4Pipeline, Ideogram4PipelineOutput
+    from .preview_map import PreviewMap, preview_map_of
 
-__all__ = ["Ideogram4Pipeline", "Ideogram4PipelineOutput"]
+__all__ = ["Ideogram4Pipeline", "Ideogram4PipelineOutput", "PreviewMap", "preview_map_of"]
 
-__getattr__ = lazily(__name__, {".pipeline": ("Ideogram4Pipeline", "Ideogram4PipelineOutput")})
+__getattr__ = lazily(
+    __name__,
+    {
+        ".pipeline": ("Ideogram4Pipeline", "Ideogram4PipelineOutput"),
+        ".preview_map": ("PreviewMap", "preview_map_of"),
+    },
+)

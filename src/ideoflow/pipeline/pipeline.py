@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -48,6 +48,7 @@ from .decoding import check_output_type, decode, explained, pictures_of, stack
 from .noise import prepare_latents
 from .origin import Origin
 from .padded import padded_rows
+from .preview_map import PreviewMap, linear_previews
 from .requests import RequestMaker
 from .sharing import arguments_from
 from .text_cache import TextCache
@@ -276,6 +277,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         priority: int = 0,
         adapters: Mapping[str, float] | None = None,
         deadline: float | None = None,
+        preview_every: int | None = None,
         **more: Any,
     ) -> list[Request]:
         """Make the requests of a call without running them: what an engine steps, alone or among others.
@@ -292,6 +294,8 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
                 otherwise: requests of several sets can be in one engine, which takes them in turn. Empty for none of
                 them, None for those that are active at each step.
             deadline: Time of `time.monotonic()` at which a request fails that is not done.
+            preview_every: Steps from one preview to the next, in an engine that makes pictures; 0 for none, None for
+                the engine's own interval.
 
         Returns:
             `num_images_per_prompt` requests for each prompt, in the order of the prompts. Arguments and errors as in
@@ -310,7 +314,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             unit=self._unit,
             limits=self.config.get("side_limits"),
         )
-        requests = maker.make(drawing, prompt_features, defer, priority, adapters, deadline)
+        requests = maker.make(drawing, prompt_features, defer, priority, adapters, deadline, preview_every)
         self._origin.warn_of_unplaced(dict.fromkeys(one.settings["caption"] for one in requests if one.settings))
         return requests
 
@@ -324,6 +328,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         max_request_tokens: int | None = None,
         output_type: str = "latent",
         preview_every: int = 0,
+        previews: Literal["decoded", "linear"] | PreviewMap = "decoded",
     ) -> Engine:
         """A new engine over this pipeline's transformers.
 
@@ -336,7 +341,11 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             max_request_tokens: Refuse requests of which one step has more tokens.
             output_type: What "finished" events carry: "pil", "np" or "pt" for a picture, "latent" for nothing beside
                 the request, whose `latents` are there anyway.
-            preview_every: Give every so many steps a preview of that type; 0 for none.
+            preview_every: Give every so many steps a preview of that type; 0 for none. Requests may have intervals of
+                their own.
+            previews: How these are made: "decoded" by the autoencoder, which takes as long as the picture; "linear" by
+                a `PreviewMap`, in milliseconds, with one pixel for 8 x 8 of the picture's. The map is fitted here, in
+                a second for the bundled model; give one of `preview_map_of(pipe.vae, folder)` to keep it in a file.
 
         Raises:
             TypeError: naming the argument that is of another type.
@@ -346,8 +355,9 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         if max_tokens is None and self.plan is not None:
             max_tokens = self.plan.max_tokens
         decodes = output_type != "latent"
-        if preview_every and not decodes:
-            raise ValueError('`preview_every` needs an `output_type` of pictures: "pil", "np" or "pt".')
+        for name, given in (("preview_every", preview_every != 0), ("previews", previews != "decoded")):
+            if given and not decodes:
+                raise ValueError(f'`{name}` needs an `output_type` of pictures: "pil", "np" or "pt".')
         return Engine(
             self._denoiser(attention_kwargs, cuda_graphs=self._cuda_graphs),
             max_tokens=max_tokens,
@@ -357,6 +367,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             decode=self._decode_one if decodes else None,
             to_image=lambda picture: self.image_processor.postprocess(picture[None], output_type=output_type)[0],
             preview_every=preview_every,
+            preview=linear_previews(self.vae, previews),
         )
 
     def decode_requests(self, requests: Sequence[Request], output_type: str = "pil") -> Any:

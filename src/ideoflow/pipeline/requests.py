@@ -58,15 +58,21 @@ class RequestMaker:
         priority: int = 0,
         adapters: Mapping[str, float] | None = None,
         deadline: float | None = None,
+        preview_every: int | None = None,
     ) -> list[Request]:
         """Requests of each prompt, in order; arguments as in `Ideogram4Pipeline.make_requests`."""
+        if preview_every is not None:
+            whole("preview_every", preview_every, 0, ", or None for the engine's")
         chosen = (
             None
             if adapters is None
             else tuple((name, finite(f"adapters[{name!r}]", weight)) for name, weight in sorted(adapters.items()))
         )
         with self._adapted(chosen):
-            return self._make(drawing, features, defer, adapters=chosen, priority=priority, deadline=deadline)
+            return self._make(
+                drawing, features, defer,
+                adapters=chosen, priority=priority, deadline=deadline, preview_every=preview_every,
+            )  # fmt: skip
 
     def _make(
         self, drawing: Drawing, features: Sequence[Tensor] | None, defer: bool, adapters: Adapters, **attributes: Any
