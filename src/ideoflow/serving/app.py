@@ -60,7 +60,9 @@ def create_app(settings: ServerSettings) -> FastAPI:
                 await asyncio.get_running_loop().run_in_executor(None, app.state.jobs.close)
             store.close()
 
-    app = FastAPI(title="ideoflow", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="ideoflow", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.state.jobs, app.state.failure, app.state.metrics = None, None, metrics
     app.state.settings = settings
     app.state.told = tell(settings, ready=False)

@@ -16,6 +16,7 @@ from .api_errors import ApiError
 from .server_settings import ServerSettings
 
 MOST_HEADERS = 32 * 1024  # bytes of all headers but the key
+POURED = 64 * 2**20  # bytes of a body that is too large which are read before it is answered
 DEPTH = 64  # of JSON: captions have no more either
 TEXTS, BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL), re.compile(rb"[][{}]")  # of JSON
 OPEN = ("/health/live", "/health/ready")  # without a key, as are the page's own files
@@ -73,6 +74,8 @@ class Guard:
             self._check(scope)
             receive = await self._checked_body(scope, receive)
         except ApiError as error:
+            if error.status == 413:
+                await _pour_away(receive)
             await answer(error, send)
             return
         await self._app(scope, receive, send)
@@ -194,6 +197,16 @@ def _too_large(most: int) -> ApiError:
     return ApiError(
         413, f"The body is too large: {most} bytes is the most.", code="body_too_large", headers={"Connection": "close"}
     )
+
+
+async def _pour_away(receive: Receive) -> None:
+    """Read what a client is still sending, within bounds: before it is done, few clients look at the answer."""
+    got = 0
+    while got < POURED:
+        message = await receive()
+        got += len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return
 
 
 def _counted(receive: Receive, most: int) -> Receive:

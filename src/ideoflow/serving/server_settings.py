@@ -46,7 +46,7 @@ class ServerSettings(BaseModel):
         log_json: whether each line of the log is a JSON object.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     model: str = SKETCH
     base: str | None = None
