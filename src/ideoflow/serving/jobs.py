@@ -135,6 +135,7 @@ class Jobs:
             max_tokens=served.settings.max_tokens,
             output_type="pil",
             preview_every=1,
+            previews="linear",
         )
         self._worker = Worker(engine, self._hear, metrics.count_pass)
         metrics.watch(self)
@@ -421,6 +422,7 @@ class Jobs:
                 priority=settled.priority,
                 adapters=dict(settled.adapters) if self.served.adapters else None,
                 deadline=None if settled.timeout is None else time.monotonic() + settled.timeout,
+                preview_every=settled.preview_every,
                 **options,
             )
         except (ValueError, TypeError) as error:
