@@ -53,6 +53,7 @@ LIGHT = {
             ["--format", "gif"],
             ["--out", "~no-such-user/a.png"],
             ["--seed", "-1"],
+            ["--negative-prompt", "dull"],
             ["missing.json"],
             ["~no-such-user/x.json"],
         )
@@ -78,6 +79,7 @@ LIGHT = {
             ["train", "--data", ".", "--preview-size", "9x9"],
             ["train", "nowhere.toml"],
             ["train"],
+            ["train", "--data", ".", "--learning-rate", "1"],
             ["convert", "nowhere", "new", "--to", "diffusers"],
             ["convert", "sketch", ".", "--to", "diffusers"],
             ["convert", "sketch", "new", "--to", "diffusers", "--dtype", "int2"],
