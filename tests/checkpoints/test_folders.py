@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
-from ideoflow.checkpoints import CheckpointError, hub, lora_files
+from ideoflow.checkpoints import CheckpointError, hub
 from ideoflow.checkpoints.hub import check_id
 from ideoflow.pipeline.autoencoder import Autoencoder
 from ideoflow.pipeline.qwen3_vl import Qwen3VLModel
@@ -210,8 +210,7 @@ def test_without_a_connection_what_was_asked_for_is_named(loaded_pipeline, monke
 
     monkeypatch.setattr(HfApi, "list_repo_files", unreachable)
     monkeypatch.setattr(Ideogram4Pipeline, "download", unreachable)
-    for module in (hub, lora_files):
-        monkeypatch.setattr(module, "hf_hub_download", unreachable)
+    monkeypatch.setattr(hub, "hf_hub_download", unreachable)
     with pytest.raises(CheckpointError, match=r"someone/style.*cannot be fetched \(ConnectError: .*not known\)"):
         load(loaded_pipeline, "someone/style")
 

@@ -9,6 +9,9 @@ from typing import Any, Self
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from torch import Tensor, nn
 
+from ..checkpoints import pretrained
+from ..checkpoints.lora_model import load_adapter
+from ..checkpoints.save import save_model
 from ..ops.factored import factored_adapters
 from ..ops.merging import check_mergeable
 
@@ -45,8 +48,6 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
             CheckpointError: a ValueError: weights that could not be opened again (adapters' wrappers, GGUF's blocks,
                 int8 of `pipe.quantize`, offloaded ones), or a folder that cannot be written.
         """
-        from ..checkpoints.save import save_model
-
         options = {"variant": variant, "max_shard_size": max_shard_size, "push_to_hub": push_to_hub, **kwargs}
         save_model(
             self, super().save_pretrained, save_directory, is_main_process, safe_serialization, use_flashpack, **options
@@ -68,9 +69,7 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
         Raises:
             CheckpointError: a ValueError that names the file, and the tensor, that cannot be used.
         """
-        from ..checkpoints.pretrained import from_pretrained
-
-        return from_pretrained(cls, super().from_pretrained, pretrained_model_name_or_path, **kwargs)
+        return pretrained.from_pretrained(cls, super().from_pretrained, pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path_or_dict: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -82,9 +81,7 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
                 file that holds both. Without `config`, a `config.json` beside the file is taken, or its header's, or
                 what the shapes tell.
         """
-        from ..checkpoints.pretrained import from_single_file
-
-        return from_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs)
+        return pretrained.from_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs)
 
     def load_lora_adapter(
         self,
@@ -108,8 +105,6 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
             CheckpointError: a ValueError that names the file and the tensor that cannot be used.
             ValueError: an adapter name that is taken.
         """
-        from ..checkpoints.lora_model import load_adapter
-
         load_adapter(
             self, super().load_lora_adapter, pretrained_model_name_or_path_or_dict, prefix, hotswap=hotswap, **kwargs
         )

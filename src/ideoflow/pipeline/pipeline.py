@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import latents as latent_tokens
 from .._imports import warn_renamed
-from ..checkpoints.lora_files import LoraSource
+from ..checkpoints.lora_model import LoraSource
 from ..checkpoints.save import save_pipeline
 from ..checks import whole
 from ..engine import Denoiser, Engine, Policy, Request
