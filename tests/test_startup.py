@@ -80,6 +80,8 @@ LIGHT = {
             ["train", "nowhere.toml"],
             ["train"],
             ["train", "--data", ".", "--learning-rate", "1"],
+            ["train", "--data", ".", "--targets", "nonsense"],
+            ["train", "--data", ".", "--previews", "nowhere.json"],
             ["convert", "nowhere", "new", "--to", "diffusers"],
             ["convert", "sketch", ".", "--to", "diffusers"],
             ["convert", "sketch", "new", "--to", "diffusers", "--dtype", "int2"],
