@@ -102,6 +102,7 @@ def test_a_dry_run_plans_and_leaves_only_the_cache(data, tmp_path):
         (["--data", "DATA", "--optimizer", "sgd"], "adamw"),
         (["--data", "DATA", "--schedule", "up"], "cosine"),
         (["--data", "DATA", "--preview-size", "big"], "WIDTHxHEIGHT"),
+        (["--data", "DATA", "--preview-steps", "1001"], "less than or equal to 1000"),
         (["no-such.toml"], "no-such.toml"),
         (["a.toml", "b.toml"], "too many"),
     ],

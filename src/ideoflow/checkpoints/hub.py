@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,53 @@ def local_folder(path: str | os.PathLike[str], subfolder: str | None, variant: s
         return folder / subfolder if subfolder else folder
     check_id(path)
     inside = f"{subfolder}/" if subfolder else ""
-    with fetching(path):
-        names = None
-        if not hub.get("local_files_only"):
-            names = HfApi(token=hub.get("token")).list_repo_files(str(path), revision=hub.get("revision"))
+
+    def fetch(names: list[str] | None, hub: Mapping[str, Any]) -> Path:
         patterns = [f"{inside}config.json", *_weights(names, inside, variant)] if names else [f"{inside}*"]
         return Path(snapshot_download(str(path), allow_patterns=patterns, **hub)) / (subfolder or "")
+
+    return _fetched(path, str(path), hub, fetch)
+
+
+def _fetched(
+    path: str | os.PathLike[str],
+    repository: str,
+    hub: Mapping[str, Any],
+    fetch: Callable[[list[str] | None, Mapping[str, Any]], Path],
+) -> Path:
+    """What `fetch` gives for the names of a repository's files, or for None where the cache alone is looked into.
+
+    The hub is asked once. Where it cannot be reached, huggingface_hub's downloads would try for half a minute.
+
+    Args:
+        path: what the user asked for, for messages.
+        repository: its name.
+        hub: arguments of `huggingface_hub`.
+        fetch: called with the names and with the arguments for fetching.
+
+    Raises:
+        CheckpointError: what neither the hub nor its cache gives.
+    """
+    with fetching(path):
+        if hub.get("local_files_only"):
+            return fetch(None, hub)
+        try:
+            found = HfApi(token=hub.get("token")).model_info(repository, revision=hub.get("revision"))
+        except Exception as error:
+            if not _is_of_the_way(error):
+                raise
+            try:
+                return fetch(None, {**hub, "local_files_only": True})
+            except LocalEntryNotFoundError:
+                raise error from None
+        return fetch([file.rfilename for file in found.siblings or ()], hub)
+
+
+def _is_of_the_way(error: Exception) -> bool:
+    """Whether an error is about the way to the hub, and not the hub's answer."""
+    # Where there is no connection the hub's library lets its HTTP library's errors out; which one that is changes.
+    kinds = isinstance(error, (OfflineModeIsEnabled, OSError)) or type(error).__module__.startswith("httpx")
+    return kinds and not isinstance(error, HfHubHTTPError)
 
 
 def check_id(path: str | os.PathLike[str]) -> None:
@@ -91,8 +132,7 @@ def fetching(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Where there is no connection the hub's library lets its HTTP library's errors out; which one that is changes.
-        if not isinstance(error, HUB_ERRORS) and not type(error).__module__.startswith("httpx"):
+        if not isinstance(error, HUB_ERRORS) and not _is_of_the_way(error):
             raise
         reason = str(error).strip().splitlines()
         address = str(path).startswith(("http://", "https://"))
@@ -110,8 +150,7 @@ def local_file(path: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
             raise CheckpointError(f"{path} is no address of a hub's file: fetch it yourself, and give its path.")
         return Path(path).expanduser()
     name, revision, file = match.groups()
-    with fetching(path):
-        return Path(hf_hub_download(name, file, **{"revision": revision, **hub}))
+    return _fetched(path, name, {"revision": revision, **hub}, lambda _, hub: Path(hf_hub_download(name, file, **hub)))
 
 
 def _weights(names: list[str], inside: str, variant: str | None) -> list[str]:
@@ -181,11 +220,15 @@ def _choose_lora(where: str, names: list[str]) -> str:
 
 def _fetched_lora(repository: str, weight_name: str | None, subfolder: str | None, hub: Mapping[str, Any]) -> Path:
     inside = f"{subfolder}/" if subfolder else ""
-    with fetching(repository):
-        if weight_name is None and hub.get("local_files_only"):
-            weight_name = LORA_NAMES[0]
-        elif weight_name is None:
-            names = HfApi(token=hub.get("token")).list_repo_files(repository, revision=hub.get("revision"))
-            here = [name.removeprefix(inside) for name in names if name.startswith(inside)]
-            weight_name = _choose_lora(repository, [name for name in here if "/" not in name])
-        return Path(hf_hub_download(repository, inside + weight_name, **hub))
+
+    def fetch(names: list[str] | None, hub: Mapping[str, Any]) -> Path:
+        name = weight_name
+        if name is None:
+            if names is None:  # what is in the cache
+                folder = Path(snapshot_download(repository, **hub))
+                names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+            here = [one.removeprefix(inside) for one in names if one.startswith(inside)]
+            name = _choose_lora(repository, [one for one in here if "/" not in one])
+        return Path(hf_hub_download(repository, inside + name, **hub))
+
+    return _fetched(repository, repository, hub, fetch)
