@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: a tiny random pipeline in the reference folder layout."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLModel
 
 from tests.small import LATENT_CHANNELS, autoencoder
+from tests.warm import command
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -84,6 +86,13 @@ def transformer_config() -> dict:
         rope_theta=10_000,
         mrope_section=(4, 2, 2),
     )
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[list[str]]:
+    """What to write in place of `python` to run it in a process that has imported everything already."""
+    with command() as words:
+        yield words
 
 
 @pytest.fixture(scope="session")

@@ -305,14 +305,16 @@ print("done", flush=True)
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.long)])
-def test_a_killed_conversion_leaves_all_or_nothing(tmp_path, kills):
+def test_a_killed_conversion_leaves_all_or_nothing(tmp_path, warm, kills):
     """Killed at random moments of its duration: the destination is absent or whole, and the next run succeeds."""
     model = random_model(11, num_layers=24)
     model.save_pretrained(tmp_path / "a")
     wanted = original_weights(model.state_dict())
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
 
     def start() -> subprocess.Popen:
-        command = [sys.executable, "-c", KILLED, str(tmp_path / "a"), str(tmp_path / "b")]
+        command = [*warm, script, str(tmp_path / "a"), str(tmp_path / "b")]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert process.stdout.readline() == "ready\n"
         return process
@@ -330,10 +332,11 @@ def test_a_killed_conversion_leaves_all_or_nothing(tmp_path, kills):
         process = start()
         time.sleep(moments.uniform(0, duration))
         os.kill(process.pid, signal.SIGKILL)
-        stopped += process.wait() == -signal.SIGKILL
+        process.communicate()
+        stopped += process.returncode == -signal.SIGKILL
         if (tmp_path / "b").exists():
             assert same_bits(all_of(tmp_path / "b"), wanted) and (tmp_path / "b" / "config.json").is_file()
     assert stopped >= kills // 2  # else the moments were too late to mean anything
     convert(tmp_path / "a", tmp_path / "b", "original", overwrite=True)
     assert same_bits(all_of(tmp_path / "b"), wanted)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "script.py"]
