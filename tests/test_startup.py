@@ -156,8 +156,7 @@ def test_a_refusal_says_what_to_give(done, name, advice):
 
 QUIET = {
     "import ideoflow": "import ideoflow; [getattr(ideoflow, name) for name in ideoflow.__all__]",
-    "sketch.load": "from ideoflow import sketch; sketch.load()",
-    "from_pretrained": "from ideoflow import Ideogram4Pipeline as P, sketch; P.from_pretrained(sketch.path())",
+    "loading": "from ideoflow import Ideogram4Pipeline as P, sketch; sketch.load(); P.from_pretrained(sketch.path())",
 }
 
 
