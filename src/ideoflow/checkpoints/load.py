@@ -52,16 +52,16 @@ def load_transformer(
         checkpoint: from `open_checkpoint`.
         model_class: the class to make, `Ideogram4Transformer2DModel` or one derived from it. A call without it, as it
             was once written, is answered with the new one.
-        dtype: of the weights that are not stored in few bits, and of what is computed.
+        dtype: the type of the weights that are not stored in few bits, and of what is computed.
         device: to put them on.
         dequantize: expand the weights that are stored in few bits to `dtype`; False keeps those of linear layers as
             they are, where a layer for them can be had.
         text_projection: whether to load the projection of text features, which the unconditional branch has and never
             uses: 0.49 GB in bfloat16. Without it, it stays in the file until the model is saved.
         check: look for values that are not finite, which takes a pass over the weights.
-        quantization_config: of diffusers, for bitsandbytes, torchao and others: what quantizes each weight of a linear
-            layer, expanded from whatever form it is stored in. For a GGUF file, a `GGUFQuantizationConfig`, whose
-            `compute_dtype` takes the place of `dtype`. Weights that are stored as bitsandbytes' 4 bits stay so.
+        quantization_config: diffusers' kind, for bitsandbytes, torchao and others: what quantizes each weight of a
+            linear layer, expanded from whatever form it is stored in. For a GGUF file, a `GGUFQuantizationConfig`,
+            whose `compute_dtype` takes the place of `dtype`. Weights that are stored as bitsandbytes' 4 bits stay so.
 
     Returns:
         The model, in evaluation mode.
@@ -132,7 +132,7 @@ def fill(
         module: on the meta device.
         source: the files.
         weights: what fills each parameter.
-        dtype: of the floating-point tensors, and of what is computed.
+        dtype: the type of the floating-point tensors, and of what is computed.
         device: to put them on.
         keep: whether a linear layer of that name keeps a weight in few bits as it is stored, where a layer for it can
             be had; None for none, so that all are expanded.

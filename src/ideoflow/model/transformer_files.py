@@ -39,10 +39,10 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
             save_function: Not used, as in diffusers.
             safe_serialization: True; pickles are not written, since none are opened.
             variant: Part of the files' names, such as "fp16".
-            max_shard_size: Of a file, in bytes or as "5GB".
+            max_shard_size: The largest file, in bytes or as "5GB".
             push_to_hub: Whether to upload what was written.
             use_flashpack: Refused: its files are not opened here.
-            kwargs: Of the upload.
+            kwargs: Arguments of the upload.
 
         Raises:
             CheckpointError: a ValueError: weights that could not be opened again (adapters' wrappers, GGUF's blocks,

@@ -47,7 +47,7 @@ def as_own(name: str, model: Any) -> Any:
     What changes the parameters in place changes them for both, moving and casting either of the two included.
 
     Args:
-        name: Of the component, for messages.
+        name: The component's, for messages.
         model: The component.
 
     Raises:
