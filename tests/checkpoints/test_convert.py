@@ -26,6 +26,7 @@ from ideoflow.checkpoints import convert as module
 from ideoflow.checkpoints.convert import convert
 from ideoflow.checkpoints.replace import in_place
 from ideoflow.checkpoints.write import DTYPES, Entry, bits, write_safetensors
+from ideoflow.files import MACHINE
 
 from .forms import (
     SMALL,
@@ -222,10 +223,10 @@ def test_a_folder_whose_replacing_was_cut_short_comes_back(tmp_path):
     """Killed between the two renames, by a process that is gone."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    old = tmp_path / f".b.{gone.pid}-0.replaced"
+    old = tmp_path / f".b.{gone.pid}-0-{MACHINE}.replaced"
     old.mkdir()
     (old / "config.json").write_text("kept")
-    (tmp_path / f".b.{gone.pid}-0.partial").mkdir()
+    (tmp_path / f".b.{gone.pid}-0-{MACHINE}.partial").mkdir()
     with pytest.raises(RuntimeError), in_place(tmp_path / "b", overwrite=True):
         raise RuntimeError
     assert (tmp_path / "b" / "config.json").read_text() == "kept"

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ideoflow import sketch
+from ideoflow.files import MACHINE
 from ideoflow.latents import encode
 from ideoflow.text_encoder import encode_captions
 from ideoflow.training.cache import Store, fingerprint, key_of
@@ -181,7 +182,7 @@ def test_what_a_dead_process_left_of_a_file_goes_when_the_file_is_made(tmp_path)
     store = Store(tmp_path)
     path = store.path(key_of(1))
     path.parent.mkdir()
-    left = path.with_name(f".{path.name}.{2**22 + 1}-0.partial")  # a process of that number cannot be
+    left = path.with_name(f".{path.name}.{2**22 + 1}-0-{MACHINE}.partial")  # a process of that number cannot be
     left.write_bytes(b"half")
     store.put(key_of(1), {"a": torch.ones(3)})
     assert [file.name for file in path.parent.iterdir()] == [path.name]
