@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..checkpoints import pretrained
 from ..checkpoints.lora_model import load_adapter
 from ..checkpoints.save import save_model
+from ..checks import finite
 from ..ops.factored import factored_adapters
 from ..ops.merging import check_mergeable
 
@@ -122,6 +123,7 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
         Raises:
             ValueError: weights in few bits, which no adapter can be added to; nothing is merged.
         """
+        finite("lora_scale", lora_scale)  # any other would be the end of the weights
         self.check_mergeable("fuse_lora")
         super().fuse_lora(lora_scale=lora_scale, safe_fusing=safe_fusing, adapter_names=adapter_names)
 
