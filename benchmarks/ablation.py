@@ -29,7 +29,7 @@ from benchmarks.products import measure as products_alone
 from benchmarks.step import CONFIG, Config, OurStep, inputs
 from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.ops import cpu_attention, linear
-from ideoflow.ops.kernels import cpu_kernels as lean
+from ideoflow.ops.kernels import cpu_kernels
 from ideoflow.ops.kernels import torch_kernels as plain
 from ideoflow.packing import Layout
 
@@ -37,7 +37,7 @@ STAGES = (
     "no padding, nothing twice",
     "+ oneDNN products",
     "+ attention as products",
-    "+ lean element-wise work",
+    "+ element-wise kernels for CPUs",
     "+ short last block",
     "+ fused projections",
     "+ compiled",
@@ -54,7 +54,7 @@ def stage(number: int) -> Iterator[None]:
             stack.enter_context(mock.patch.object(cpu_attention, "FASTER", {}))
         if number < 3:
             for name in NAMES:
-                stack.enter_context(mock.patch.object(lean, name, getattr(plain, name)))
+                stack.enter_context(mock.patch.object(cpu_kernels, name, getattr(plain, name)))
         if number < 4:
             stack.enter_context(mock.patch.object(Layout, "image_bounds", property(lambda layout: layout.bounds)))
         yield
@@ -125,7 +125,7 @@ def foretell(config: Config, dtype: torch.dtype, pixels: int, text: int) -> dict
         )
         with stage(number):
             profiles.append(shares(lambda step=step: step(latents)))  # type: ignore[misc]
-    before_products, before_attention, before_lean, before_fusing, before_compiling = profiles
+    before_products, before_attention, before_kernels, before_fusing, before_compiling = profiles
     image = grid[0] * grid[1]
     hidden, inner = config["attention_head_dim"] * config["num_attention_heads"], config["intermediate_size"]
 
@@ -143,7 +143,7 @@ def foretell(config: Config, dtype: torch.dtype, pixels: int, text: int) -> dict
     alone = {name: kernels_alone(name, sizes, text + image, dtype, 9, "cpu", compiled=False) for name in NAMES}
     both_ways = {
         way: sum(count * alone[name]["median_seconds"][way] for name, count in zip(NAMES, (2, 2, 2, 1), strict=True))
-        for way in ("lean", "plain")
+        for way in ("cpu_kernels", "plain")
     }
     layer = 4 * hidden**2 + 3 * hidden * inner
     spared = text * (layer - 2 * hidden**2) / ((text + 2 * image) * layer * config["num_layers"])
@@ -155,8 +155,10 @@ def foretell(config: Config, dtype: torch.dtype, pixels: int, text: int) -> dict
         STAGES[1]: {**before_products, "expected": scaled("products", before_products, products)},
         STAGES[2]: {**before_attention, "expected": scaled("attention", before_attention, attention)},
         STAGES[3]: {
-            **before_lean,
-            "expected": scaled("element-wise and the rest", before_lean, both_ways["lean"] / both_ways["plain"]),
+            **before_kernels,
+            "expected": scaled(
+                "element-wise and the rest", before_kernels, both_ways["cpu_kernels"] / both_ways["plain"]
+            ),
         },
         STAGES[4]: {"expected": 1 - spared},
         STAGES[5]: {
