@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from unittest import mock
 
 import torch
@@ -22,13 +22,14 @@ from torch import Tensor
 from benchmarks._measure import alternate, machine, make_parser, publish
 from benchmarks._profile import shares
 from benchmarks.attention.cpu import measure as attention_alone
+from benchmarks.full.models import TINY
 from benchmarks.kernels import NAMES, Sizes
 from benchmarks.kernels import measure as kernels_alone
 from benchmarks.products import measure as products_alone
-from benchmarks.step import CONFIG, OurStep, inputs
+from benchmarks.step import CONFIG, Config, OurStep, inputs
 from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.ops import cpu_attention, linear
-from ideoflow.ops.kernels import cpu_kernels as lean
+from ideoflow.ops.kernels import cpu_kernels
 from ideoflow.ops.kernels import torch_kernels as plain
 from ideoflow.packing import Layout
 
@@ -36,7 +37,7 @@ STAGES = (
     "no padding, nothing twice",
     "+ oneDNN products",
     "+ attention as products",
-    "+ lean element-wise work",
+    "+ element-wise kernels for CPUs",
     "+ short last block",
     "+ fused projections",
     "+ compiled",
@@ -53,7 +54,7 @@ def stage(number: int) -> Iterator[None]:
             stack.enter_context(mock.patch.object(cpu_attention, "FASTER", {}))
         if number < 3:
             for name in NAMES:
-                stack.enter_context(mock.patch.object(lean, name, getattr(plain, name)))
+                stack.enter_context(mock.patch.object(cpu_kernels, name, getattr(plain, name)))
         if number < 4:
             stack.enter_context(mock.patch.object(Layout, "image_bounds", property(lambda layout: layout.bounds)))
         yield
@@ -75,11 +76,13 @@ class WholeLastBlock(OurStep):
 
 
 @torch.no_grad()
-def measure(dtype: torch.dtype, pixels: int, text: int, rounds: int) -> dict[str, object]:
+def measure(
+    config: Config, dtype: torch.dtype, pixels: int, text: int, rounds: int, stages: Sequence[str] = STAGES
+) -> dict[str, object]:
     """Median seconds of each stage, and how far its velocities are from the first's."""
     torch.manual_seed(0)
-    branches = [Ideogram4Transformer2DModel(**CONFIG).eval().to(dtype) for _ in range(2)]
-    features, latents, grid = inputs(dtype, pixels, text)
+    branches = [Ideogram4Transformer2DModel(**config).eval().to(dtype) for _ in range(2)]
+    features, latents, grid = inputs(config, dtype, pixels, text)
     whole, short, fused, compiled = (copy.deepcopy(branches) for _ in range(4))
     for branch in (*fused, *compiled):
         branch.fuse_projections()
@@ -92,25 +95,25 @@ def measure(dtype: torch.dtype, pixels: int, text: int, rounds: int) -> dict[str
         with stage(number):
             return steps[number](latents)
 
-    velocities = [call(number) for number in range(len(STAGES))]
+    velocities = [call(number) for number in range(len(stages))]
     largest = velocities[0].abs().max()
-    sides: dict[str, Callable[[], object]] = {name: lambda i=i: call(i) for i, name in enumerate(STAGES)}  # type: ignore[misc]
+    sides: dict[str, Callable[[], object]] = {name: lambda i=i: call(i) for i, name in enumerate(stages)}  # type: ignore[misc]
     median = {name: statistics.median(values) for name, values in alternate(sides, rounds).items()}
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "median_seconds": median,
         "relative_difference": {
-            name: float((v - velocities[0]).abs().max() / largest) for name, v in zip(STAGES, velocities, strict=True)
+            name: float((v - velocities[0]).abs().max() / largest) for name, v in zip(stages, velocities, strict=True)
         },
     }
 
 
 @torch.no_grad()
-def foretell(dtype: torch.dtype, pixels: int, text: int) -> dict[str, dict[str, float]]:
+def foretell(config: Config, dtype: torch.dtype, pixels: int, text: int) -> dict[str, dict[str, float]]:
     """Of each stage but the first: the profile of the one before, and the time expected of it over that one's."""
     torch.manual_seed(0)
-    branches = [Ideogram4Transformer2DModel(**CONFIG).eval().to(dtype) for _ in range(2)]
-    features, latents, grid = inputs(dtype, pixels, text)
+    branches = [Ideogram4Transformer2DModel(**config).eval().to(dtype) for _ in range(2)]
+    features, latents, grid = inputs(config, dtype, pixels, text)
     # The short block's own way out of the text tokens is no part of the model: profile it last, on the model as it is.
     profiles = []
     for number in (0, 1, 2, 4, 5):
@@ -122,9 +125,9 @@ def foretell(dtype: torch.dtype, pixels: int, text: int) -> dict[str, dict[str, 
         )
         with stage(number):
             profiles.append(shares(lambda step=step: step(latents)))  # type: ignore[misc]
-    before_products, before_attention, before_lean, before_fusing, before_compiling = profiles
+    before_products, before_attention, before_kernels, before_fusing, before_compiling = profiles
     image = grid[0] * grid[1]
-    hidden, inner = CONFIG["attention_head_dim"] * CONFIG["num_attention_heads"], CONFIG["intermediate_size"]
+    hidden, inner = config["attention_head_dim"] * config["num_attention_heads"], config["intermediate_size"]
 
     products = 1.0
     if dtype == torch.float32:
@@ -132,18 +135,18 @@ def foretell(dtype: torch.dtype, pixels: int, text: int) -> dict[str, dict[str, 
             rates = products_alone(text + image, hidden, inner, rounds=9)["forward"]
         products = rates["torch"] / rates["oneDNN"]  # type: ignore[index]
     milliseconds = attention_alone(
-        dtype, CONFIG["num_attention_heads"], CONFIG["attention_head_dim"], text + image, rounds=9
+        dtype, config["num_attention_heads"], config["attention_head_dim"], text + image, rounds=9
     )["milliseconds"]
     attention = milliseconds["products"] / milliseconds["fused"]  # type: ignore[index]
-    sizes = Sizes(CONFIG["num_attention_heads"], CONFIG["attention_head_dim"], inner, times=1)
+    sizes = Sizes(config["num_attention_heads"], config["attention_head_dim"], inner, times=1)
     # Two norms with a scale, two with a gate, queries and keys, and one SwiGLU in each block.
     alone = {name: kernels_alone(name, sizes, text + image, dtype, 9, "cpu", compiled=False) for name in NAMES}
     both_ways = {
         way: sum(count * alone[name]["median_seconds"][way] for name, count in zip(NAMES, (2, 2, 2, 1), strict=True))
-        for way in ("lean", "plain")
+        for way in ("cpu_kernels", "plain")
     }
     layer = 4 * hidden**2 + 3 * hidden * inner
-    spared = text * (layer - 2 * hidden**2) / ((text + 2 * image) * layer * CONFIG["num_layers"])
+    spared = text * (layer - 2 * hidden**2) / ((text + 2 * image) * layer * config["num_layers"])
 
     def scaled(part: str, profile: dict[str, float], ratio: float) -> float:
         return 1 - profile[part] * (1 - ratio)
@@ -152,8 +155,10 @@ def foretell(dtype: torch.dtype, pixels: int, text: int) -> dict[str, dict[str, 
         STAGES[1]: {**before_products, "expected": scaled("products", before_products, products)},
         STAGES[2]: {**before_attention, "expected": scaled("attention", before_attention, attention)},
         STAGES[3]: {
-            **before_lean,
-            "expected": scaled("element-wise and the rest", before_lean, both_ways["lean"] / both_ways["plain"]),
+            **before_kernels,
+            "expected": scaled(
+                "element-wise and the rest", before_kernels, both_ways["cpu_kernels"] / both_ways["plain"]
+            ),
         },
         STAGES[4]: {"expected": 1 - spared},
         STAGES[5]: {
@@ -199,14 +204,18 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=512, help="side of the picture")
     parser.add_argument("--text", type=int, default=200, help="tokens of the caption")
     parser.add_argument("--profile", action="store_true", help="also say what each part should be worth")
+    parser.add_argument("--tiny", action="store_true", help="a model of next to nothing, to see that it runs")
+    parser.add_argument("--no-compile", action="store_true", help="leave the compiled stage out")
     options = parser.parse_args()
+    config = TINY if options.tiny else CONFIG
+    stages = STAGES[:-1] if options.no_compile else STAGES
     results = []
     for name in options.dtype:
         dtype = getattr(torch, name)
-        expected = foretell(dtype, options.pixels, options.text) if options.profile else {}
-        figures = measure(dtype, options.pixels, options.text, options.rounds)
+        expected = foretell(config, dtype, options.pixels, options.text) if options.profile else {}
+        figures = measure(config, dtype, options.pixels, options.text, options.rounds, stages)
         results.append({**figures, "profile_of_the_stage_before": expected} if expected else figures)
-    report = {"benchmark": "ablation", "config": CONFIG, "machine": machine(), "results": results}
+    report = {"benchmark": "ablation", "config": config, "machine": machine(), "results": results}
     publish(report, options.out)
 
 

@@ -1,7 +1,7 @@
 """The element-wise parts of a block, ours against plain torch and against torch.compile, in turn.
 
-Run as `python -m benchmarks.kernels`: on CUDA Triton's kernels at the shapes of the full model, on a CPU lean torch at
-those of the scaled-down one. Before anything is timed, the results of all sides are compared with float64. Bytes are
+Run as `python -m benchmarks.kernels`: on CUDA Triton's kernels at the shapes of the full model, on a CPU its own at the
+shapes of the scaled-down one. Before anything is timed, the results of all sides are compared with float64. Bytes are
 those that must be moved: every argument read once, the result written once.
 """
 
@@ -21,7 +21,7 @@ from benchmarks._gpu import CALLS, alternate_kernels, default_device
 from benchmarks._measure import machine, make_parser, publish
 from benchmarks.step import CONFIG
 from ideoflow.ops import kernels
-from ideoflow.ops.kernels import cpu_kernels as lean
+from ideoflow.ops.kernels import cpu_kernels
 from ideoflow.ops.kernels import torch_kernels as plain
 from ideoflow.ops.rms_norm import RMSNorm
 
@@ -78,7 +78,7 @@ def measure(
     """Medians of each side, the bytes that it moves in a second, and how far it is from float64."""
     torch.manual_seed(0)
     given = arguments(name, sizes, tokens, dtype, device)
-    own, module = ("triton", kernels) if device == "cuda" else ("lean", lean)
+    own, module = ("triton", kernels) if device == "cuda" else ("cpu_kernels", cpu_kernels)
     functions = _sides(own, module, name, compiled)
     results = {side: function(*given) for side, function in functions.items()}
     if name in kernels._broken:

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks._measure import machine, make_parser, write
+from benchmarks.full.models import TINY
 from ideoflow import Ideogram4Transformer2DModel
 from tests.checkpoints.forms import float8_rows, original_weights
 
@@ -133,12 +134,13 @@ def measure(folder: Path, config: dict[str, Any], repeats: int, cases: int) -> l
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--layers", type=int, default=CONFIG["num_layers"], help="34 make a file of 1.2 GB")
+    parser.add_argument("--tiny", action="store_true", help="a model of next to nothing, to see that it runs")
     parser.add_argument("--repeats", type=int, default=3, help="loads of each form and side (%(default)s)")
     parser.add_argument("--cases", type=int, default=len(CASES), help="the first so many (%(default)s)")
     arguments = parser.parse_args()
     print(json.dumps(machine()))
     with tempfile.TemporaryDirectory() as folder:
-        config = {**CONFIG, "num_layers": arguments.layers}
+        config = TINY if arguments.tiny else {**CONFIG, "num_layers": arguments.layers}
         rows = measure(Path(folder), config, arguments.repeats, arguments.cases)
     write({"machine": machine(), "rows": rows}, arguments.out)
 

@@ -80,7 +80,7 @@ class Case:
 CASES = tuple(
     Case(dtype, quantize, split)
     for dtype, quantize in (("float32", None), ("bfloat16", None), ("bfloat16", "int8"))
-    for split in (False, True)
+    for split in (True, False)
 )
 
 

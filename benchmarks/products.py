@@ -14,7 +14,8 @@ from torch import Tensor
 from benchmarks._measure import alternate, machine, make_parser, publish
 from ideoflow.ops.linear import ONEDNN_IS_FASTER, _OneDnnProduct
 
-SHAPES = {"query": (1224, 1024, 1024), "feed-forward in": (1224, 1024, 2736), "feed-forward out": (1224, 2736, 1024)}
+TOKENS = 1224
+SHAPES = {"query": (1024, 1024), "feed-forward in": (1024, 2736), "feed-forward out": (2736, 1024)}
 
 
 def onednn(x: Tensor, weight: Tensor) -> Tensor:
@@ -51,11 +52,12 @@ def measure(rows: int, inner: int, outer: int, rounds: int) -> dict[str, object]
 def main() -> None:
     """Measure, print, and write the figures."""
     parser = make_parser(__doc__, rounds=15)
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="rows of the products (%(default)s)")
     options = parser.parse_args()
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or not torch.backends.mkldnn.is_available():
         print("this build of torch has no oneDNN: nothing to compare")
         return
-    results = {name: measure(*shape, rounds=options.rounds) for name, shape in SHAPES.items()}
+    results = {name: measure(options.tokens, *shape, rounds=options.rounds) for name, shape in SHAPES.items()}
     report = {"benchmark": "products", "machine": machine(), "onednn_is_used": ONEDNN_IS_FASTER, "gflops": results}
     publish(report, options.out)
 

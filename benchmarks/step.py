@@ -16,12 +16,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
 from torch import Tensor
 
 from benchmarks._measure import alternate, machine, make_parser, publish
+from benchmarks.full.models import TINY
 from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.engine import Denoiser, Request
 from ideoflow.packing import (
@@ -32,9 +34,10 @@ from ideoflow.packing import (
 )
 
 SIDES = ("ideoflow", "diffusers", "diffusers, max_sequence_length=caption")
+Config = dict[str, Any]
 GUIDANCE = 7.0
 TIME = 0.375  # the same number in every type
-CONFIG = dict(
+CONFIG: Config = dict(
     num_layers=4,
     attention_head_dim=256,
     num_attention_heads=4,
@@ -101,20 +104,20 @@ class OurStep:
         return (request.latents - latents.float()) / (1 - TIME)  # the Euler step undone
 
 
-def inputs(dtype: torch.dtype, pixels: int, text: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
+def inputs(config: Config, dtype: torch.dtype, pixels: int, text: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """Random text features and latents, and the grid."""
     grid = (pixels // 16, pixels // 16)
-    features = torch.randn(text, CONFIG["llm_features_dim"]).to(dtype)  # type: ignore[call-overload]
+    features = torch.randn(text, config["llm_features_dim"]).to(dtype)
     return features, torch.randn(grid[0] * grid[1], 128).to(dtype), grid
 
 
 @torch.no_grad()
-def memory(side: str, dtype: torch.dtype, pixels: int, text: int) -> int:
+def memory(side: str, config: Config, dtype: torch.dtype, pixels: int, text: int) -> int:
     """Bytes that a step of one side takes beyond the weights and inputs: growth of the peak resident memory."""
     torch.manual_seed(0)
     kind = Ideogram4Transformer2DModel if side == "ideoflow" else diffusers.Ideogram4Transformer2DModel
-    branches = [kind(**CONFIG).eval().to(dtype) for _ in range(2)]
-    features, latents, grid = inputs(dtype, pixels, text)
+    branches = [kind(**config).eval().to(dtype) for _ in range(2)]
+    features, latents, grid = inputs(config, dtype, pixels, text)
     if side != "ideoflow":
         step: Callable[[Tensor], Tensor] = PeerStep(branches, features, grid, 2048 if side == "diffusers" else text)
     else:
@@ -131,20 +134,22 @@ def memory(side: str, dtype: torch.dtype, pixels: int, text: int) -> int:
 def memory_apart(side: str, options: argparse.Namespace, dtype: str) -> int:
     """`memory` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.step", "--memory-of", side, "--dtype", dtype]
-    command += ["--pixels", str(options.pixels), "--text", str(options.text)]
+    command += ["--pixels", str(options.pixels), "--text", str(options.text), *["--tiny"] * options.tiny]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 @torch.no_grad()
-def measure(dtype: torch.dtype, pixels: int, text: int, rounds: int, compiled: bool) -> dict[str, object]:
+def measure(
+    config: Config, dtype: torch.dtype, pixels: int, text: int, rounds: int, compiled: bool
+) -> dict[str, object]:
     """Medians of one guided step of each side, their ratios to ours, and how far the velocities are apart."""
     torch.manual_seed(0)
-    ours = [Ideogram4Transformer2DModel(**CONFIG).eval() for _ in range(2)]
-    peers = [diffusers.Ideogram4Transformer2DModel(**CONFIG).eval() for _ in range(2)]
+    ours = [Ideogram4Transformer2DModel(**config).eval() for _ in range(2)]
+    peers = [diffusers.Ideogram4Transformer2DModel(**config).eval() for _ in range(2)]
     for mine, theirs in zip(ours, peers, strict=True):
         theirs.load_state_dict(mine.state_dict())
         mine.to(dtype), theirs.to(dtype)
-    features, latents, grid = inputs(dtype, pixels, text)
+    features, latents, grid = inputs(config, dtype, pixels, text)
     steps: dict[str, Callable[[Tensor], Tensor]] = {
         "ideoflow": OurStep(ours, features, grid),
         "diffusers": PeerStep(peers, features, grid, max_text=2048),
@@ -185,22 +190,23 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--pixels", type=int, default=512, help="side of the picture")
     parser.add_argument("--text", type=int, default=200, help="tokens of the caption")
+    parser.add_argument("--tiny", action="store_true", help="a model of next to nothing, to see that it runs")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled sides out")
     parser.add_argument("--no-memory", action="store_true", help="leave memory out, of each side in its own process")
     parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    config = TINY if options.tiny else CONFIG
     if options.memory_of:
-        print(memory(options.memory_of, getattr(torch, options.dtype[0]), options.pixels, options.text))
+        print(memory(options.memory_of, config, getattr(torch, options.dtype[0]), options.pixels, options.text))
         return
     results = []
     for dtype in options.dtype:
-        figures = measure(
-            getattr(torch, dtype), options.pixels, options.text, options.rounds, compiled=not options.no_compile
-        )
+        sizes = options.pixels, options.text, options.rounds
+        figures = measure(config, getattr(torch, dtype), *sizes, compiled=not options.no_compile)
         if Path("/proc/self/clear_refs").exists() and not options.no_memory:
             figures["bytes_beyond_weights"] = {side: memory_apart(side, options, dtype) for side in SIDES}
         results.append(figures)
-    report = {"benchmark": "step", "config": CONFIG, "machine": machine(), "results": results}
+    report = {"benchmark": "step", "config": config, "machine": machine(), "results": results}
     publish(report, options.out)
 
 

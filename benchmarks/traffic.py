@@ -159,7 +159,7 @@ def main() -> None:
     steps: list[Step] = []
     for repeat in range(given.repeats):
         rate = rate_of_load(kinds, latest, given.load)
-        plan = poisson(kinds, rate, max(20, round(rate * given.seconds)), seed=given.seed + repeat)
+        plan = poisson(kinds, rate, max(8, round(rate * given.seconds)), seed=given.seed + repeat)
         runs: dict[str, Run] = {}
         for policy in POLICIES if repeat % 2 == 0 else POLICIES[::-1]:
             requests = [make(pipe, job.kind, index) for index, job in enumerate(plan)]

@@ -1,15 +1,19 @@
 """Fixtures shared by all tests: a tiny random pipeline in the reference folder layout."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLModel
+
+from tests.small import LATENT_CHANNELS, autoencoder
+from tests.warm import command
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -18,7 +22,6 @@ CHAT_TEMPLATE = (
 )
 TEXT_WIDTH = 32
 TAP_COUNT = 13
-LATENT_CHANNELS = 4
 
 
 def randomise(module: nn.Module, seed: int) -> nn.Module:
@@ -71,21 +74,6 @@ def make_text_encoder(vocab_size: int = 259, layers: int = 36) -> Qwen3VLModel:
     return randomise(Qwen3VLModel(config), 1)
 
 
-def make_vae() -> AutoencoderKLFlux2:
-    torch.manual_seed(2)
-    vae = AutoencoderKLFlux2(
-        block_out_channels=(8, 8, 16, 16),
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        sample_size=64,
-    ).eval()
-    vae.bn.running_mean.normal_()
-    vae.bn.running_var.uniform_(0.2, 4.0)
-    return vae
-
-
 def transformer_config() -> dict:
     return dict(
         in_channels=4 * LATENT_CHANNELS,
@@ -101,12 +89,19 @@ def transformer_config() -> dict:
 
 
 @pytest.fixture(scope="session")
+def warm() -> Iterator[list[str]]:
+    """What to write in place of `python` to run it in a process that has imported everything already."""
+    with command() as words:
+        yield words
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that the reference pipeline wrote: tiny random components, 36 text layers. Read only: copy to change."""
     tokenizer = make_tokenizer()
     pipeline = diffusers.Ideogram4Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=make_vae(),
+        vae=autoencoder(sample_size=64),
         text_encoder=make_text_encoder(len(tokenizer)),
         tokenizer=tokenizer,
         transformer=randomise(diffusers.Ideogram4Transformer2DModel(**transformer_config()), 3),

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -76,9 +75,9 @@ def test_the_contact_sheet_shows_every_picture(demo):
 
 @pytest.mark.slow
 def test_the_demo_writes_captions_a_contact_sheet_and_pictures_that_are_made_again_from_their_files(
-    demo, tmp_path: Path
+    demo, warm: list[str], tmp_path: Path
 ):
-    command = [sys.executable, ROOT / "examples" / "demo.py", "--out", tmp_path]
+    command = [*warm, ROOT / "examples" / "demo.py", "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     for name, size in demo.SIZES.items():
@@ -94,7 +93,7 @@ def test_the_demo_writes_captions_a_contact_sheet_and_pictures_that_are_made_aga
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     files = [f"../{name}.png" for name in demo.SIZES]
-    again = [sys.executable, "-m", "ideoflow", "generate", *files, "--out", "{index}.png"]
+    again = [*warm, "-m", "ideoflow", "generate", *files, "--out", "{index}.png"]
     done = subprocess.run(again, cwd=elsewhere, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     for number, name in enumerate(demo.SIZES):

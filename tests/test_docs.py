@@ -1,6 +1,7 @@
 """What the README and the docs show works, each page in order in one empty folder; links lead somewhere."""
 
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -45,11 +46,19 @@ ORDER = {page: ran for page in PAGES if (ran := [block for block in RUNNABLE if 
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to run in, with the examples in it as in a checkout."""
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: list[str]) -> Path:
+    """An empty folder to run in, with the examples in it as in a checkout; `ideoflow` starts without importing anew."""
+    program = tmp_path / "bin" / "ideoflow"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(warm)} -m ideoflow "$@"\n')
+    program.chmod(0o755)
+    path = [str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+    monkeypatch.setenv("PATH", os.pathsep.join(path))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def run(block: Block) -> None:
@@ -57,14 +66,8 @@ def run(block: Block) -> None:
     if block.language == "python":
         exec(compile("\n" * block.line + block.text, str(block.page), "exec"), {"__name__": "__main__"})
         return
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.text],
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    command = ["bash", "-euo", "pipefail", "-c", block.text]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, f"{block}\n{done.stderr}"
 
 

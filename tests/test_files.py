@@ -5,12 +5,23 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from ideoflow import files
-from ideoflow.files import InUseError, check_place, check_writable, in_place, lock, write_bytes, write_text
+from ideoflow.files import (
+    ABANDONED,
+    MACHINE,
+    InUseError,
+    check_place,
+    check_writable,
+    in_place,
+    lock,
+    write_bytes,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -119,10 +130,66 @@ def test_threads_that_write_one_file_leave_one_of_theirs_whole(tmp_path):
 def test_what_a_dead_process_left_is_removed_and_a_living_ones_is_not(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (tmp_path / f".a.{gone.pid}-0.partial").write_text("half")
-    (tmp_path / f".a.{os.getppid()}-0.partial").write_text("half")
+    (tmp_path / f".a.{gone.pid}-0-{MACHINE}.partial").write_text("half")
+    (tmp_path / f".a.{os.getppid()}-0-{MACHINE}.partial").write_text("half")
     write_text(tmp_path / "a", "whole")
-    assert names(tmp_path) == [f".a.{os.getppid()}-0.partial", "a"]
+    assert names(tmp_path) == [f".a.{os.getppid()}-0-{MACHINE}.partial", "a"]
+
+
+ELSEWHERE = ["-0123abcd", ""]  # another machine's, and a name that says none
+
+
+@pytest.mark.parametrize("machine", ELSEWHERE)
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_another_machine_writes_is_its_own_for_a_day(tmp_path, monkeypatch, machine, kind):
+    """On a shared folder its process numbers say nothing here, where none of them may run."""
+    left = tmp_path / f".a.{2**22 + 1}-0{machine}.partial"  # a number that no process here has
+    if kind == "file":
+        left.write_text("half")
+    else:
+        left.mkdir()
+        (left / "weights").write_text("half")
+        os.utime(left, (0, 0))
+    write_text(tmp_path / "a", "whole")
+    assert left.exists() and (tmp_path / "a").read_text() == "whole"
+    monkeypatch.setattr(files.time, "time", lambda now=time.time: now() + ABANDONED + 60)
+    write_text(tmp_path / "a", "again")
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("machine", ELSEWHERE)
+def test_what_another_machine_is_replacing_is_not_put_back_under_its_hands(tmp_path, monkeypatch, machine):
+    old = tmp_path / f".a.{2**22 + 1}-0{machine}.replaced"
+    old.mkdir()
+    (old / "config.json").write_text("old")
+    for path in (old / "config.json", old):
+        os.utime(path, (0, 0))  # the model is older than a day; that it was renamed is not
+    files.clean(tmp_path / "a")
+    assert names(tmp_path) == [old.name]
+    monkeypatch.setattr(files.time, "time", lambda now=time.time: now() + ABANDONED + 60)
+    files.clean(tmp_path / "a")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a" / "config.json").read_text() == "old"
+
+
+def test_temporaries_name_their_machine_and_fit_into_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_numbers", iter([10**6]))
+    monkeypatch.setattr(os, "getpid", lambda: 2**22)
+    with in_place(tmp_path / "a") as temporary:
+        assert temporary.name == f".a.{2**22}-{10**6}-{MACHINE}.partial"
+        assert len(temporary.with_suffix(".replaced").name) - len("a") <= files.OF_TEMPORARIES
+        temporary.write_text("x")
+
+
+def test_a_leftover_that_its_owner_removes_meanwhile_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / f".a.7-0{ELSEWHERE[0]}.partial").write_text("half")
+
+    def gone(path):
+        path.unlink()
+        raise FileNotFoundError(errno.ENOENT, "No such file", str(path))
+
+    monkeypatch.setattr(files, "_last_change", gone)
+    write_text(tmp_path / "a", "whole")
+    assert names(tmp_path) == ["a"]
 
 
 def test_a_place_without_room_or_for_shorter_names_is_told_before_the_work(tmp_path):

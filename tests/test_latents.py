@@ -4,25 +4,14 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import AutoencoderKLFlux2
 
 from ideoflow import latents
+from tests.small import autoencoder
 
 
 @pytest.fixture(scope="module")
 def vae():
-    torch.manual_seed(0)
-    vae = AutoencoderKLFlux2(
-        block_out_channels=(8, 8, 16, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        sample_size=32,
-    ).eval()
-    vae.bn.running_mean.normal_()
-    vae.bn.running_var.uniform_(0.2, 4.0)
-    return vae
+    return autoencoder(sample_size=32)
 
 
 def test_channel_index_is_patch_row_then_patch_column_then_channel():

@@ -30,3 +30,17 @@ def test_a_call_names_the_nearest_sizes():
         sizes_of((100, 128), 2048, 2048, 1, 16, None)
     with pytest.raises(ValueError, match="The nearest size is 16384x16384"):
         sizes_of((10**9, 10**9), 2048, 2048, 1, 16, None)
+
+
+@pytest.mark.parametrize("limits", [(96, 192), (512, 1024), (4096, 8192)])
+def test_the_default_of_a_call_is_refused_where_the_weights_were_trained_on_other_sizes(limits):
+    told = rf"`size` is not given.*sides of {limits[0]} to {limits[1]}.*`size=\({limits[1]}, {limits[1]}\)`"
+    with pytest.raises(ValueError, match=told):
+        sizes_of(None, 2048, 2048, 1, 16, limits)
+    with pytest.warns(UserWarning, match="outside what the weights were trained on"):
+        assert sizes_of((2048, 2048), 2048, 2048, 1, 16, limits) == [(2048, 2048)]
+
+
+@pytest.mark.parametrize("limits", [None, (256, 4096)])
+def test_the_default_of_a_call_is_drawn_where_the_weights_know_it(limits):
+    assert sizes_of(None, 2048, 2048, 2, 16, limits) == [(2048, 2048)] * 2

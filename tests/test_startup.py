@@ -53,6 +53,7 @@ LIGHT = {
             ["--format", "gif"],
             ["--out", "~no-such-user/a.png"],
             ["--seed", "-1"],
+            ["--negative-prompt", "dull"],
             ["missing.json"],
             ["~no-such-user/x.json"],
         )
@@ -78,6 +79,9 @@ LIGHT = {
             ["train", "--data", ".", "--preview-size", "9x9"],
             ["train", "nowhere.toml"],
             ["train"],
+            ["train", "--data", ".", "--learning-rate", "1"],
+            ["train", "--data", ".", "--targets", "nonsense"],
+            ["train", "--data", ".", "--previews", "nowhere.json"],
             ["convert", "nowhere", "new", "--to", "diffusers"],
             ["convert", "sketch", ".", "--to", "diffusers"],
             ["convert", "sketch", "new", "--to", "diffusers", "--dtype", "int2"],
@@ -152,8 +156,7 @@ def test_a_refusal_says_what_to_give(done, name, advice):
 
 QUIET = {
     "import ideoflow": "import ideoflow; [getattr(ideoflow, name) for name in ideoflow.__all__]",
-    "sketch.load": "from ideoflow import sketch; sketch.load()",
-    "from_pretrained": "from ideoflow import Ideogram4Pipeline as P, sketch; P.from_pretrained(sketch.path())",
+    "loading": "from ideoflow import Ideogram4Pipeline as P, sketch; sketch.load(); P.from_pretrained(sketch.path())",
 }
 
 

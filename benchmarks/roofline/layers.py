@@ -80,36 +80,36 @@ class Counter:
         products = self.passes(2 * (n + table), 2 * n, 2 * n)
         return swap + products + self.passes(2 * n, n, n)
 
-    # Lean torch, as a CPU takes it without a gradient: in float32, into it and out of it where the stream is narrower.
+    # The kernels for CPUs, taken without a gradient: in float32, into it and out of it where the stream is narrower.
 
-    def lean_factors(self, tokens: int, gathered: bool) -> Work:
+    def cpu_factors(self, tokens: int, gathered: bool) -> Work:
         """Rows of modulation for the tokens, times the gain; nothing to count where all tokens share one row."""
         n = tokens * self.config.hidden
         if not gathered:
             return Work()
         return self.rows_of_table(tokens) + self._widen(n) + self.passes(n, n, n, "float32")
 
-    def lean_scaled(self, tokens: int, gathered: bool) -> Work:
+    def cpu_scaled(self, tokens: int, gathered: bool) -> Work:
         """Norm and scale."""
         n = tokens * self.config.hidden
-        normed = self._lean_norm(n, tokens)
+        normed = self._cpu_norm(n, tokens)
         scaled = self.passes((2 if gathered else 1) * n, n, n, "float32")
-        return self._widen(n) + normed + self.lean_factors(tokens, gathered) + scaled + self._cast(n)
+        return self._widen(n) + normed + self.cpu_factors(tokens, gathered) + scaled + self._cast(n)
 
-    def lean_gated(self, tokens: int, gathered: bool) -> Work:
+    def cpu_gated(self, tokens: int, gathered: bool) -> Work:
         """Norm, gate and sum."""
         n = tokens * self.config.hidden
-        return self.lean_scaled(tokens, gathered) + self._widen(n) + self.passes(n, 0, n, "float32")
+        return self.cpu_scaled(tokens, gathered) + self._widen(n) + self.passes(n, 0, n, "float32")
 
-    def lean_rotation(self, tokens: int) -> Work:
+    def cpu_rotation(self, tokens: int) -> Work:
         """Norms and rotation of the queries, or the keys, of the tokens: the gain goes into the tables."""
         n, table = tokens * self.config.hidden, tokens * self.config.attention_head_dim
         tables = self.passes(2 * table, 0) + self.passes(0, 2 * table, 2 * table, "float32")
         rotated = self.passes(3 * n + 2 * table, 2 * n, ROTATION_OPS * n, "float32")
-        normed = self._lean_norm(n, tokens * self.config.num_attention_heads)
+        normed = self._cpu_norm(n, tokens * self.config.num_attention_heads)
         return self._widen(n) + tables + rotated + normed + self._cast(n)
 
-    def _lean_norm(self, n: int, rows: int) -> Work:
+    def _cpu_norm(self, n: int, rows: int) -> Work:
         """The sum of squares of n elements, and times the root; five passes make a root of each row's sum."""
         return self.passes(2 * n + 5 * rows, n + 5 * rows, NORM_OPS * n, "float32")
 
@@ -163,9 +163,9 @@ class Counter:
             )
             return total(chains) + self.passes(chosen, chosen, operations)
         if self.device == "cpu" and not self.peer:
-            norms = self.lean_scaled(keys, gathered) + self.lean_scaled(queries, gathered)
-            sums = self.lean_gated(queries, gathered) * 2
-            rotations = self.lean_rotation(queries) + self.lean_rotation(keys)
+            norms = self.cpu_scaled(keys, gathered) + self.cpu_scaled(queries, gathered)
+            sums = self.cpu_gated(queries, gathered) * 2
+            rotations = self.cpu_rotation(queries) + self.cpu_rotation(keys)
             swiglu = self.passes(3 * fed, 2 * fed, (SILU_OPS + 1) * fed)
             return norms + sums + rotations + swiglu + self.passes(chosen, chosen)
         modulated = k + 3 * q  # two scales and two gates

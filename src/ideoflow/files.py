@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -20,7 +22,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links answer
-OF_TEMPORARIES = 32  # bytes by which the names of temporary files are longer than those of what they become
+OF_TEMPORARIES = 48  # bytes by which the names of temporary files are longer than those of what they become
+
+# What a folder that several machines share tells of who wrote: process numbers mean something on their own alone.
+MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+ABANDONED = 24 * 3600  # seconds after which what another machine left half-written is removed
 
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
@@ -194,7 +200,7 @@ def in_place(destination: Path, overwrite: bool = True, shown: Path | None = Non
 @contextmanager
 def temporary_beside(destination: Path) -> Iterator[Path]:
     """Give a free path beside `destination`; what is left there is removed, at the latest by the next call."""
-    temporary = destination.parent / f".{destination.name}.{os.getpid()}-{next(_numbers)}.partial"
+    temporary = destination.parent / f".{destination.name}.{os.getpid()}-{next(_numbers)}-{MACHINE}.partial"
     clean(destination)
     _under_way.add(temporary)
     try:
@@ -241,16 +247,32 @@ def _exists(path: Path) -> FileExistsError:
 
 
 def clean(destination: Path) -> None:
-    """Remove what calls for `destination` left half-written, and put back what one stopped while replacing it."""
-    pattern = re.compile(rf"\.{re.escape(destination.name)}\.(\d+)-\d+\.(partial|replaced)")
+    """Remove what calls for `destination` left half-written, and put back what one stopped while replacing it.
+
+    What a process of this machine writes is its own while it runs; what one of another machine writes, for a day.
+    """
+    pattern = re.compile(rf"\.{re.escape(destination.name)}\.(\d+)-\d+(-[0-9a-f]{{8}})?\.(partial|replaced)")
     for path in list(destination.parent.iterdir()):
         match = pattern.fullmatch(path.name)
-        if match is None or path.with_suffix(".partial") in _under_way or _is_anothers(int(match[1])):
+        if match is None or path.with_suffix(".partial") in _under_way:
             continue
-        if match[2] == "replaced" and not destination.exists():
-            os.rename(path, destination)
-        else:
-            _remove(path)
+        try:
+            here = match[2] == f"-{MACHINE}"
+            if _is_anothers(int(match[1])) if here else time.time() - _last_change(path) < ABANDONED:
+                continue
+            if match[3] == "replaced" and not destination.exists():
+                os.rename(path, destination)
+            else:
+                _remove(path)
+        except FileNotFoundError:
+            continue  # its owner was faster
+
+
+def _last_change(path: Path) -> float:
+    """When a file, or anything in a folder, was last written or renamed, in seconds as `time.time` counts them."""
+    every = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
+    found = [one.lstat() for one in every]
+    return max(max(one.st_mtime, one.st_ctime) for one in found)
 
 
 def sync_all(path: Path) -> None:

@@ -122,7 +122,9 @@ def format_of(path: Path) -> str:
 
 def _sweep(path: Path) -> None:
     """Remove what stopped processes left half-written beside a picture, under whatever name."""
-    pattern = re.compile(rf"\.(.+({'|'.join(map(re.escape, FORMATS))}))\.\d+-\d+\.partial", re.IGNORECASE)
+    pattern = re.compile(
+        rf"\.(.+({'|'.join(map(re.escape, FORMATS))}))\.\d+-\d+(-[0-9a-f]{{8}})?\.partial", re.IGNORECASE
+    )
     with suppress(OSError):
         for other in list(path.parent.iterdir()):
             if (match := pattern.fullmatch(other.name)) and time.time() - other.stat().st_mtime > STALE:

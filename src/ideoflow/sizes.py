@@ -65,12 +65,18 @@ def sizes_of(
         prompts: Number of prompts.
         unit: Pixels of a token's side.
         limits: Smallest and largest side that the weights were trained on; None for the published ones'. Others are
-            warned about.
+            warned about, but the default of a call, which nobody asked for, is refused.
 
     Raises:
         ValueError: naming the argument that does not fit.
     """
+    least, most = limits or SIDE_LIMITS
     if size is None:
+        if (height, width) == (DEFAULT_SIDE, DEFAULT_SIDE) and not least <= DEFAULT_SIDE <= most:
+            raise ValueError(
+                f"`size` is not given, and the {width} x {height} pixels that are drawn then are outside what the"
+                f" weights were trained on (sides of {least} to {most}): give a size, such as `size=({most}, {most})`."
+            )
         sizes = [(width, height)] * prompts
     else:
         if (height, width) != (DEFAULT_SIDE, DEFAULT_SIDE):
@@ -81,7 +87,6 @@ def sizes_of(
         sizes = [tuple(pair) for pair in size] if pairs else [tuple(size)] * prompts
     if len(sizes) != prompts or any(len(pair) != 2 for pair in sizes):
         raise ValueError(f"`size` is {size!r}: give one (width, height), or one for each of the {prompts} prompts.")
-    least, most = limits or SIDE_LIMITS
     sizes = [check_size(*pair, unit) for pair in sizes]
     for pair in dict.fromkeys(sizes):
         if min(pair) < least or max(pair) > most or max(pair) > MAX_ASPECT * min(pair):

@@ -1,4 +1,7 @@
-"""The benchmarks run from the command line, at sizes too small to mean anything, and write what they print."""
+"""The benchmarks run from the command line, at sizes too small to mean anything, and write what they print.
+
+`benchmarks.memory` runs in `tests/fitting/test_measured.py`.
+"""
 
 import json
 import runpy
@@ -6,29 +9,29 @@ import sys
 
 import pytest
 
+STEP = ["--tiny", "--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1"]
 TINY = {
-    "memory": ["--small", "--cases", "1", "--pixels", "64"],
-    "step": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--no-compile", "--no-memory"],
-    "ablation": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1"],
-    "ablation, profile": ["--dtype", "float32", "--pixels", "32", "--text", "3", "--rounds", "1", "--profile"],
+    "step": [*STEP, "--no-compile", "--no-memory"],
+    "step, compiled": STEP,
+    "ablation": [*STEP, "--no-compile"],
+    "ablation, profile": [*STEP, "--profile"],
     "full": ["--tiny", "--rounds", "1", "--steps", "2", "--no-compile"],
     "kernels": ["--dtype", "bfloat16", "--tokens", "9", "--rounds", "1", "--no-compile"],
     "previews": ["--rounds", "1", "--pictures", "1"],
-    "products": ["--rounds", "1"],
+    "products": ["--rounds", "1", "--tokens", "16"],
     "caption_cache": ["--rounds", "1", "--gigabytes", "0.001", "--pixels", "32"],
     "attention": ["--rounds", "1", "--lengths", "8", "16"],
     "attention, backends": ["--backends", "--tiny", "--rounds", "1"],
     "forms": ["--pictures", "1", "--steps", "1"],
-    "loading": ["--layers", "1", "--repeats", "1", "--cases", "1"],
+    "loading": ["--tiny", "--repeats", "1", "--cases", "1"],
     "many": ["--count", "4", "--steps", "1", "--rounds", "1"],
     "startup": ["--rounds", "1", "--only", "import ideoflow", "caption check"],
     "traffic": ["--seconds", "1", "--repeats", "1", "--measured", "2", "--load", "9"],
-    "training": ["--samples", "3", "--sizes", "2", "--repeats", "1", "--tokens", "1500"],
-    "lora": ["--steps", "2", "--prior", "1", "--old", "2", "--asked", "2"],
+    "training": ["--samples", "2", "--sizes", "2", "--repeats", "1", "--tokens", "1500"],
+    "lora": ["--steps", "2", "--prior", "1", "--old", "1", "--asked", "1"],
 }
 
-
-LONG = ("ablation, profile",)
+LONG = ("step, compiled", "ablation, profile")  # minutes of compiling
 
 
 @pytest.mark.slow

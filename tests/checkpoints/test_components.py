@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ideoflow import Ideogram4Pipeline, sketch
+from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import CheckpointError
 from ideoflow.checkpoints.save import FLOAT8 as MARK
 from ideoflow.ops import Float8Linear
@@ -120,6 +120,36 @@ def test_a_package_that_weights_need_is_named_in_one_error(weights, folder):
     path = folder(weights, quantization_config={"quant_method": "compressed-tensors"})
     with pytest.raises(CheckpointError, match=r"cannot be loaded here: compressed-tensors.* is required"):
         Qwen3VLModel.from_pretrained(path)
+
+
+@pytest.mark.parametrize("stored_as", ["plain", "weight_scale_inv", "no scales"])
+def test_the_fp8_of_transformers_is_named(weights, folder, stored_as):
+    stored = dict(weights)
+    if stored_as != "plain":
+        for name in (name for name, one in weights.items() if of_blocks(name) and one.ndim == 2):
+            stored[name] = weights[name].to(torch.float8_e4m3fn)
+            if stored_as == "weight_scale_inv":
+                stored[f"{name}_scale_inv"] = torch.full((1, 1), 0.5)
+    path = folder(stored, quantization_config={"quant_method": "fp8"})
+    with pytest.raises(CheckpointError, match=r"config.json: .* says `quant_method` fp8, .* in bfloat16"):
+        Qwen3VLModel.from_pretrained(path)
+
+
+@pytest.mark.parametrize("note", [{}, {"quant_method": None}, {"quant_method": ["fp8"]}, {"form": "fp8"}, "fp8", [1]])
+def test_a_note_on_quantization_that_says_no_method_is_named(weights, folder, note):
+    with pytest.raises(CheckpointError, match=r"config.json: (`quantization_config` is|the text encoder cannot)"):
+        Qwen3VLModel.from_pretrained(folder(weights, quantization_config=note))
+
+
+def test_a_method_that_says_too_little_is_named(weights, folder, tmp_path):
+    note = {"quantization_config": {"quant_method": "torchao"}}
+    with pytest.raises(CheckpointError, match=r"config.json: its `quantization_config` cannot be used \(KeyError"):
+        Qwen3VLModel.from_pretrained(folder(weights, **note))
+    shutil.copytree(sketch.path() / "transformer", tmp_path / "transformer")
+    config = tmp_path / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | note))
+    with pytest.raises(CheckpointError, match=r"config.json: its `quantization_config` cannot be used \(KeyError"):
+        Ideogram4Transformer2DModel.from_pretrained(config.parent)
 
 
 def test_an_autoencoder_under_the_originals_names_is_told_what_it_is(tmp_path):

@@ -26,6 +26,7 @@ from ideoflow.checkpoints import convert as module
 from ideoflow.checkpoints.convert import convert
 from ideoflow.checkpoints.replace import in_place
 from ideoflow.checkpoints.write import DTYPES, Entry, bits, write_safetensors
+from ideoflow.files import MACHINE
 
 from .forms import (
     SMALL,
@@ -222,10 +223,10 @@ def test_a_folder_whose_replacing_was_cut_short_comes_back(tmp_path):
     """Killed between the two renames, by a process that is gone."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    old = tmp_path / f".b.{gone.pid}-0.replaced"
+    old = tmp_path / f".b.{gone.pid}-0-{MACHINE}.replaced"
     old.mkdir()
     (old / "config.json").write_text("kept")
-    (tmp_path / f".b.{gone.pid}-0.partial").mkdir()
+    (tmp_path / f".b.{gone.pid}-0-{MACHINE}.partial").mkdir()
     with pytest.raises(RuntimeError), in_place(tmp_path / "b", overwrite=True):
         raise RuntimeError
     assert (tmp_path / "b" / "config.json").read_text() == "kept"
@@ -305,14 +306,16 @@ print("done", flush=True)
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.long)])
-def test_a_killed_conversion_leaves_all_or_nothing(tmp_path, kills):
+def test_a_killed_conversion_leaves_all_or_nothing(tmp_path, warm, kills):
     """Killed at random moments of its duration: the destination is absent or whole, and the next run succeeds."""
     model = random_model(11, num_layers=24)
     model.save_pretrained(tmp_path / "a")
     wanted = original_weights(model.state_dict())
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
 
     def start() -> subprocess.Popen:
-        command = [sys.executable, "-c", KILLED, str(tmp_path / "a"), str(tmp_path / "b")]
+        command = [*warm, script, str(tmp_path / "a"), str(tmp_path / "b")]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert process.stdout.readline() == "ready\n"
         return process
@@ -330,10 +333,11 @@ def test_a_killed_conversion_leaves_all_or_nothing(tmp_path, kills):
         process = start()
         time.sleep(moments.uniform(0, duration))
         os.kill(process.pid, signal.SIGKILL)
-        stopped += process.wait() == -signal.SIGKILL
+        process.communicate()
+        stopped += process.returncode == -signal.SIGKILL
         if (tmp_path / "b").exists():
             assert same_bits(all_of(tmp_path / "b"), wanted) and (tmp_path / "b" / "config.json").is_file()
     assert stopped >= kills // 2  # else the moments were too late to mean anything
     convert(tmp_path / "a", tmp_path / "b", "original", overwrite=True)
     assert same_bits(all_of(tmp_path / "b"), wanted)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "script.py"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import diffusers
@@ -15,8 +16,8 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
-from ideoflow.checkpoints import CheckpointError, hub, lora_files
-from ideoflow.checkpoints.hub import check_id
+from ideoflow.checkpoints import CheckpointError, hub
+from ideoflow.checkpoints.hub import check_id, find_lora
 from ideoflow.pipeline.autoencoder import Autoencoder
 from ideoflow.pipeline.qwen3_vl import Qwen3VLModel
 
@@ -189,31 +190,63 @@ def test_a_pipeline_from_a_hub_cache_without_a_network(hub_cache, no_network, pi
         Ideogram4Pipeline.from_pretrained("someone/sketch", **options)
 
 
-@pytest.mark.parametrize(
-    "load",
-    [
-        lambda pipe, name: pipe.load_lora_weights(name),
-        lambda pipe, name: pipe.load_lora_weights(name, weight_name="a.safetensors"),
-        lambda _, name: Ideogram4Pipeline.from_pretrained(name),
-        lambda _, name: Ideogram4Transformer2DModel.from_pretrained(name),
-        lambda _, name: Ideogram4Transformer2DModel.from_single_file(
-            f"https://huggingface.co/{name}/blob/main/a.safetensors"
-        ),
-    ],
-    ids=["lora", "lora's file", "pipeline", "transformer", "address"],
-)
+LOADS = {
+    "lora": lambda pipe, name: pipe.load_lora_weights(name),
+    "lora's file": lambda pipe, name: pipe.load_lora_weights(name, weight_name="a.safetensors"),
+    "pipeline": lambda _, name: Ideogram4Pipeline.from_pretrained(name),
+    "transformer": lambda _, name: Ideogram4Transformer2DModel.from_pretrained(name),
+    "address": lambda _, name: Ideogram4Transformer2DModel.from_single_file(
+        f"https://huggingface.co/{name}/blob/main/a.safetensors"
+    ),
+}
+
+
+@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
 def test_without_a_connection_what_was_asked_for_is_named(loaded_pipeline, monkeypatch, tmp_path, load):
     failure = type("ConnectError", (Exception,), {"__module__": "httpx2"})  # of no kind that huggingface_hub exports
 
     def unreachable(*_, **__):
         raise failure("[Errno -2] Name or service not known")
 
-    monkeypatch.setattr(HfApi, "list_repo_files", unreachable)
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
     monkeypatch.setattr(Ideogram4Pipeline, "download", unreachable)
-    for module in (hub, lora_files):
-        monkeypatch.setattr(module, "hf_hub_download", unreachable)
+    monkeypatch.setattr(hub, "hf_hub_download", unreachable)
     with pytest.raises(CheckpointError, match=r"someone/style.*cannot be fetched \(ConnectError: .*not known\)"):
         load(loaded_pipeline, "someone/style")
+
+
+@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
+def test_a_way_to_the_hub_that_is_closed_is_not_waited_for(loaded_pipeline, monkeypatch, tmp_path, load):
+    def closed(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    def wait(seconds):
+        raise AssertionError(f"waits for {seconds} s to try again")
+
+    monkeypatch.setattr(socket, "getaddrinfo", closed)
+    monkeypatch.setattr(time, "sleep", wait)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"someone/style.*cannot be fetched"):
+        load(loaded_pipeline, "someone/style")
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "heart.safetensors"])
+@pytest.mark.parametrize("weight_name", [None, "its name"])
+def test_an_adapter_from_a_hub_cache_without_a_connection(hub_cache, no_network, monkeypatch, name, weight_name):
+    (snapshot,) = hub_cache.glob("*/snapshots/*")
+    shutil.rmtree(snapshot)
+    snapshot.mkdir()
+    (snapshot / name).write_bytes(b"")
+
+    def closed(*_, **__):
+        raise ConnectionError("[Errno 111] Connection refused")
+
+    monkeypatch.setattr(HfApi, "model_info", closed)
+    options = {"cache_dir": str(hub_cache)}
+    assert find_lora("someone/sketch", weight_name and name, None, options) == snapshot / name
+    assert find_lora("someone/sketch", weight_name and name, None, options | {"local_files_only": True}).name == name
+    with pytest.raises(CheckpointError, match=r"cannot be fetched .*Connection refused"):
+        find_lora("someone/else", weight_name and name, None, options)
 
 
 @pytest.mark.parametrize("argument", ["dtype", "torch_dtype"])

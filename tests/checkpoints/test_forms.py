@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ideoflow import Ideogram4Transformer2DModel
+from ideoflow import Ideogram4Transformer2DModel, checkpoints
 from ideoflow.checkpoints import CheckpointError, open_checkpoint
 from ideoflow.ops import Float8Linear
 
@@ -53,6 +54,16 @@ def test_either_naming_behind_any_prefix(model, tmp_path, prefix, naming):
     loaded = load_transformer(checkpoint)
     assert {key: loaded.config[key] for key in SMALL} == {key: model.config[key] for key in SMALL}
     assert_same(loaded, weights)
+
+
+def test_a_call_without_the_class_or_with_a_path_is_shown_the_call_as_it_is_now(model, tmp_path):
+    write(tmp_path / "model.safetensors", model.state_dict())
+    write_config(tmp_path, SMALL)
+    checkpoint = open_checkpoint(tmp_path)
+    call = "load_transformer(open_checkpoint(path), Ideogram4Transformer2DModel)"
+    for given in ((checkpoint,), (tmp_path,), (tmp_path, Ideogram4Transformer2DModel), (checkpoint, torch.bfloat16)):
+        with pytest.raises(TypeError, match=re.escape(call)):
+            checkpoints.load_transformer(*given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

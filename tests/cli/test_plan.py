@@ -34,6 +34,17 @@ def test_the_options_reach_the_plan():
     assert printed == str(expected)
 
 
+@pytest.mark.parametrize("steps", ["0", "1001", "1000000000"])
+@pytest.mark.parametrize("command", ["plan", "fit"])
+def test_steps_that_no_call_takes_are_refused(command, steps):
+    told = invoke(command, "--memory", "12GB", "--steps", steps, fails=2).output
+    assert "--steps" in told and ("equal to 1000" in told or "equal to 1 " in told)
+
+
+def test_the_most_steps_of_a_call_are_planned():
+    assert "1000 steps" in " ".join(invoke("plan", "--memory", "12GB", "--steps", "1000").output.split())
+
+
 def test_several_amounts_make_a_table_and_one_that_does_not_fit_stays_in_it():
     lines = invoke("plan", "--memory", "1GB", "--memory", "8GB", "--memory", "80GB").stdout.strip().splitlines()
     assert len(lines) == 5 and "does not fit: needs" in lines[2]

@@ -161,8 +161,8 @@ def test_an_old_file_is_replaced_whole(tmp_path: Path):
         (["-j", "16x160000000000000000000:20", "--cost", COST], "the most is 16384 as side"),
         (["-j", "512x512:20:1:100000000", "--cost", COST], "the most is 100000 as caption"),
         ([*MIX, "--cost", "1e300,1e300,1e300"], "none above 1e+06"),
-        ([*MIX, "--cost", COST, "--rate", "1e-320"], "give a number from 1e-09 to 1e+09"),
-        ([*MIX, "--cost", COST, "--load", "1e200"], "give a number from 1e-09 to 1e+09"),
+        ([*MIX, "--cost", COST, "--rate", "1e-320"], "give a number above 0, from 1e-09 to 1e+09"),
+        ([*MIX, "--cost", COST, "--load", "1e200"], "give a number above 0, from 1e-09 to 1e+09"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_says_what_to_do(arguments: list[str], says: str):

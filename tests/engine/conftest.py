@@ -46,3 +46,20 @@ def make_request(denoiser):
         )
 
     return make
+
+
+@pytest.fixture
+def breaks(transformers, monkeypatch):
+    """A function that lets the conditional transformer raise an error where `when` holds of the lengths."""
+
+    def arrange(error, when):
+        plain = type(transformers[0]).velocity
+
+        def velocity(self, latents, times, context, **kwargs):
+            if self is transformers[0] and when(context.layout.lengths):
+                raise error
+            return plain(self, latents, times, context, **kwargs)
+
+        monkeypatch.setattr(type(transformers[0]), "velocity", velocity)
+
+    return arrange

@@ -37,23 +37,6 @@ def alone(denoiser, make_request):
     return latents
 
 
-@pytest.fixture
-def breaks(transformers, monkeypatch):
-    """A function that lets the conditional transformer raise an error on streams that it is told of."""
-
-    def arrange(error, when):
-        plain = type(transformers[0]).velocity
-
-        def velocity(self, latents, times, context, **kwargs):
-            if self is transformers[0] and when(context.layout.lengths):
-                raise error
-            return plain(self, latents, times, context, **kwargs)
-
-        monkeypatch.setattr(type(transformers[0]), "velocity", velocity)
-
-    return arrange
-
-
 def test_a_request_is_queued_started_stepped_and_finished(engine, make_request):
     request = engine.add(make_request(1, steps=3))
 

@@ -203,34 +203,33 @@ def test_graphs_share_memory_with_those_that_live(recording, make_request, graph
     assert recording._conditional.graphs._pool.handle() is None
 
 
-def test_weights_that_change_in_place_need_no_new_graph(own, make_request, graph):
-    recording, request, same = Denoiser(*own, cuda_graphs=True), make_request(1), make_request(1)
-    ordinary = Denoiser(*own)
-    for _ in range(4):
+@torch.no_grad()
+def steps_as_an_ordinary_one(own, make_request, change):
+    """A denoiser that records, after steps before and after a change of a layer that are as one's without graphs."""
+    recording, ordinary = Denoiser(*own, cuda_graphs=True), Denoiser(*own)
+    request, same = make_request(1), make_request(1)
+    for number in range(5):
+        if number == 4:
+            change(own[0].layers[0].feed_forward.w1)
         recording.step([request])
         ordinary.step([same])
-    with torch.no_grad():
-        own[0].layers[0].feed_forward.w1.weight.mul_(1.5)
-    recording.step([request])
-    ordinary.step([same])
-
-    assert graph.captures == 2
     assert torch.equal(request.latents, same.latents)
+    return recording
+
+
+def test_weights_that_change_in_place_need_no_new_graph(own, make_request, graph):
+    recording = steps_as_an_ordinary_one(own, make_request, lambda layer: layer.weight.mul_(1.5))
+
+    assert graph.captures == 2 and kept(recording) == [1, 1]
 
 
 def test_weights_that_are_replaced_need_a_new_one(own, make_request, graph):
-    recording, request, same = Denoiser(*own, cuda_graphs=True), make_request(1), make_request(1)
-    ordinary = Denoiser(*own)
-    for _ in range(4):
-        recording.step([request])
-        ordinary.step([same])
-    layer = own[0].layers[0].feed_forward.w1
-    layer.weight = torch.nn.Parameter(layer.weight * 1.5)
-    recording.step([request])
-    ordinary.step([same])
+    def replace(layer):
+        layer.weight = torch.nn.Parameter(layer.weight * 1.5)
+
+    recording = steps_as_an_ordinary_one(own, make_request, replace)
 
     assert kept(recording) == [0, 1]
-    assert torch.equal(request.latents, same.latents)
 
 
 def choose_kernel(transformer):
@@ -341,23 +340,6 @@ def test_memory_that_runs_out_while_recording_fails_no_request(recording, make_r
         engine.complete([request])
 
     assert request.status == "done" and engine.max_tokens is None
-
-
-@pytest.fixture
-def breaks(transformers, monkeypatch):
-    """A function that lets the conditional transformer raise an error while a test says so."""
-
-    def arrange(error, when):
-        plain = type(transformers[0]).velocity
-
-        def velocity(self, latents, times, context, **kwargs):
-            if self is transformers[0] and when(context.layout.lengths):
-                raise error
-            return plain(self, latents, times, context, **kwargs)
-
-        monkeypatch.setattr(type(transformers[0]), "velocity", velocity)
-
-    return arrange
 
 
 def test_graphs_give_way_where_memory_runs_out(recording, denoiser, make_request, graph, breaks):

@@ -26,6 +26,12 @@ def python_handler():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(scope="module")
+def transformers(transformers):
+    """Of one layer, as some tests run hundreds of times."""
+    return [type(one)(**{**one.config, "num_layers": 1}).eval() for one in transformers]
+
+
 def interrupt():
     signal.raise_signal(signal.SIGINT)
 

@@ -86,7 +86,13 @@ def check_trace(trace):
         assert waited <= job.steps + sum(other.steps for other in ahead), "no job starves"
 
 
-@pytest.mark.slow
+@given(traces)
+@settings(max_examples=1_000, deadline=None)
+def test_no_job_of_random_traces_starves_is_lost_or_doubled(trace):
+    check_trace(trace)
+
+
+@pytest.mark.long
 @given(traces)
 @settings(max_examples=10_000, deadline=None)
 def test_no_job_of_ten_thousand_random_traces_starves_is_lost_or_doubled(trace):

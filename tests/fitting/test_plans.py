@@ -231,6 +231,7 @@ def test_a_refusal_names_the_nearest_plan_and_what_it_needs(full):
         ({"caption_tokens": 0}, "`caption_tokens`"),
         ({"pictures": 1.5}, "`pictures`"),
         ({"steps": True}, "`steps`"),
+        ({"steps": 1001}, "`steps` is 1001: give a whole number from 1 to 1000"),
         ({"allow": "int8"}, "`allow`"),
         ({"allow": ["int4"]}, "`allow`"),
         ({"quantize": "int4"}, "`quantize`"),

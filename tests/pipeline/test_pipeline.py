@@ -267,14 +267,14 @@ def test_a_preset_of_ones_own_is_taken_as_it_is(pipeline):
 
 def test_without_guidance_the_unconditional_transformer_is_not_needed(pipeline):
     call = dict(prompt="x", height=32, width=32, num_inference_steps=2, guidance_scale=1, guidance_schedule=None)
-    lean = Ideogram4Pipeline(**{**pipeline.components, "unconditional_transformer": None})
-    lean.set_progress_bar_config(disable=True)
+    alone = Ideogram4Pipeline(**{**pipeline.components, "unconditional_transformer": None})
+    alone.set_progress_bar_config(disable=True)
 
     expected = latents_of(pipeline, generator=seeded(), **call)
 
-    assert torch.equal(latents_of(lean, generator=seeded(), **call), expected)
+    assert torch.equal(latents_of(alone, generator=seeded(), **call), expected)
     with pytest.raises(ValueError, match="no `unconditional_transformer`, which guidance needs"):
-        lean("x", height=32, width=32, **QUICK)
+        alone("x", height=32, width=32, **QUICK)
 
 
 # Callbacks, interruption, progress

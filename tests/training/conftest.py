@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,14 @@ def pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def launch():
+def launch(warm):
     """Start `run_training.py` with options; `processes` > 1 goes through torchrun."""
 
     def start(options: dict, losses: Path, processes: int = 1, resume: bool = False) -> subprocess.Popen:
-        command = [sys.executable]
+        command = [*warm]
         if processes > 1:
             command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+            command += ["--no-python", *warm]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "RESUME": "1" if resume else ""}
         return subprocess.Popen(
             [*command, str(SCRIPT), json.dumps(options), str(losses)],

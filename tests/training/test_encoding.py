@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from ideoflow import sketch
+from ideoflow.files import MACHINE
 from ideoflow.latents import encode
 from ideoflow.text_encoder import encode_captions
 from ideoflow.training.cache import Store, fingerprint, key_of
@@ -121,23 +118,32 @@ def test_damaged_files_count_as_absent_and_are_made_anew(pictures, pipeline, tmp
     assert {path: path.read_bytes() for path in whole} == whole
 
 
-def write(folder: Path, number: int) -> None:
-    """Put the same 60 keys as every other process, in an order of its own."""
-    store = Store(folder)
-    keys = list(range(60))
-    random.Random(number).shuffle(keys)
-    for key in keys:
-        store.put(key_of(key), {"a": torch.full((500,), float(key))})
+SAME = """
+import random, sys, torch
+from pathlib import Path
+from ideoflow.training.cache import Store, key_of
+store, keys = Store(Path(sys.argv[1])), list(range(60))
+random.Random(sys.argv[2]).shuffle(keys)  # an order of its own for each process
+for key in keys:
+    store.put(key_of(key), {"a": torch.full((500,), float(key))})
+"""
 
 
-def test_several_processes_fill_one_store(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    started = [context.Process(target=write, args=(tmp_path, number)) for number in range(4)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join()
-        assert process.exitcode == 0
+@pytest.fixture
+def start(warm, tmp_path_factory):
+    """A function that starts a program with arguments, as a process of its own."""
+    script = tmp_path_factory.mktemp("script") / "script.py"
+
+    def run(program: str, *arguments: object) -> subprocess.Popen:
+        script.write_text(program)
+        return subprocess.Popen([*warm, script, *map(str, arguments)], stdout=subprocess.PIPE)
+
+    return run
+
+
+def test_several_processes_fill_one_store(tmp_path, start):
+    for process in [start(SAME, tmp_path, number) for number in range(4)]:
+        assert process.wait() == 0
     store = Store(tmp_path)
     assert all(torch.equal(store.get(key_of(k))["a"], torch.full((500,), float(k))) for k in range(60))
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 60
@@ -156,14 +162,10 @@ for number in range(10**6):
 
 
 @pytest.mark.slow
-def test_a_killed_writer_leaves_only_whole_entries(tmp_path):
+def test_a_killed_writer_leaves_only_whole_entries(tmp_path, start):
     draw = random.Random(1)
     for _ in range(6):
-        process = subprocess.Popen(
-            [sys.executable, "-c", ENDLESS, str(tmp_path)],
-            stdout=subprocess.PIPE,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+        process = start(ENDLESS, tmp_path)
         process.stdout.readline()
         time.sleep(draw.uniform(0.0, 0.4))
         process.send_signal(signal.SIGKILL)
@@ -180,7 +182,7 @@ def test_what_a_dead_process_left_of_a_file_goes_when_the_file_is_made(tmp_path)
     store = Store(tmp_path)
     path = store.path(key_of(1))
     path.parent.mkdir()
-    left = path.with_name(f".{path.name}.{2**22 + 1}-0.partial")  # a process of that number cannot be
+    left = path.with_name(f".{path.name}.{2**22 + 1}-0-{MACHINE}.partial")  # a process of that number cannot be
     left.write_bytes(b"half")
     store.put(key_of(1), {"a": torch.ones(3)})
     assert [file.name for file in path.parent.iterdir()] == [path.name]

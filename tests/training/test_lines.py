@@ -12,7 +12,7 @@ from ideoflow.captions import Caption
 from ideoflow.cli.prompts import Reader
 from ideoflow.training.dataset import scan
 from ideoflow.training.lines import line_of
-from ideoflow.training.previews import _line
+from ideoflow.training.precheck import preview_line
 from ideoflow.training.survey import UnusableError
 
 CUP = {"type": "obj", "bbox": [100, 200, 300, 400], "desc": "a cup"}
@@ -101,10 +101,10 @@ def test_a_caption_that_cannot_be_used_has_one_reason(caption: object, says: str
 def test_previews_take_files_and_prompts_in_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("a.json").write_text(f"```\n{LINE}\n```")
-    assert _line("a.json", True) == _line(LINE, False) == LINE
-    assert _line("a cup", True) == Caption.from_text("a cup").line()
-    assert _line("a cup", False) == "a cup"
+    assert preview_line("a.json", True) == preview_line(LINE, False) == LINE
+    assert preview_line("a cup", True) == Caption.from_text("a cup").line()
+    assert preview_line("a cup", False) == "a cup"
     with pytest.raises(ValueError, match=r"`previews`: b\.json: No such file or directory"):
-        _line("b.json", True)
+        preview_line("b.json", True)
     with pytest.raises(ValueError, match=r"`previews` .*list of 2"):
-        _line("[1, 2]", True)
+        preview_line("[1, 2]", True)

@@ -15,7 +15,7 @@ from ideoflow.training.ema import Ema
 from ideoflow.training.optimizers import OPTIMIZERS, make_optimizer, make_schedule
 from ideoflow.training.run_state import optimizer_tensors, restore_optimizer, restore_schedule
 from ideoflow.training.settings import Optimizer, Schedule
-from tests.chips import BFLOAT16
+from tests.small import NARROW
 
 
 def transformer() -> Ideogram4Transformer2DModel:
@@ -33,9 +33,10 @@ def descend(model, optimizer, steps: int) -> float:
     return float(loss.detach())
 
 
-@pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=BFLOAT16)])  # in which it makes steps orthogonal
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_optimizers_descend_and_go_on_from_a_checkpoint_bit_for_bit(name):
-    model = transformer()
+    torch.manual_seed(0)
+    model = Ideogram4Transformer2DModel(**NARROW)
     optimizer = make_optimizer(name, model, lr=3e-3)
     first = descend(model, optimizer, 1)
     descend(model, optimizer, 2)
@@ -46,7 +47,7 @@ def test_optimizers_descend_and_go_on_from_a_checkpoint_bit_for_bit(name):
     last = descend(model, optimizer, 3)
     assert last < 0.98 * first
 
-    again = transformer()
+    again = Ideogram4Transformer2DModel(**NARROW)
     again.load_state_dict(weights)
     resumed = make_optimizer(name, again, lr=3e-3)
     restore_optimizer(resumed, dict(again.named_parameters()), state)

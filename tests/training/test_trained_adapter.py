@@ -17,7 +17,6 @@ from ideoflow.training.trained_adapter import (
     adapter_weights,
     add_adapter,
     save_adapter,
-    targets_of,
 )
 
 
@@ -74,28 +73,6 @@ def test_adapters_of_a_half_precision_model_are_float32():
     model = transformer().bfloat16()
     assert {p.dtype for p in add_adapter(model, AdapterSettings(rank=2))} == {torch.float32}
     assert model.layers[0].attention.to_q.base_layer.weight.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize(
-    ("targets", "kinds"),
-    [
-        ("attention", {"to_q", "to_k", "to_v", "to_out.0"}),
-        ("attention+feed_forward", {"to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3"}),
-        ("all", {"to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3", "adaln_modulation"}),
-        ([r"layers\.0\..*to_q", "final_layer.linear"], {"to_q", "linear"}),
-    ],
-)
-def test_targets_are_presets_or_patterns(targets, kinds):
-    model = transformer()
-    names = targets_of(model, targets)
-    assert {name.split(".", 3)[-1] if "to_out" in name else name.rsplit(".", 1)[-1] for name in names} == kinds
-    assert len(names) == (2 if isinstance(targets, list) else len(kinds) * len(model.layers))
-
-
-@pytest.mark.parametrize(("targets", "message"), [("attn", "matches no linear"), (["layers.(0"], "regular expression")])
-def test_a_target_that_is_nothing_is_named(targets, message):
-    with pytest.raises(ValueError, match=message):
-        targets_of(transformer(), targets)
 
 
 @pytest.mark.parametrize("also", [(), ("comfy",)])

@@ -78,7 +78,7 @@ def find(text: str, source: str) -> Found | None:
     """The caption that a text holds; None for plain text, which holds none and does not try to.
 
     Args:
-        text: Of a prompt or a file.
+        text: The text of a prompt or a file.
         source: What it is, for messages: "the prompt", or a file's name.
 
     Raises:

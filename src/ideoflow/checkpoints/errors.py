@@ -79,3 +79,10 @@ def read_json(path: Path, most: int = 2**20) -> Any:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
+
+
+def unusable_quantization(folder: Path, error: Exception) -> CheckpointError:
+    """What to raise where a library cannot make anything of what a folder's configuration says of quantization."""
+    return CheckpointError(
+        f"{folder / 'config.json'}: its `quantization_config` cannot be used ({type(error).__name__}: {error})."
+    )

@@ -95,7 +95,7 @@ def open_checkpoint(
     Args:
         path: a file, an index of shards, or a folder; a pipeline's folder is asked for the folder of `branch`.
         branch: which transformer, where there are both.
-        variant: of a folder's files, as diffusers names them.
+        variant: the part of the files' names that says it, as diffusers names them.
         config: a configuration, a JSON file of it, or a folder with a `config.json`; None for the one beside the files,
             in the file's header, or told from the shapes.
 

@@ -23,6 +23,11 @@ from .tensors import Source
 
 FIRST = "input_proj"  # never kept in few bits: the type of its weight is taken for the model's
 NO_TEXT = "the unconditional branch takes no text. Load the model with `text_projection=True` to give it text tokens."
+CALL = (
+    "`load_transformer` is given an open checkpoint, and since this version the class to make:"
+    " load_transformer(open_checkpoint(path), Ideogram4Transformer2DModel), with `from ideoflow import"
+    " Ideogram4Transformer2DModel` and `from ideoflow.checkpoints import load_transformer, open_checkpoint`."
+)
 TYPES = {stored: of_name(TORCH_NAMES[stored]) for stored in PLAIN}
 QUIET_SECONDS = 2  # before a progress bar is shown
 CHECKED_AT_ONCE = 2**20  # values
@@ -32,7 +37,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def load_transformer(
     checkpoint: Checkpoint,
-    model_class: type[Model],
+    model_class: type[Model] | None = None,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -45,25 +50,29 @@ def load_transformer(
 
     Args:
         checkpoint: from `open_checkpoint`.
-        model_class: the class to make, an `Ideogram4Transformer2DModel`.
-        dtype: of the weights that are not stored in few bits, and of what is computed.
+        model_class: the class to make, `Ideogram4Transformer2DModel` or one derived from it. A call without it, as it
+            was once written, is answered with the new one.
+        dtype: the type of the weights that are not stored in few bits, and of what is computed.
         device: to put them on.
         dequantize: expand the weights that are stored in few bits to `dtype`; False keeps those of linear layers as
             they are, where a layer for them can be had.
         text_projection: whether to load the projection of text features, which the unconditional branch has and never
             uses: 0.49 GB in bfloat16. Without it, it stays in the file until the model is saved.
         check: look for values that are not finite, which takes a pass over the weights.
-        quantization_config: of diffusers, for bitsandbytes, torchao and others: what quantizes each weight of a linear
-            layer, expanded from whatever form it is stored in. For a GGUF file, a `GGUFQuantizationConfig`, whose
-            `compute_dtype` takes the place of `dtype`. Weights that are stored as bitsandbytes' 4 bits stay so.
+        quantization_config: diffusers' kind, for bitsandbytes, torchao and others: what quantizes each weight of a
+            linear layer, expanded from whatever form it is stored in. For a GGUF file, a `GGUFQuantizationConfig`,
+            whose `compute_dtype` takes the place of `dtype`. Weights that are stored as bitsandbytes' 4 bits stay so.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
+        TypeError: `checkpoint` is not an open one, or there is no class; the message shows the call.
         CheckpointError: naming the file and the tensor that cannot be used.
         ImportError, RuntimeError: from a quantizer of diffusers: a library is missing, or it needs another device.
     """
+    if not isinstance(checkpoint, Checkpoint) or not isinstance(model_class, type):
+        raise TypeError(CALL)
     model: Any = checkpoint.empty_model(model_class)
     device, source = torch.device(device), checkpoint.source
     dtype, on_the_fly = plan(quantization_config, checkpoint, dtype, device)
@@ -123,7 +132,7 @@ def fill(
         module: on the meta device.
         source: the files.
         weights: what fills each parameter.
-        dtype: of the floating-point tensors, and of what is computed.
+        dtype: the type of the floating-point tensors, and of what is computed.
         device: to put them on.
         keep: whether a linear layer of that name keeps a weight in few bits as it is stored, where a layer for it can
             be had; None for none, so that all are expanded.

@@ -143,10 +143,10 @@ def read_lora(
         CheckpointError: a ValueError that names the file and the tensor that cannot be used, and says why.
         UnknownTensorsError: such an error, where the rest could be loaded without them.
     """
-    weights: Source = _Given(source) if isinstance(source, Mapping) else open_source(source)
+    weights: Source = _InMemory(source) if isinstance(source, Mapping) else open_source(source)
     origin = str(weights.path)
     if prefix is not None:
-        weights = _After(weights, f"{prefix}.")
+        weights = _BehindPrefix(weights, f"{prefix}.")
     if not weights.infos:
         named = "" if prefix is None else f" whose names begin with {prefix!r}"
         raise CheckpointError(f"{origin} holds no tensors{named}.")
@@ -193,7 +193,7 @@ def read_lora(
     return Lora(origin, form, layers, metadata, unknown, factored)
 
 
-class _Given:
+class _InMemory:
     """Tensors in memory, as a `Source`."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -220,7 +220,7 @@ class _Given:
         return bytes(self.read(name).flatten().tolist())
 
 
-class _After:
+class _BehindPrefix:
     """The tensors of a source whose names begin with a prefix, by what follows it."""
 
     def __init__(self, source: Source, prefix: str) -> None:

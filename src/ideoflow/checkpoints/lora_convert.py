@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, promote_types
 
 from .errors import CheckpointError
 from .lora import Adapter, Lora, read_lora
@@ -79,6 +79,15 @@ def to_comfy(lora: Lora) -> Lora:
     }
     metadata = {key: text for key, text in lora.metadata.items() if key != HEADER}
     return replace(lora, form="comfy", layers=layers, metadata=metadata, factored={})
+
+
+def loadable(lora: Lora) -> dict[str, Tensor]:
+    """Tensors under diffusers' names, both matrices of an adapter of one type: they are multiplied as they are."""
+    layers = {}
+    for name, adapter in lora.layers.items():
+        dtype = promote_types(adapter.down.dtype, adapter.up.dtype)
+        layers[name] = replace(adapter, down=adapter.down.to(dtype), up=adapter.up.to(dtype))
+    return replace(lora, layers=layers).tensors()
 
 
 def peft_settings(lora: Lora) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,15 +12,46 @@ import torch
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.utils.peft_utils import get_adapter_name
 from peft import LoHaConfig, LoKrConfig, LoraConfig
+from torch import Tensor
 
 from ..ops.factored import add_factored
 from .errors import CheckpointError
-from .lora import Lora
-from .lora_convert import peft_settings, to_diffusers
-from .lora_files import LoraSource, loadable, read_any
+from .hub import HUB_ARGUMENTS, find_lora
+from .lora import Lora, read_lora
+from .lora_convert import loadable, peft_settings, to_diffusers
 
 OWN = ("transformer", None)  # prefixes of the model itself, under which all forms are known
 _CONFIGS = {"LoKr": LoKrConfig, "LoHa": LoHaConfig}
+_NO_MATTER = ("proxies", "use_safetensors", "low_cpu_mem_usage", "return_lora_metadata")  # to reading
+
+LoraSource = str | os.PathLike[str] | Mapping[str, Tensor]
+
+
+def read_any(
+    source: LoraSource,
+    config: Mapping[str, Any] | None,
+    ignore_unknown: bool,
+    kwargs: Mapping[str, Any],
+    prefix: str | None = None,
+) -> Lora:
+    """Read an adapter from wherever it is.
+
+    Args:
+        source: as `load_lora_weights` takes it.
+        config: the transformer's, to check shapes; None to check none.
+        ignore_unknown: leave out what is no adapter of this model.
+        kwargs: the other arguments of `load_lora_weights`.
+        prefix: what the names to read begin with, before a dot; None for all.
+    """
+    unknown = set(kwargs) - {*HUB_ARGUMENTS, *_NO_MATTER, "weight_name", "subfolder"}
+    if unknown:
+        raise TypeError(f"{', '.join(sorted(unknown))}: no such argument of `load_lora_weights`.")
+    if kwargs.get("use_safetensors") is False:
+        raise CheckpointError("`use_safetensors=False` asks for pickled weights, which are never opened here.")
+    if not isinstance(source, Mapping):
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key)}
+        source = find_lora(source, kwargs.get("weight_name"), kwargs.get("subfolder"), hub)
+    return read_lora(source, config, ignore_unknown=ignore_unknown, prefix=prefix)
 
 
 def load_adapter(

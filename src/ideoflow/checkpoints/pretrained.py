@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from .errors import CheckpointError, read_json
+from .errors import CheckpointError, read_json, unusable_quantization
 from .forms import Checkpoint, open_checkpoint
 from .hub import HUB_ARGUMENTS, local_file, local_folder
 from .load import load_transformer
@@ -69,7 +69,10 @@ def from_pretrained(
     settled = {"config", "subfolder", *OURS, *HUB_ARGUMENTS} - {"quantization_config"}
     own = {key: value for key, value in kwargs.items() if key not in settled} | {"use_safetensors": True}
     if _is_quantized_by(folder, ("torchao",)):
-        return theirs(folder, **own)
+        try:
+            return theirs(folder, **own)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise unusable_quantization(folder, error) from error
     checkpoint = open_checkpoint(folder, variant=variant, config=kwargs.get("config"))
     needs_theirs = [key for key in THEIRS if key in given]
     if device is None:

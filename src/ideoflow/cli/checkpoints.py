@@ -9,14 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from ..bundled import SKETCH
 from ..checks import printable
 from ..dtypes import COMPUTED, of_name
 from ..files import check_place
 from .console import err, out, plain_errors, plain_warnings, starting
 from .values import expanded, parse_dtype
-
-SKETCH = "sketch"
-
 
 LORA_FORMS = ("comfy-lora", "diffusers-lora")
 

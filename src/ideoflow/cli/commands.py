@@ -10,7 +10,8 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from ..interrupts import interrupts_raise
-from .console import plain_errors, warn
+from .console import fail, plain_errors, warn
+from .other_options import instead
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 LONGEST_NO = 12  # characters of the name that turns a switch off; with longer ones others are cut in 80 columns
@@ -25,6 +26,18 @@ class Command(TyperCommand):
             parameter.help = _plain(getattr(parameter, "help", None))  # type: ignore[attr-defined]
             if parameter.metavar is None and getattr(parameter, "min", None) is not None:
                 parameter.metavar = "N"  # beside which Typer writes the range
+
+    def parse_args(self, context: Any, arguments: list[str]) -> list[str]:
+        """Read the arguments; an option that another program has is told what it is here."""
+        try:
+            return super().parse_args(context, arguments)
+        except Exception as error:  # Typer has no public name for the one that is meant
+            option = getattr(error, "option_name", None) if type(error).__name__ == "NoSuchOption" else None
+            known = [name for parameter in self.params for name in parameter.opts]
+            told = option and instead(getattr(self.callback, "__name__", ""), option, known)
+            if not told:
+                raise
+            fail(told)
 
     def invoke(self, context: Any) -> Any:
         """Run it; what a user can cause ends in one line, also where the command says nothing of errors."""

@@ -123,10 +123,8 @@ def simulate(
         if load is not None and rate is not None:
             raise ValueError("--load and --rate say the same thing: give one of them.")
         for name, value in (("load", load), ("rate", rate)):
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"--{name} {value:g}: give a number above 0.")
             if value is not None and not SLOWEST <= value <= FASTEST:
-                raise ValueError(f"--{name} {value:g}: give a number from {SLOWEST:g} to {FASTEST:g}.")
+                raise ValueError(f"--{name} {value:g}: give a number above 0, from {SLOWEST:g} to {FASTEST:g}.")
         if (cost is not None) + (steps is not None) + measure != 1:
             raise ValueError(
                 "how long does a step take? Give one of --cost A,B,C (seconds), --steps FILE.json (measured ones) and"
@@ -207,10 +205,11 @@ def _cost(text: str) -> Cost:
             f"--cost {text!r} is not A,B[,C[,START[,FINISH]]] in seconds, such as 0.002,4e-6,3e-10."
         ) from None
     numbers = (a, b, c, start, finish)
-    if not all(0 <= number < math.inf for number in numbers) or not any(numbers[:3]):
-        raise ValueError(f"--cost {text!r}: the numbers are seconds, none below 0, and not all of A, B and C are 0.")
-    if max(numbers) > SECONDS:
-        raise ValueError(f"--cost {text!r}: the numbers are seconds, none above {SECONDS:g}.")
+    if not all(0 <= number <= SECONDS for number in numbers) or not any(numbers[:3]):
+        raise ValueError(
+            f"--cost {text!r}: the numbers are seconds, none below 0, none above {SECONDS:g}, and not all of A, B and C"
+            " are 0."
+        )
     return Cost(*numbers)
 
 

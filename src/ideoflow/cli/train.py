@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..checks import printable
 from ..files import check_writable, write_text
+from ..training import precheck
 from ..training.columns import check_source
 from ..training.settings import SECTIONS, Settings, check_new, template
 from ..training.watch import Run, Step, Watcher
@@ -141,6 +142,7 @@ def _check(settings: Settings, resume: bool, dry_run: bool) -> None:
     check_source(settings.data.data, "data")
     if settings.data.validation and settings.data.share is None:
         check_source(settings.data.validation, "validation")
+    precheck.check(settings)
     if os.environ.get("RANK", "0") != "0" or dry_run:
         return  # others look into the folder while the first process writes to it
     if not resume:

@@ -155,7 +155,7 @@ def _digest(path: str, recorded: str) -> str | None:
     elif Path(path).expanduser().exists():
         place = Path(path).expanduser()
     if recorded.startswith("sha256:") and Path(place).is_dir():
-        from ..checkpoints.lora_files import find_lora
+        from ..checkpoints.hub import find_lora
 
         place = find_lora(place)
     return digest_as(recorded, place)

@@ -28,7 +28,7 @@ class Inputs:
     Attributes:
         latents: (image_tokens, in_channels).
         times: (segments,).
-        modulation: of these times, if it is known.
+        modulation: rows for these times, if they are known.
     """
 
     latents: Tensor

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import groupby, product
 from typing import Any
 
+from ..schedule import MAX_STEPS
 from ..sizes import LARGEST_SIDE
 from .activations import Call
 from .components import AUTOENCODER, CONDITIONAL, TEXT_ENCODER, UNCONDITIONAL, Model
@@ -144,6 +145,8 @@ def _check(
     for name, value in (("caption_tokens", caption), ("pictures", pictures), ("steps", steps)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`{name}` is {value!r}: give a whole number, at least 1.")
+    if steps > MAX_STEPS:
+        raise ValueError(f"`steps` is {steps!r:.40}: give a whole number from 1 to {MAX_STEPS}.")
     choices = (*(kind for kind in LOSSES if kind), TILED)
     if isinstance(allow, str) or any(one not in choices for one in allow or ()):
         raise ValueError(f"`allow` is {allow!r}: give a list of some of {', '.join(choices)}, or () for no loss.")

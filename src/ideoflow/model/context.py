@@ -83,8 +83,8 @@ class Prepared:
     """What `velocity` calls the model with in place of text features, so that hooks see each pass of an engine.
 
     Attributes:
-        context: of the stream.
-        modulation: of its times, if it is known.
+        context: the stream's.
+        modulation: rows for its times, if they are known.
     """
 
     context: Context

@@ -259,7 +259,7 @@ class Ideogram4Transformer2DModel(TransformerFiles, ModelMixin, ConfigMixin, Att
             times: (segments,) time of each segment in [0, 1]: 0 is pure noise, 1 is clean data.
             context: from `prepare`.
             attention_kwargs: passed to the attention processor; `{"scale": s}` scales LoRA adapters.
-            modulation: of these times, from `modulate`, one row for each segment; computed here if not given.
+            modulation: what `modulate` gives for these times, one row for each segment; computed here if not given.
 
         Returns:
             (image_tokens, in_channels) velocities, data minus noise.

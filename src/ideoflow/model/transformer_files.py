@@ -9,6 +9,10 @@ from typing import Any, Self
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from torch import Tensor, nn
 
+from ..checkpoints import pretrained
+from ..checkpoints.lora_model import load_adapter
+from ..checkpoints.save import save_model
+from ..checks import finite
 from ..ops.factored import factored_adapters
 from ..ops.merging import check_mergeable
 
@@ -36,17 +40,15 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
             save_function: Not used, as in diffusers.
             safe_serialization: True; pickles are not written, since none are opened.
             variant: Part of the files' names, such as "fp16".
-            max_shard_size: Of a file, in bytes or as "5GB".
+            max_shard_size: The largest file, in bytes or as "5GB".
             push_to_hub: Whether to upload what was written.
             use_flashpack: Refused: its files are not opened here.
-            kwargs: Of the upload.
+            kwargs: Arguments of the upload.
 
         Raises:
             CheckpointError: a ValueError: weights that could not be opened again (adapters' wrappers, GGUF's blocks,
                 int8 of `pipe.quantize`, offloaded ones), or a folder that cannot be written.
         """
-        from ..checkpoints.save import save_model
-
         options = {"variant": variant, "max_shard_size": max_shard_size, "push_to_hub": push_to_hub, **kwargs}
         save_model(
             self, super().save_pretrained, save_directory, is_main_process, safe_serialization, use_flashpack, **options
@@ -68,9 +70,7 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
         Raises:
             CheckpointError: a ValueError that names the file, and the tensor, that cannot be used.
         """
-        from ..checkpoints.pretrained import from_pretrained
-
-        return from_pretrained(cls, super().from_pretrained, pretrained_model_name_or_path, **kwargs)
+        return pretrained.from_pretrained(cls, super().from_pretrained, pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path_or_dict: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -82,9 +82,7 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
                 file that holds both. Without `config`, a `config.json` beside the file is taken, or its header's, or
                 what the shapes tell.
         """
-        from ..checkpoints.pretrained import from_single_file
-
-        return from_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs)
+        return pretrained.from_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs)
 
     def load_lora_adapter(
         self,
@@ -108,8 +106,6 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
             CheckpointError: a ValueError that names the file and the tensor that cannot be used.
             ValueError: an adapter name that is taken.
         """
-        from ..checkpoints.lora_model import load_adapter
-
         load_adapter(
             self, super().load_lora_adapter, pretrained_model_name_or_path_or_dict, prefix, hotswap=hotswap, **kwargs
         )
@@ -127,6 +123,7 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
         Raises:
             ValueError: weights in few bits, which no adapter can be added to; nothing is merged.
         """
+        finite("lora_scale", lora_scale)  # any other would be the end of the weights
         self.check_mergeable("fuse_lora")
         super().fuse_lora(lora_scale=lora_scale, safe_fusing=safe_fusing, adapter_names=adapter_names)
 

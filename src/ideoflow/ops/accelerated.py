@@ -26,7 +26,7 @@ class Accelerated:
         What `compile_repeated_blocks` of diffusers does, which compiles anew for each layout of segments.
 
         Args:
-            options: of `torch.compile`, all but `dynamic` and `fullgraph`.
+            options: those of `torch.compile`, all but `dynamic` and `fullgraph`.
         """
         for processor in self.attn_processors.values():
             processor.breaks_graphs = True

@@ -38,8 +38,8 @@ def exact(query: Tensor, key: Tensor, value: Tensor, bounds: Bounds) -> Tensor:
 
     Args:
         query: (tokens, heads, head_dim), and likewise the other two.
-        key: Of all tokens.
-        value: Of all tokens.
+        key: Keys of all tokens.
+        value: Values of all tokens.
         bounds: The segments; all tokens are wanted.
 
     Returns:
@@ -77,7 +77,7 @@ def time_backends(
     Args:
         shape: (heads, head_dim).
         lengths: Tokens of each segment of the stream.
-        dtype: Of queries, keys and values.
+        dtype: The type of queries, keys and values.
         device: Where.
         rounds: Calls of each backend, in turn; the median counts.
     """

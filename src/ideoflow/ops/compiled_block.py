@@ -38,6 +38,8 @@ class CompiledBlock:
         attention_kwargs: dict[str, Any] | None = None,
         modulation: Tensor | None = None,
     ) -> Tensor:
+        # The arguments of the block's own `forward`, spelled out so that they may be given by name; graphs hold for
+        # one way of giving them, which is that of the last line.
         self._unfuse_stale()
         # A subclass may have a `forward` of its own, and a hook may have to bring the weights first.
         if modulation is None and CompiledBlock in type(self).__bases__ and not is_hooked(self):  # type: ignore[arg-type]

@@ -112,8 +112,8 @@ class FactoredLinear(nn.Module, LycorisLayer):
 
         Args:
             adapter_name: A name that is free.
-            factors: Of the change of the weight.
-            scale: Of the change, at weight 1.
+            factors: The factors of the weight's change.
+            scale: The strength of the change at weight 1.
         """
         self.factors[adapter_name] = factors
         self.r[adapter_name], self.alpha[adapter_name], self.scaling[adapter_name] = 1, scale, scale

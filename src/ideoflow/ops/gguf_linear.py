@@ -26,7 +26,7 @@ class GgufLinear(nn.Linear):
         kind: Their type, such as "Q8_0".
         in_features: Width of the input.
         out_features: Width of the output.
-        dtype: Of an adapter's weights that come to lie on the layer.
+        dtype: The type of an adapter's weights that come to lie on the layer.
     """
 
     waits_for_device = True  # constants are copied there for each product, which no CUDA graph can record
@@ -111,8 +111,8 @@ def expand(blocks: Tensor, kind: str, shape: tuple[int, ...], dtype: torch.dtype
     Args:
         blocks: Bytes of the blocks.
         kind: Their type, such as "Q8_0".
-        shape: Of the values.
-        dtype: Of the result.
+        shape: The shape of the values.
+        dtype: The type of the result.
     """
     sizes = QUANTIZED[kind]
     lines = blocks.reshape(-1, sizes.size)

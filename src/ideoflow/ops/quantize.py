@@ -69,7 +69,7 @@ def dequantize_(module: nn.Module, dtype: torch.dtype | None = None) -> list[str
 
     Args:
         module: Any module with quantized layers in it.
-        dtype: Of the expanded weights; None for that of the weights that were quantized.
+        dtype: The type of the expanded weights; None for that of the weights that were quantized.
 
     Returns:
         Names of the layers that were expanded. Their weights take no gradient until `requires_grad_` is called.

@@ -110,8 +110,8 @@ class QuantizedLinear(nn.Linear):
         in_features: Width of the input.
         out_features: Width of the output.
         bias: Whether there is one.
-        device: Of the parameters.
-        dtype: Of the bias, and of an adapter's weights that come to lie on the layer; float32 by default.
+        device: Where the parameters are made.
+        dtype: The type of the bias, and of an adapter's weights that come to lie on the layer; float32 by default.
 
     Attributes:
         weight: (out, in) in `storage`.

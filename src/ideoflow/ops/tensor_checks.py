@@ -30,7 +30,7 @@ def check_autocast(model: ModelMixin, given: Any) -> None:
     Under layerwise casting that is the type computed in, not the one that weights are kept in.
 
     Args:
-        model: Whose weights count.
+        model: The model whose weights count.
         given: What lies where it will compute: a tensor or a layout. Anything else is for other checks.
     """
     device = getattr(given, "device", None)

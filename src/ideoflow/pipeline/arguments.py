@@ -130,12 +130,14 @@ def check_attention_kwargs(given: Any, processors: Iterable[Any]) -> None:
 
     Raises:
         TypeError: if it is no mapping.
-        ValueError: naming the entries.
+        ValueError: naming the entries, or a scale that is no finite number.
     """
     if given is None:
         return
     if not isinstance(given, Mapping):
         raise TypeError(f'`attention_kwargs` is {given!r}: give a mapping, such as {{"scale": 0.5}}.')
+    if "scale" in given:
+        finite('attention_kwargs["scale"]', given["scale"])
     unread = sorted(str(key) for key in given if key != "scale")
     if unread and all(type(processor) is Ideogram4AttnProcessor for processor in processors):
         raise ValueError(

@@ -29,8 +29,8 @@ from ..checkpoints.folders import (
 )
 from ..checkpoints.forms import open_checkpoint
 from ..checkpoints.hub import HUB_ARGUMENTS, check_id, fetching, local_file
-from ..checkpoints.lora_convert import peft_settings, to_diffusers
-from ..checkpoints.lora_files import LoraSource, loadable, read_any
+from ..checkpoints.lora_convert import loadable, peft_settings, to_diffusers
+from ..checkpoints.lora_model import LoraSource, read_any
 from ..checkpoints.names import PREFIXES
 from ..checkpoints.pretrained import handing_on
 from ..checkpoints.source import open_source

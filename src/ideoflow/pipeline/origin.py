@@ -19,7 +19,7 @@ import torch
 from ..bundled import SKETCH, SKETCH_FOLDER
 from ..captions import CaptionWarning
 from ..captions.schema import is_placed
-from ..checkpoints.lora_files import find_lora
+from ..checkpoints.hub import find_lora
 from ..digests import COMPONENTS, digest_file, digest_hub, digest_model
 from ..dtypes import COMPUTED, name_of
 from ..provenance import QUANTIZED

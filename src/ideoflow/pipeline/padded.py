@@ -18,8 +18,8 @@ def padded_rows(
     Args:
         features: `(tokens, features)` of each caption, of at most `text_length` tokens.
         grid: `(rows, cols)` of the image tokens.
-        text_length: Of padding and text together.
-        device: Of what is returned.
+        text_length: Tokens of padding and text together.
+        device: Where what is returned lies.
 
     Returns:
         Features `(captions, length, features)`, zero but at text; positions `(captions, length, 3)`; segments and roles

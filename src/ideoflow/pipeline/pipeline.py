@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import latents as latent_tokens
 from .._imports import warn_renamed
-from ..checkpoints.lora_files import LoraSource
+from ..checkpoints.lora_model import LoraSource
 from ..checkpoints.save import save_pipeline
 from ..checks import whole
 from ..engine import Denoiser, Engine, Policy, Request
@@ -404,7 +404,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             grid_h: Rows of image tokens.
             grid_w: Columns of image tokens.
             max_sequence_length: Tokens that padding and text take together in each row.
-            device: Of what is returned.
+            device: Where what is returned lies.
 
         Returns:
             `prompt_embeds` `(prompts, length, features)`, `position_ids` `(prompts, length, 3)`, `segment_ids` and
@@ -572,7 +572,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         """A pipeline over the components of another, diffusers' of this name included; nothing is copied.
 
         Args:
-            pipeline: Whose components to take. What moves, casts or trains them does so in both pipelines.
+            pipeline: The one whose components to take. What moves, casts or trains them does so in both pipelines.
             dtype: To cast them to; None leaves them as they are.
             kwargs: Components in place of the other's, and `text_encoder_taps` and `side_limits`.
 
@@ -603,10 +603,10 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             save_directory: A new folder, or one whose earlier pipeline is replaced; other files in it stay.
             safe_serialization: True; pickles are not written, since none are opened.
             variant: Part of the weights' names, such as "fp16".
-            max_shard_size: Of a file of weights, in bytes or as "5GB"; None for each component's own.
+            max_shard_size: The largest file of weights, in bytes or as "5GB"; None for each component's own.
             push_to_hub: Whether to upload what was written.
             use_flashpack: Refused: its files are not opened here.
-            kwargs: Of the upload.
+            kwargs: Arguments of the upload.
 
         Raises:
             CheckpointError: a ValueError: a component that could not be opened again (adapters on its layers, GGUF's
@@ -706,7 +706,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
 
         Args:
             memory: "12GB", "12GiB", "11500MB", a number of bytes, or "auto" for what is free on the device.
-            options: Of `ideoflow.fitting.fit_memory` and `ideoflow.fitting.plan`: `device`, `size`, `pictures`,
+            options: Those of `ideoflow.fitting.fit_memory` and `ideoflow.fitting.plan`: `device`, `size`, `pictures`,
                 `caption_tokens`, `allow`, `quantize` and others.
 
         Returns:
@@ -730,7 +730,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         it less often: pictures move within rounding.
 
         Args:
-            options: Of `torch.compile`, all but `dynamic` and `fullgraph`; `mode="max-autotune-no-cudagraphs"` for
+            options: Those of `torch.compile` but for `dynamic` and `fullgraph`; `mode="max-autotune-no-cudagraphs"` for
                 instance.
         """
         for transformer in self._transformers():
@@ -762,7 +762,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
 
         Args:
             size: `(width, height)` in pixels of the pictures to come.
-            caption_tokens: Of their captions.
+            caption_tokens: Tokens of their captions.
             pictures: How many share a pass.
 
         Returns:

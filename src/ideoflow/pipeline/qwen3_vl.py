@@ -17,7 +17,7 @@ from transformers import AutoModel, PreTrainedModel, Qwen3VLConfig  # noqa: F401
 from transformers.initialization import no_init_weights
 
 from ..checkpoints.component_configs import making, read_text_encoder_config
-from ..checkpoints.errors import CheckpointError, read_json, some
+from ..checkpoints.errors import CheckpointError, read_json, some, unusable_quantization
 from ..checkpoints.hub import HUB_ARGUMENTS, local_folder
 from ..checkpoints.left_in_file import LeftInFile, Reader
 from ..checkpoints.load import expanded, fill
@@ -91,6 +91,7 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
         if getattr(config, "quantization_config", None) == FLOAT8:
             del config.quantization_config
             fp8 = True
+        _check_quantization(folder, config)
         source = open_source(folder, kwargs.get("variant"))
         if _is_for_transformers(config, source, args, kwargs):
             return cls._from_transformers(folder, source, *args, **kwargs)
@@ -182,6 +183,10 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
             model, info = super().from_pretrained(folder, *args, **own)
         except ImportError as error:  # of a package that its kind of quantization needs
             raise CheckpointError(f"{folder} cannot be loaded here: {' '.join(str(error).split())}") from error
+        except (AttributeError, KeyError, TypeError) as error:
+            if config is not None or "quantization_config" not in read_json(folder / "config.json"):
+                raise
+            raise unusable_quantization(folder, error) from error
         wrong = {
             what: sorted(map(str, names))
             for what, names in (
@@ -198,6 +203,26 @@ class Qwen3VLModel(transformers.Qwen3VLModel):
             )
         model.visual = LeftInFile(_tower(source), WHY, model.dtype)
         return (model, info) if wants_info else model
+
+
+def _check_quantization(folder: Path, config: Qwen3VLConfig) -> None:
+    """Refuse a note on quantization that transformers would end over in its own words, or answer with code of a hub."""
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is None:
+        return
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+    if not isinstance(method, str):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: `quantization_config` is {quantized!r:.80}; it must be an object that says its"
+            " `quant_method`."
+        )
+    if method == "fp8":
+        raise CheckpointError(
+            f"{folder / 'config.json'}: `quantization_config` says `quant_method` fp8, weights with a scale for each"
+            " block (`weight_scale_inv`), which transformers computes with by kernels from a hub, and without a GPU not"
+            " at all. Take the text encoder in bfloat16, or in the fp8 of Ideogram or ComfyUI (`weight_scale`); if the"
+            " weights are plain, remove the note."
+        )
 
 
 def _is_for_transformers(config: Qwen3VLConfig, source: Source, args: tuple, kwargs: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..model import Ideogram4Transformer2DModel
+from ..ops.hooks import is_offloaded
 from .unknown_arguments import explain
 
 OPTIONS = ("text_encoder_taps", "side_limits")  # arguments of the pipeline's constructor that are no components
@@ -46,7 +47,7 @@ def as_own(name: str, model: Any) -> Any:
     What changes the parameters in place changes them for both, moving and casting either of the two included.
 
     Args:
-        name: Of the component, for messages.
+        name: The component's, for messages.
         model: The component.
 
     Raises:
@@ -56,7 +57,7 @@ def as_own(name: str, model: Any) -> Any:
         return model
     if any("base_layer" in part._modules for part in model.modules()):
         raise ValueError(f"`{name}` has adapters: unload them first, and load them into the new pipeline.")
-    if any("_hf_hook" in part.__dict__ or "_diffusers_hook" in part.__dict__ for part in model.modules()):
+    if is_offloaded(model):
         raise ValueError(f"`{name}` is offloaded or has other hooks: take weights from a pipeline without.")
     with torch.device("meta"):
         own = Ideogram4Transformer2DModel(**{key: value for key, value in model.config.items() if key[0] != "_"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 from collections.abc import Sequence
@@ -72,11 +71,8 @@ class Cost:
     def _factor(self, tokens: int) -> float:
         if not self.factors:
             return 1.0
-        after = bisect.bisect(self.factors, (tokens, 0.0))
-        if after in (0, len(self.factors)):
-            return self.factors[min(after, len(self.factors) - 1)][1]
-        (low, first), (high, last) = self.factors[after - 1 : after + 1]
-        return first + (last - first) * (tokens - low) / (high - low)
+        sizes, factors = zip(*self.factors, strict=True)
+        return float(np.interp(tokens, sizes, factors))
 
 
 def fit_cost(steps: Sequence[tuple[Sequence[int], float]]) -> Cost:

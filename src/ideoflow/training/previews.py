@@ -11,12 +11,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..captions.paths import existing, looks_like_path, missing
-from ..captions.reading import read_file
 from ..files import write_bytes
 from ..images import ImageError, open_image, plain_errors
 from ..sizes import UNIT
-from .lines import line_of
+from .precheck import preview_line
 from .settings import Settings
 from .watch import Run, Step, Watcher
 
@@ -45,7 +43,7 @@ class Previews(Watcher):
 
     def on_begin(self, run: Run) -> None:
         """Encode the captions once, and draw what the model knows before."""
-        self.captions = [_line(prompt, run.settings.data.wrap) for prompt in self.options.previews]
+        self.captions = [preview_line(prompt, run.settings.data.wrap) for prompt in self.options.previews]
         if not self.captions:
             self.captions = list(dict.fromkeys(sample.caption for sample in run.samples))[:FIRST]
         grids = [sample.grid for sample in run.samples]
@@ -146,21 +144,6 @@ def _earlier(folder: Path, last: int) -> dict[int, Image.Image]:
 def _fit(picture: Image.Image) -> Image.Image:
     scale = CELL / max(picture.size)
     return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
-
-
-def _line(prompt: str, wrap: bool) -> str:
-    """The line of a prompt, or of the file that it names.
-
-    Raises:
-        ValueError: naming the prompt, if it cannot be used.
-    """
-    path = existing(prompt)
-    if path is None and looks_like_path(prompt):
-        raise ValueError(f"`previews`: {missing(prompt)}")
-    try:
-        return line_of(read_file(path) if path else prompt, wrap)[0]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`previews` {prompt[:60]!r}: {error}") from None
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from .cache import Store
 from .dataset import Survey, scan
 from .encoding import Encoder, too_long
 from .parallel import Group, processes
+from .precheck import check
 from .settings import Data, Settings, check_new
 from .trainer import Trainer
 from .watch import Watcher
@@ -72,6 +73,7 @@ def prepare(settings: Settings, group: Group, watchers: Sequence[Watcher] = ()) 
     """All that comes before the first step: the model, the data, its encodings, what is trained."""
     if not group.leads:
         watchers = ()
+    check(settings)
     pipeline = load_pipeline(settings, group)
     found = survey(settings, pipeline.tokenizer, watchers)
     check_budget(found, settings.training.tokens, pipeline)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..captions.schema import encodes
+from ..schedule import MAX_STEPS
 from ..sizes import UNIT
 
 # Of `training.optimizers`, and of transformers what depends on warm-up and steps alone; named here without torch.
@@ -139,7 +140,7 @@ class Output(_Section):
     also: list[Literal["comfy"]] = Field([], description='Other forms of the adapter: "comfy".')
     preview_every: Annotated[int, Field(ge=0)] = Field(0, description="Steps between previews; 0: only at the end.")
     previews: list[str] = Field([], description="Captions (text, JSON, files) to draw; the data's first 4 if empty.")
-    preview_steps: Positive = Field(20, description="Denoising steps of a preview.")
+    preview_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = Field(20, description="Denoising steps of a preview.")
     preview_guidance: Annotated[float, Field(ge=1)] = Field(7.0, description="Guidance of a preview.")
     preview_size: str = Field("", description="WIDTHxHEIGHT of the previews; the data's first sizes when empty.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,10 @@ from ..checkpoints.lora_convert import to_comfy
 from ..files import write_tensors
 from ..model import Ideogram4Transformer2DModel
 from .parallel import whole
+from .targets import choose
 
 FILE, COMFY_FILE = "pytorch_lora_weights.safetensors", "comfyui_lora.safetensors"
 ADAPTER = "default"
-PRESETS = {
-    "attention": r"layers\.\d+\.attention\.(to_q|to_k|to_v|to_out\.0)",
-    "attention+feed_forward": r"layers\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123])",
-    "all": r"layers\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123]|adaln_modulation)",
-}
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class AdapterSettings:
     Attributes:
         rank: rank of the adapter's matrices.
         alpha: their product is scaled by `alpha / rank`; None for the rank.
-        targets: a name in `PRESETS`, or regular expressions that whole names of linear layers match.
+        targets: a name in `targets.PRESETS`, or regular expressions that whole names of linear layers match.
         dora: whether to learn the magnitude of each weight's rows apart from their direction (Liu et al., 2024).
         dropout: share of the adapter's inputs that are dropped, 0 to below 1.
         seed: seed of the initial weights.
@@ -48,30 +43,6 @@ class AdapterSettings:
     seed: int = 0
 
 
-def targets_of(transformer: nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """Names of the linear layers that `targets` choose.
-
-    Raises:
-        ValueError: a pattern that matches no linear layer, or that is no regular expression.
-    """
-    linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
-    patterns = [PRESETS.get(t, t) for t in ([targets] if isinstance(targets, str) else targets)]
-    chosen: set[str] = set()
-    for pattern in patterns:
-        try:
-            matched = {name for name in linear if re.fullmatch(pattern, name)}
-        except re.error as error:
-            raise ValueError(f"`targets` holds {pattern!r}, which is no regular expression: {error}.") from None
-        if not matched:
-            kinds = sorted({re.sub(r"\.\d+\.", r".\\d+.", name, count=1) for name in linear})
-            raise ValueError(
-                f"`targets` holds {pattern!r}, which matches no linear layer: use {', '.join(PRESETS)}, or patterns for"
-                f" {', '.join(kinds)}."
-            )
-        chosen |= matched
-    return [name for name in linear if name in chosen]
-
-
 def add_adapter(transformer: Ideogram4Transformer2DModel, settings: AdapterSettings) -> list[nn.Parameter]:
     """Freeze a transformer and put a new adapter on it, which changes nothing until it is trained.
 
@@ -82,7 +53,8 @@ def add_adapter(transformer: Ideogram4Transformer2DModel, settings: AdapterSetti
     Returns:
         The adapter's parameters, float32, the only ones that require gradients.
     """
-    chosen = targets_of(transformer, settings.targets)
+    linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    chosen = choose(linear, settings.targets)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha or settings.rank,

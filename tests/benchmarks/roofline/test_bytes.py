@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.roofline import ELEMENTWISE, REQUEST, STEP, Config, Part, Sample, count, work_of
+from benchmarks.roofline import ELEMENTWISE, REQUEST, STEP, Config, Implementation, Part, Sample, count, work_of
 from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.model import Context
 from ideoflow.packing import Layout
@@ -49,6 +49,12 @@ def bytes_moved(parts: list[Part]) -> tuple[int, int]:
     return sum(table["weights"].values()) + sum(table["read"].values()), sum(table["written"].values())
 
 
+def moved_by_a_block(samples: list[Sample], side: Implementation, dtype: str) -> tuple[int, int]:
+    """Bytes that one block reads and writes beside its products, as counted."""
+    parts = count(Config.of(LARGER | dict(num_layers=1)), samples, side, dtype, device="cpu")
+    return bytes_moved([part for part in parts if part.name == ELEMENTWISE])
+
+
 def of_type(model: type[nn.Module], dtype: str) -> nn.Module:
     return model(**LARGER).eval().to(getattr(torch, dtype))
 
@@ -65,9 +71,7 @@ def test_our_blocks_move_the_counted_bytes(dtype, samples):
     )
     with torch.no_grad(), Traffic(besides=PRODUCTS) as traffic:
         block(hidden, conditioning, layout.segment, (table, table), layout.bounds)
-    parts = count(Config.of(LARGER | dict(num_layers=1)), samples, WHOLE, dtype, device="cpu")
-    counted = bytes_moved([part for part in parts if part.name == ELEMENTWISE])
-    assert (traffic.read, traffic.written) == pytest.approx(counted, rel=0.02)
+    assert (traffic.read, traffic.written) == pytest.approx(moved_by_a_block(samples, WHOLE, dtype), rel=0.02)
 
 
 @DTYPES
@@ -82,9 +86,7 @@ def test_the_peers_blocks_move_the_counted_bytes(dtype, samples):
     mask = torch.ones(rows, 1, length, length, dtype=torch.bool)
     with torch.no_grad(), Traffic(besides=PRODUCTS) as traffic:
         block(hidden, mask, (table, table), conditioning)
-    parts = count(Config.of(LARGER | dict(num_layers=1)), samples, TRIMMED, dtype, device="cpu")
-    counted = bytes_moved([part for part in parts if part.name == ELEMENTWISE])
-    assert (traffic.read, traffic.written) == pytest.approx(counted, rel=0.02)
+    assert (traffic.read, traffic.written) == pytest.approx(moved_by_a_block(samples, TRIMMED, dtype), rel=0.02)
 
 
 @DTYPES

@@ -1,4 +1,4 @@
-"""When Triton kernels are used, when lean and when plain torch; stand-ins take the kernels' place: no GPU is needed."""
+"""When Triton's kernels are used, when those for CPUs, when plain torch; with stand-ins: no GPU is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ideoflow.ops import kernels
-from ideoflow.ops.kernels import cpu_kernels as lean
+from ideoflow.ops.kernels import cpu_kernels
 from ideoflow.ops.kernels import torch_kernels as plain
 from ideoflow.ops.rms_norm import RMSNorm
 
@@ -259,12 +259,12 @@ def test_cpu_tensors_do_not_ask_for_triton(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_cpu_takes_lean_torch_but_for_gradients_and_other_types(name, dtype, monkeypatch):
+def test_a_cpu_takes_its_own_kernels_but_for_gradients_and_other_types(name, dtype, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     arguments = cast(ARGUMENTS[name], dtype)
     used = []
-    right = getattr(lean, name)
-    monkeypatch.setattr(lean, name, lambda *given: used.append(name) or right(*given))
+    right = getattr(cpu_kernels, name)
+    monkeypatch.setattr(cpu_kernels, name, lambda *given: used.append(name) or right(*given))
     result = call(name, arguments)
     assert bool(used) == (dtype != torch.float64) and result.dtype == dtype
     assert torch.allclose(result.double(), getattr(plain, name)(*arguments).double(), rtol=0.02, atol=0.1)

@@ -1,4 +1,4 @@
-"""Each element-wise function against float64, in plain and lean torch and in Triton: compiled, or interpreted on a CPU.
+"""Each element-wise function against float64, plain, for CPUs and in Triton: compiled, or interpreted on a CPU.
 
 The interpreter must be asked for before Triton is imported, so `test_interpreter.py` runs this file in a process of its
 own with TRITON_INTERPRET=1.
@@ -13,12 +13,12 @@ from types import ModuleType
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ideoflow.ops import kernels
-from ideoflow.ops.kernels import cpu_kernels as lean
+from ideoflow.ops.kernels import cpu_kernels
 from ideoflow.ops.kernels import torch_kernels as plain
 from ideoflow.ops.kernels.torch_kernels import rotate
 from ideoflow.ops.rms_norm import RMSNorm
@@ -28,7 +28,10 @@ EPS = 1e-5
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 TOKENS = st.integers(1, 9) | st.just(70)
 WIDTHS = st.integers(1, 40) | st.sampled_from([64, 255, 257, 1536])
-hypothetical = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+# The interpreter takes a second for what torch does in a millisecond.
+hypothetical = settings(
+    deadline=None, max_examples=10 if INTERPRETED else 40, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Implementation:
         else:  # after some operations in float32
             last_place = numbers.eps * expected.abs() + numbers.smallest_normal * numbers.eps
             # The interpreter cuts bfloat16 off where a GPU rounds to the nearest.
-            cut_off = INTERPRETED and self.module is not lean and result.dtype == torch.bfloat16
+            cut_off = INTERPRETED and self.module is not cpu_kernels and result.dtype == torch.bfloat16
             allowed = last_place * (1 if cut_off else 0.5) + 2**-20 * terms
         assert result.shape == expected.shape
         assert (error <= allowed).all(), (error / allowed).max()
@@ -80,10 +83,10 @@ class Draw:
         return torch.randint(times, (tokens,), generator=self.generator).to(self.device)
 
 
-@pytest.fixture(scope="session", params=["plain", "lean", "triton"])
+@pytest.fixture(scope="session", params=["plain", "cpu_kernels", "triton"])
 def implementation(request: pytest.FixtureRequest) -> Implementation:
     if request.param != "triton":
-        return Implementation({"plain": plain, "lean": lean}[request.param], "cpu")
+        return Implementation({"plain": plain, "cpu_kernels": cpu_kernels}[request.param], "cpu")
     if find_spec("triton") is None:
         pytest.skip("triton is not installed")
     if not (INTERPRETED or torch.cuda.is_available()):
@@ -121,6 +124,9 @@ def at_tokens(modulation: Tensor, row: Tensor | None) -> Tensor:
 
 @hypothetical
 @given(TOKENS, WIDTHS, st.integers(1, 4), DTYPES, st.booleans(), st.integers(0, 99))
+@example(70, 257, 3, torch.bfloat16, True, 1)
+@example(5, 1536, 1, torch.float16, False, 2)
+@example(3, 1, 2, torch.float32, False, 3)
 def test_norm_scale_is_near_float64(implementation, tokens, width, times, dtype, strided, seed):
     draw = implementation.draw(seed, dtype)
     x, weight = draw.tokens(tokens, width, strided=strided), draw(width)
@@ -131,6 +137,9 @@ def test_norm_scale_is_near_float64(implementation, tokens, width, times, dtype,
 
 @hypothetical
 @given(TOKENS, WIDTHS, st.integers(1, 4), DTYPES, st.booleans(), st.integers(0, 99))
+@example(70, 257, 3, torch.bfloat16, True, 1)
+@example(5, 1536, 1, torch.float16, False, 2)
+@example(3, 1, 2, torch.float32, False, 3)
 def test_gate_norm_add_is_near_float64(implementation, tokens, width, times, dtype, strided, seed):
     draw = implementation.draw(seed, dtype)
     h, y = draw(tokens, width), draw.tokens(tokens, width, strided=strided)
@@ -142,6 +151,9 @@ def test_gate_norm_add_is_near_float64(implementation, tokens, width, times, dty
 
 @hypothetical
 @given(TOKENS, st.integers(1, 9), st.integers(1, 20) | st.just(128), DTYPES, st.booleans(), st.integers(0, 99))
+@example(70, 3, 5, torch.bfloat16, True, 1)
+@example(2, 9, 128, torch.float16, False, 2)
+@example(3, 1, 1, torch.float32, False, 3)
 def test_norm_rotate_is_near_float64(implementation, tokens, heads, half, dtype, strided, seed):
     draw = implementation.draw(seed, dtype)
     x, weight = draw.tokens(tokens, heads, 2 * half, strided=strided), draw(2 * half)
@@ -153,12 +165,15 @@ def test_norm_rotate_is_near_float64(implementation, tokens, heads, half, dtype,
 
 @hypothetical
 @given(TOKENS, WIDTHS, DTYPES, st.booleans(), st.integers(0, 99))
+@example(70, 257, torch.bfloat16, True, 1)
+@example(5, 1536, torch.float16, False, 2)
+@example(3, 1, torch.float32, False, 3)
 def test_swiglu_is_near_float64(implementation, tokens, width, dtype, strided, seed):
     draw = implementation.draw(seed, dtype)
     x1, x3 = draw.tokens(tokens, width, strided=strided), draw.tokens(tokens, width, strided=strided)
     gate, value = wide(x1, x3)
     expected = gate * gate.sigmoid() * value
-    rounds_once = implementation.module is not lean
+    rounds_once = implementation.module is not cpu_kernels
     implementation.assert_close(implementation.module.swiglu(x1, x3), expected, expected.abs(), rounds_once)
 
 
@@ -187,14 +202,14 @@ def test_the_full_models_shapes(implementation):
 
     x1, x3 = draw.tokens(5, 2 * 12288, strided=False).chunk(2, dim=-1)
     fed = nn.functional.silu(wide(x1)[0]) * wide(x3)[0]
-    implementation.assert_close(module.swiglu(x1, x3), fed, fed.abs(), rounds_once=module is not lean)
+    implementation.assert_close(module.swiglu(x1, x3), fed, fed.abs(), rounds_once=module is not cpu_kernels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rounding_once_is_nearer_to_float64_than_plain(implementation, dtype):
     if implementation.module is plain:
         pytest.skip("compares the other implementation with this one")
-    if INTERPRETED and implementation.module is not lean and dtype == torch.bfloat16:
+    if INTERPRETED and implementation.module is not cpu_kernels and dtype == torch.bfloat16:
         pytest.skip("the interpreter cuts bfloat16 off where a GPU rounds to the nearest")
     draw = implementation.draw(0, dtype)
     h, y, weight, gate = draw(8, 512), draw(8, 512), draw(512), draw(1, 512)
@@ -207,7 +222,7 @@ def test_rounding_once_is_nearer_to_float64_than_plain(implementation, dtype):
 
 
 def test_the_public_functions_use_the_kernels_here(implementation, monkeypatch, recwarn):
-    if implementation.module in (plain, lean):
+    if implementation.module in (plain, cpu_kernels):
         pytest.skip("needs the Triton kernels")
     monkeypatch.setattr(kernels, "_checked", set())
     draw = implementation.draw(0, torch.bfloat16)
@@ -224,7 +239,7 @@ def test_the_public_functions_use_the_kernels_here(implementation, monkeypatch, 
 
 
 def test_a_kernel_made_wrong_gives_way_to_plain(implementation, monkeypatch):
-    if implementation.module in (plain, lean):
+    if implementation.module in (plain, cpu_kernels):
         pytest.skip("needs the Triton kernels")
     monkeypatch.setattr(kernels, "_checked", set())
     monkeypatch.setattr(kernels, "_broken", set())
@@ -263,7 +278,7 @@ def test_a_captured_graph_replays_the_kernels(compiled):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("block", [1, 500, 2000])
-def test_lean_torch_takes_some_tokens_at_a_time_and_gives_the_same(block, dtype, monkeypatch):
+def test_the_kernels_for_cpus_take_some_tokens_at_a_time_and_give_the_same(block, dtype, monkeypatch):
     draw = Draw(torch.Generator().manual_seed(0), dtype, "cpu")
     x, h, weight, scale, row = draw(37, 48), draw(37, 48), draw(48), draw(3, 48), torch.randint(3, (37,))
     calls = {
@@ -271,11 +286,11 @@ def test_lean_torch_takes_some_tokens_at_a_time_and_gives_the_same(block, dtype,
         "gate_norm_add": (rms(weight), h, x, scale, row),
         "norm_rotate": (rms(weight[:12]), x.unflatten(1, (4, 12)), h[:, :12], h[:, 12:24]),
     }
-    whole = {name: getattr(lean, name)(*arguments) for name, arguments in calls.items()}
-    monkeypatch.setattr(lean, "BLOCK", block)
-    assert len(list(lean._parts(x))) == min(37, -(-37 * 48 // block))
+    whole = {name: getattr(cpu_kernels, name)(*arguments) for name, arguments in calls.items()}
+    monkeypatch.setattr(cpu_kernels, "BLOCK", block)
+    assert len(list(cpu_kernels._parts(x))) == min(37, -(-37 * 48 // block))
     for name, arguments in calls.items():
-        assert torch.equal(getattr(lean, name)(*arguments), whole[name])
+        assert torch.equal(getattr(cpu_kernels, name)(*arguments), whole[name])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

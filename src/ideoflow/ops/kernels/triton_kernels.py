@@ -76,7 +76,8 @@ def _warps(block: int) -> int:
     return min(max(block // 512, 1), 16)
 
 
-# One program for each token. Its number is widened, because a long stream has more than 2^31 elements.
+# One program for each token. Its number is widened, because a long stream has more than 2^31 elements. Kernels that
+# normalise load and sum by the same lines, on purpose: each is compiled, and read, by itself.
 
 
 @triton.jit
