@@ -43,7 +43,7 @@ from benchmarks._measure import machine, target, write
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.fitting import Plan, carry_out, plan
 from ideoflow.pipeline.qwen3_vl import Qwen3VLModel
-from ideoflow.schedule import PRESETS
+from ideoflow.presets import PRESETS
 
 PICTURES, STEPS, CAPTION = 2, 2, "red heart " * 100
 TEXT: dict[str, Any] = dict(

@@ -32,9 +32,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("checkpoints",),
     ("ops",),
     ("captions", "packing", "schedule", "configuration", "pictures"),
-    ("provenance",),
+    ("provenance", "presets"),
     ("files", "images", "digests", "sizes"),
-    ("dtypes", "devices", "checks", "interrupts", "streams", "bundled", "_version", "_imports"),
+    ("dtypes", "devices", "checks", "interrupts", "standard_streams", "bundled", "_version", "_imports"),
 )
 # Reachable from everywhere, since it imports nothing before it is asked: the package's own public names.
 FRONT = "__init__.py"

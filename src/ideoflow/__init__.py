@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .model import Ideogram4Transformer2DModel
     from .pictures import save_image
     from .pipeline import Ideogram4Pipeline, Ideogram4PipelineOutput
-    from .schedule import PRESETS
+    from .presets import PRESETS
 
 __all__ = [
     "PRESETS",

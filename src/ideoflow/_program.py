@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from .interrupts import end_at_interrupts
-from .streams import FAILED, LOST_OUTPUT, open_streams, say_error, silence
+from .standard_streams import FAILED, LOST_OUTPUT, open_streams, say_error, silence
 
 
 def run() -> NoReturn:

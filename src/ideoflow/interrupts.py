@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from .streams import INTERRUPTED, say_error
+from .standard_streams import INTERRUPTED, say_error
 
 
 class Interrupted(KeyboardInterrupt):

@@ -1,86 +1,30 @@
-"""Noise schedules: the resolution-aware logit-normal times of sampling and training, and the published presets.
+"""Noise schedules: the resolution-aware logit-normal times of sampling and training.
 
 Model time `t` is 0 at pure noise and 1 at data; `sigma = 1 - t` is the share of noise. A larger picture needs more
 noise to hide the same content, so the schedule's mean moves with the logarithm of the number of pixels.
-
-Presets are looked up without torch, which takes seconds to import.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
+
+from .presets import PRESETS, Preset  # also by this file's name, under which they were published
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 BASE_PIXELS = 512 * 512  # the size at which the schedule's mean is `mu` itself
-# Each step's modulation is kept (2.5 MB of the published model in bfloat16, both branches), and float32 tells no more
-# noise levels apart near the ends; pictures change no longer long before.
-MAX_STEPS = 1000
 MIN_TIME = 1.0 / (1.0 + math.exp(9.0))  # where the log of the signal-to-noise ratio (t / sigma)^2 is -18
 MAX_TIME = 1.0 / (1.0 + math.exp(-7.5))  # where it is 15
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Published sampling settings.
-
-    Attributes:
-        name: Public name.
-        steps: Number of Euler steps.
-        guidance: Guidance of each step, first (noisiest) step first; `steps` values.
-        mu: Mean of the logit-normal schedule at 512 x 512 pixels.
-        std: Its standard deviation.
-    """
-
-    name: str
-    steps: int
-    guidance: tuple[float, ...]
-    mu: float
-    std: float
-
-    def with_steps(self, steps: int) -> Preset:
-        """The same preset in another number of steps: the last steps keep their guidance, the first one's fills up."""
-        guidance = (self.guidance[0],) * (steps - self.steps) + self.guidance[max(0, self.steps - steps) :]
-        return replace(self, steps=steps, guidance=guidance)
-
-
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset("V4_QUALITY_48", 48, (7.0,) * 45 + (3.0,) * 3, mu=0.0, std=1.5),
-        Preset("V4_DEFAULT_20", 20, (7.0,) * 18 + (3.0,) * 2, mu=0.0, std=1.75),
-        Preset("V4_TURBO_12", 12, (7.0,) * 11 + (3.0,) * 1, mu=0.5, std=1.75),
-    )
-}
-
-
-SHORT_NAMES = {"quality": "V4_QUALITY_48", "default": "V4_DEFAULT_20", "turbo": "V4_TURBO_12"}
-
-
-def find_preset(preset: str | Preset) -> Preset:
-    """The preset of that name, full ("V4_TURBO_12") or short ("turbo"), in any case; a `Preset` is returned as it is.
-
-    Raises:
-        ValueError: if no preset has that name.
-        TypeError: if it is neither a name nor a `Preset`.
-    """
-    if isinstance(preset, Preset):
-        return preset
-    if not isinstance(preset, str):
-        raise TypeError(f"`preset` is {preset!r}: give a name, such as 'turbo', or a Preset.")
-    name = SHORT_NAMES.get(preset.lower(), preset.upper())
-    if name not in PRESETS:
-        near = get_close_matches(preset.lower(), [*SHORT_NAMES, *map(str.lower, PRESETS)], 1)
-        meant = f" Did you mean {SHORT_NAMES.get(near[0], near[0].upper())!r}?" if near else ""
-        known = ", ".join(f"{full} ({short})" for short, full in SHORT_NAMES.items())
-        raise ValueError(f"`preset` {preset!r} is unknown: choose one of {known}, or pass a Preset.{meant}")
-    return PRESETS[name]
+__all__ = [
+    "BASE_PIXELS", "MAX_TIME", "MIN_TIME", "PRESETS", "Preset", "guidance_per_step", "limit_guidance",
+    "logit_normal_sigmas", "sample_times",
+]  # fmt: skip
 
 
 def logit_normal_sigmas(steps: int, width: int, height: int, mu: float = 0.0, std: float = 1.5) -> Tensor:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from ideoflow import Ideogram4Pipeline
 from ideoflow.checkpoints.convert import convert
 from ideoflow.cli import app
-from ideoflow.schedule import PRESETS
+from ideoflow.presets import PRESETS
 from ideoflow.sketch import GUIDANCE
 
 CAPTION = {"compositional_deconstruction": {"background": "plain red", "elements": [{"type": "obj", "desc": "a dot"}]}}

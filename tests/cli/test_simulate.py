@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from ideoflow.cli import app
 from ideoflow.cli.console import out
-from ideoflow.schedule import PRESETS
+from ideoflow.presets import PRESETS
 from ideoflow.simulate import Cost, Job, fit_cost, poisson, rate_of_load, simulate, simulate_batches
 
 COST = "0.002,4e-6,3e-10"

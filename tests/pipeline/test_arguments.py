@@ -10,7 +10,7 @@ import torch
 from ideoflow import Caption, Ideogram4Pipeline, sketch
 from ideoflow.model.attention import Ideogram4AttnProcessor
 from ideoflow.pipeline.unknown_arguments import INSTEAD, explain
-from ideoflow.schedule import Preset
+from ideoflow.presets import Preset
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*outside what the weights were trained on"),

@@ -15,7 +15,7 @@ import torch
 
 import ideoflow
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel
-from ideoflow.schedule import PRESETS, Preset
+from ideoflow.presets import PRESETS, Preset
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*outside what the weights were trained on"),

@@ -16,8 +16,8 @@ from .breach import Breach, CaptionError
 from .parts import Composition, ObjectElement, Part, Style, Text
 from .paths import existing, looks_like_path, missing
 from .reading import Found, data_of, find, plain, read_file
+from .rules import Walk
 from .schema import TOP_KEYS, elements, encodes, in_order, write
-from .walk import Walk
 
 
 class Caption(Part):

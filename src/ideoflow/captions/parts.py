@@ -20,8 +20,8 @@ from .boxes import RANGE
 from .breach import Breach, CaptionError
 from .colours import COLOUR
 from .reading import plain
+from .rules import Walk
 from .schema import MAX_ELEMENT_COLOURS, MAX_STYLE_COLOURS, encodes
-from .walk import Walk
 
 
 def _whole_characters(text: str) -> str:

@@ -24,9 +24,9 @@ from .errors import CheckpointError, some
 from .forms import Checkpoint, open_checkpoint
 from .load import QUIET_SECONDS, TYPES, Finite, read_parts
 from .names import BRANCHES, ORIGINAL, QKV, Branch, Naming, current_form, original_name
+from .quantized_storage import Float8
 from .replace import in_place
 from .source import SafetensorsSource
-from .storage import Float8
 from .stored import Piece, StoredWeight
 from .write import Entry, bits, write_safetensors
 

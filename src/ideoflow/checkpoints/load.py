@@ -17,7 +17,7 @@ from .forms import Checkpoint
 from .left_in_file import LeftInFile
 from .names import UNUSED
 from .on_the_fly import plan
-from .storage import Storage
+from .quantized_storage import Storage
 from .stored import StoredWeight
 from .tensors import Source
 

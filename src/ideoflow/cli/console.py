@@ -17,7 +17,7 @@ from rich.markup import escape
 from .._imports import quietly
 from ..checks import printable
 from ..interrupts import interrupts_end_it
-from ..streams import FAILED, INTERRUPTED, LOST_OUTPUT, WRONG_INPUT, silence
+from ..standard_streams import FAILED, INTERRUPTED, LOST_OUTPUT, WRONG_INPUT, silence
 
 # What may go wrong without a mistake of the user's, by the exception's name: its packages are slow to import.
 _OUT_OF_MEMORY = "out of memory: {} Try a smaller size, fewer pictures at once or another --dtype."

@@ -42,7 +42,7 @@ def draw(
     import torch
 
     from ..captions import CaptionWarning
-    from ..schedule import find_preset
+    from ..presets import find_preset
 
     if cuda_graphs and not settings.device.startswith("cuda"):
         raise ValueError(f"--cuda-graphs needs --device cuda, and these pictures are drawn on {settings.device!r}.")

@@ -20,7 +20,7 @@ from ..checks import printable
 from ..devices import available, best_device
 from ..files import check_writable
 from ..pictures import save_image
-from ..schedule import MAX_STEPS, SHORT_NAMES
+from ..presets import MAX_STEPS, SHORT_NAMES
 from .console import FAILED, err, fail, out, plain_errors, starting, warn
 from .draw import draw
 from .jobs import Job, Lora, Picture, Settings, target

@@ -8,7 +8,7 @@ import typer
 
 from .. import sketch
 from ..bundled import SKETCH
-from ..schedule import MAX_STEPS
+from ..presets import MAX_STEPS
 from .console import WRONG_INPUT, err, fail, out, plain_errors
 from .values import check_device, expanded, parse_amount, parse_device, parse_dtype, parse_size
 

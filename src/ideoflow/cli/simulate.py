@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..files import check_writable, write_text
-from ..schedule import MAX_STEPS
+from ..presets import MAX_STEPS
 from ..sizes import LARGEST_SIDE, UNIT
 from .console import err, out, plain_errors, plain_warnings, starting
 
@@ -170,7 +170,7 @@ def _policies(names: Sequence[str]) -> list[str]:
 
 def _job(text: str) -> tuple[float, Job]:
     """`(weight, job)` of one --job."""
-    from ..schedule import find_preset
+    from ..presets import find_preset
     from ..simulate import Job
 
     size, *rest = text.lower().replace("×", "x").split(":")  # noqa: RUF001

@@ -13,8 +13,8 @@ from ..bundled import SKETCH
 from ..devices import available, built_for
 from ..dtypes import COMPUTED
 from ..fitting.memory import parse_memory
+from ..presets import find_preset
 from ..provenance import QUANTIZED
-from ..schedule import find_preset
 from ..sizes import misfit
 from .jobs import SUFFIXES, Lora
 

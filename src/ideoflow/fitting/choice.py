@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import groupby, product
 from typing import Any
 
-from ..schedule import MAX_STEPS
+from ..presets import MAX_STEPS
 from ..sizes import LARGEST_SIDE
 from .activations import Call
 from .components import AUTOENCODER, CONDITIONAL, TEXT_ENCODER, UNCONDITIONAL, Model

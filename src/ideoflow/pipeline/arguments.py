@@ -13,7 +13,8 @@ from torch import Tensor
 from ..captions import Caption, CaptionError, prompt_line
 from ..checks import all_finite, finite, whole
 from ..model.attention import Ideogram4AttnProcessor
-from ..schedule import MAX_STEPS, PRESETS, Preset, find_preset, guidance_per_step, limit_guidance
+from ..presets import MAX_STEPS, PRESETS, Preset, find_preset
+from ..schedule import guidance_per_step, limit_guidance
 from ..sizes import check_size, sizes_of
 from .noise import Generators
 

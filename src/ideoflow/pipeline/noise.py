@@ -12,7 +12,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..schedule import Preset, logit_normal_sigmas
+from ..presets import Preset
+from ..schedule import logit_normal_sigmas
 
 Generators = torch.Generator | list[torch.Generator] | None
 # What takes the steps of diffusers' scheduler, and says where it stands: the engine takes them in its place.

@@ -22,8 +22,8 @@ from ..captions.schema import is_placed
 from ..checkpoints.hub import find_lora
 from ..digests import COMPONENTS, digest_file, digest_hub, digest_model
 from ..dtypes import COMPUTED, name_of
+from ..presets import PRESETS, Preset
 from ..provenance import QUANTIZED
-from ..schedule import PRESETS, Preset
 
 # Arguments of `from_pretrained` that change where or how weights are loaded, but no picture.
 HARMLESS = {"config", "dtype", "torch_dtype", "local_files_only", "token", "cache_dir", "force_download",

@@ -36,8 +36,8 @@ from ..ops import quantize_
 from ..ops.adapters import adapter_layers
 from ..ops.exclusive import exclusive
 from ..ops.hooks import is_offloaded
+from ..presets import Preset
 from ..provenance import doubt
-from ..schedule import Preset
 from ..sizes import check_pair
 from ..text_encoder import TAPS, encode_captions
 from . import loading

@@ -15,7 +15,7 @@ from ..checks import finite, whole
 from ..engine import Denoiser, Request
 from ..model import Context
 from ..ops.exclusive import exclusive
-from ..schedule import Preset
+from ..presets import Preset
 from .arguments import Drawing, warn_of_guidance
 from .noise import noise_of, scheduler_of
 from .text_embedder import TextEmbedder

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator
 
-from ..schedule import PRESETS, find_preset
+from ..presets import PRESETS, find_preset
 from ..sizes import MAX_ASPECT, misfit
 from .api_errors import ApiError
 from .server_settings import ServerSettings

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..captions.schema import encodes
-from ..schedule import MAX_STEPS
+from ..presets import MAX_STEPS
 from ..sizes import UNIT
 
 # Of `training.optimizers`, and of transformers what depends on warm-up and steps alone; named here without torch.
