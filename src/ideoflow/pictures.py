@@ -80,13 +80,14 @@ def save_image(
             free = path.with_stem(f"{path.stem}-{number}")
 
 
-def encode_image(image: Image.Image, form: str, text: str | None) -> bytes:
+def encode_image(image: Image.Image, form: str, text: str | None, quality: int | None = None) -> bytes:
     """The bytes of a picture's file, as `save_image` writes them.
 
     Args:
         image: The picture.
         form: Pillow's name of the format, one of those of `FORMATS`.
         text: Settings to keep in it, as `provenance.to_text` gives them.
+        quality: Quality of a JPEG or WebP, 0 to 100; None for 95, and for WebP that keeps every pixel.
 
     Raises:
         ValueError: settings that are too long for a JPEG.
@@ -95,6 +96,10 @@ def encode_image(image: Image.Image, form: str, text: str | None) -> bytes:
     from PIL.PngImagePlugin import PngInfo
 
     options = dict(_OPTIONS[form])
+    if quality is not None and form == "JPEG":
+        options["quality"] = max(quality, 1)  # which 0 is not to Pillow
+    elif quality is not None and form == "WEBP":
+        options = {"quality": quality, "lossless": quality == 100, "exact": True}
     if text is not None and form == "PNG":
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_itxt(KEY, text, lang="", tkey="")

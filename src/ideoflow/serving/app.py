@@ -12,14 +12,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from .._version import __version__
 from ..bundled import SKETCH
 from ..sizes import UNIT
-from . import health, jobs_api, studio_page
+from . import captions_api, health, jobs_api, openai_api, sdapi, studio_page
 from .api_errors import ApiError
 from .guard import Guard, SecurityHeaders
 from .jobs import Jobs
@@ -67,6 +67,9 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.settings = settings
     app.state.told = tell(settings, ready=False)
     app.include_router(jobs_api.router)
+    app.include_router(openai_api.router)
+    app.include_router(sdapi.router)
+    app.include_router(captions_api.router)
     app.include_router(health.router)
     app.include_router(studio_page.router)
     app.mount(studio_page.FILES, studio_page.StudioFiles())
@@ -131,11 +134,12 @@ def tell(settings: ServerSettings, ready: bool) -> dict[str, Any]:
     }
 
 
-async def _api_error(request: Request, error: Any) -> JSONResponse:
-    return JSONResponse(error.body, error.status, headers=error.headers)
+async def _api_error(request: Request, error: Any) -> Response:
+    # Escaped, for a message may name what a client sent, and that may be half of a character.
+    return Response(json.dumps(error.body), error.status, error.headers, "application/json")
 
 
-async def _invalid(request: Request, error: Any) -> JSONResponse:
+async def _invalid(request: Request, error: Any) -> Response:
     """A body or a parameter of another form, by its first fault: its place, and what is wrong there."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:]) or None
@@ -146,7 +150,7 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
     return await _api_error(request, ApiError(400, shown, code="invalid_value", param=place))
 
 
-async def _http_error(request: Request, error: Any) -> JSONResponse:
+async def _http_error(request: Request, error: Any) -> Response:
     told = {404: f"There is nothing at {request.url.path[:80]!r}.", 405: "This path does not take that method."}
     message = told.get(error.status_code, str(error.detail))
     return await _api_error(request, ApiError(error.status_code, message, headers=error.headers))

@@ -28,6 +28,7 @@ from ..engine import Event, Request
 from ..pictures import encode_image
 from ..pipeline import Ideogram4Pipeline
 from ..provenance import to_text
+from ..text_encoder import tokenise
 from .api_errors import ApiError
 from .journal import Journal
 from .metrics import Metrics
@@ -309,6 +310,10 @@ class Jobs:
                 },
             }
 
+    def count_tokens(self, line: str) -> int:
+        """Tokens that the model reads of a prompt's line."""
+        return len(tokenise(self._pipe.tokenizer, [line], max_sequence_length=len(line.encode()) + 1000)[0])
+
     # The server's life
 
     def start(self) -> None:
@@ -494,7 +499,8 @@ class Jobs:
         picture.take(event.step, now)
         told = {"picture": index, "step": event.step, "steps": event.request.steps}
         job.journal.tell("step", {**_about(job), **told, "seconds_left": picture.seconds_left}, key=f"step {index}")
-        if event.image is not None:
+        every = job.settled.preview_every
+        if event.image is not None and every and event.step % every == 0:
             shown = {**told, "image": _data_url(event.image), "width": event.image.width, "height": event.image.height}
             job.journal.tell("preview", {**_about(job), **shown}, key=f"preview {index}")
 
@@ -526,7 +532,7 @@ class Jobs:
             settings["loras"] = [{**lora, "path": Path(lora["path"]).name} for lora in settings["loras"]]
         form = job.settled.format
         text = to_text(settings) if settings else None
-        data = encode_image(event.image, FORMATS[form], text)
+        data = encode_image(event.image, FORMATS[form], text, job.settled.compression)
         info = PictureInfo(index, job.settled.seeds[index], event.image.width, event.image.height, form, len(data))
         if job.settled.stored:
             self._store.add_picture(job.id, index, data, info)
@@ -597,7 +603,7 @@ class Jobs:
             Settled(
                 int(width), int(height), asked["preset"], asked["num_inference_steps"], asked["guidance_scale"], seeds,
                 asked["adapters"], asked["format"], asked["preview_every"], asked["priority"], asked["timeout"],
-                asked["stored"],
+                asked["stored"], asked.get("compression"),
             ),
         )  # fmt: skip
         job.ended.set()

@@ -36,18 +36,18 @@ class Journal:
         self._events: list[JobEvent] = []
         self._next = first
         self._lock = Lock()
-        self._wakers: set[Callable[[], None]] = set()
+        self._followers: set[Callable[[JobEvent], None]] = set()
 
     def tell(self, type: str, data: dict[str, Any], key: str | None = None) -> None:
         """Add an event, and wake those who follow."""
         with self._lock:
             if key is not None:
                 self._events = [event for event in self._events if event.key != key]
-            self._events.append(JobEvent(self._next, type, data, key))
+            event = JobEvent(self._next, type, data, key)
+            self._events.append(event)
             self._next += 1
-            wakers = list(self._wakers)
-        for wake in wakers:
-            wake()
+            for hear in self._followers:
+                hear(event)
 
     @property
     def ended(self) -> bool:
@@ -61,34 +61,34 @@ class Journal:
             return [event for event in self._events if event.number > number]
 
     async def follow(self, number: int = 0, pause: float = 10.0) -> AsyncIterator[JobEvent | None]:
-        """Events after `number`, as they come, up to the last.
+        """Events after `number`, as they come, up to the last: every one of those that come meanwhile.
 
         Args:
             number: of the last event that is known already.
             pause: seconds after which None is given where nothing happens, so that a connection is kept alive.
         """
-        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Queue[JobEvent] = asyncio.Queue()
 
-        def wake() -> None:
+        def hear(event: JobEvent) -> None:
             with suppress(RuntimeError):  # the loop was closed
-                loop.call_soon_threadsafe(woken.set)
+                loop.call_soon_threadsafe(waiting.put_nowait, event)
 
         with self._lock:
-            self._wakers.add(wake)
+            earlier = [event for event in self._events if event.number > number]
+            ended = bool(self._events) and self._events[-1].type in LAST
+            self._followers.add(hear)
         try:
-            while True:
-                woken.clear()
-                for event in self.after(number):
-                    number = event.number
-                    yield event
-                    if event.type in LAST:
-                        return
-                if self.ended:
-                    return
+            for event in earlier:
+                yield event
+            while not ended:
                 try:
-                    await asyncio.wait_for(woken.wait(), pause)
+                    event = await asyncio.wait_for(waiting.get(), pause)
                 except TimeoutError:
                     yield None
+                else:
+                    yield event
+                    ended = event.type in LAST
         finally:
             with self._lock:
-                self._wakers.discard(wake)
+                self._followers.discard(hear)

@@ -38,6 +38,9 @@ class Order(BaseModel):
         None, description="Names and weights of the server's adapters; none if left out."
     )
     format: Format = Field("png", description="File type of the pictures.")
+    compression: int | None = Field(
+        None, ge=0, le=100, description="Quality of JPEG and WebP; if left out, 95, and WebP keeps every pixel."
+    )
     preview_every: int = Field(1, ge=0, le=1000, description="Steps from preview to preview; 0 for none.")
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first, where the server's policy is that.")
     timeout: float | None = Field(None, gt=0, allow_inf_nan=False, description="Seconds that the job may take.")
@@ -91,6 +94,7 @@ class Settled:
         priority: higher goes first.
         timeout: seconds that the job may take; None for no limit.
         stored: whether it is kept.
+        compression: quality of JPEG and WebP; None for 95, and WebP that keeps every pixel.
     """
 
     width: int
@@ -105,6 +109,7 @@ class Settled:
     priority: int
     timeout: float | None
     stored: bool
+    compression: int | None = None
 
     def as_request(self, caption: dict[str, Any] | str) -> dict[str, Any]:
         """The body that asks for just this."""
@@ -118,6 +123,7 @@ class Settled:
             "n": len(self.seeds),
             "adapters": dict(self.adapters),
             "format": self.format,
+            "compression": self.compression,
             "preview_every": self.preview_every,
             "priority": self.priority,
             "timeout": self.timeout,
@@ -169,6 +175,7 @@ def settle(order: Order, served: Served) -> Settled:
         priority=order.priority,
         timeout=min(limits, default=None),
         stored=order.stored,
+        compression=order.compression,
     )
 
 
