@@ -48,7 +48,7 @@ def test_a_right_caption_is_valid(server, caption):
         (LINE.replace('"', ""), "", True),
         ("a cup", "", True),
         (LINE[:-2], "", False),
-        ("", "", False),
+        (" ", "", False),
         ({**RIGHT, "high_level_description": "\ud800"}, "", False),
     ],
 )
@@ -99,7 +99,9 @@ def test_what_cannot_be_read_is_refused(server, caption):
     assert answer.json()["error"]["code"] == "invalid_caption"
 
 
-@pytest.mark.parametrize("body", [{}, {"caption": 3}, {"caption": []}, {"caption": "x", "strict": True}])
+@pytest.mark.parametrize(
+    "body", [{}, {"caption": 3}, {"caption": []}, {"caption": ""}, {"caption": "x", "strict": True}]
+)
 def test_bodies_of_another_form_are_refused(server, body):
     assert server.http.post("/v1/captions/check", json=body).status_code == 400
 

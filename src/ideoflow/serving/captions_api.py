@@ -25,9 +25,9 @@ router = APIRouter(prefix="/v1/captions", tags=["captions"])
 class CaptionBody(BaseModel):
     """A caption to look at."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    caption: dict[str, Any] | Annotated[str, Field(max_length=LONGEST)] = Field(
+    caption: dict[str, Any] | Annotated[str, Field(min_length=1, max_length=LONGEST)] = Field(
         description="A caption as a JSON object, or the text that holds one."
     )
 

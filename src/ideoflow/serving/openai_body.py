@@ -33,7 +33,7 @@ Compression = Annotated[int, Field(ge=0, le=100)]
 class ImageBody(BaseModel):
     """A body of `POST /v1/images/generations`. A null means what leaving the field out does."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: Annotated[str, Field(min_length=1, max_length=100_000)] | dict[str, Any] = Field(
         description="A caption as JSON, as text or as an object; or words, which become a minimal caption."

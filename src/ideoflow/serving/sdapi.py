@@ -30,7 +30,7 @@ router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111's API"])
 class DrawBody(BaseModel):
     """What is asked for. Other fields than these are let pass."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     prompt: Annotated[str, Field(min_length=1, max_length=100_000)]
     negative_prompt: str | None = Field(None, description="Without effect: the model takes none.")
@@ -83,7 +83,7 @@ class Options(BaseModel):
 class OptionsBody(BaseModel):
     """What is to be set: the model alone, and to that which is there."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     sd_model_checkpoint: Annotated[str, Field(max_length=500)] | None = None
 
