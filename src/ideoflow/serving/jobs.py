@@ -499,8 +499,7 @@ class Jobs:
         picture.take(event.step, now)
         told = {"picture": index, "step": event.step, "steps": event.request.steps}
         job.journal.tell("step", {**_about(job), **told, "seconds_left": picture.seconds_left}, key=f"step {index}")
-        every = job.settled.preview_every
-        if event.image is not None and every and event.step % every == 0:
+        if event.image is not None:
             shown = {**told, "image": _data_url(event.image), "width": event.image.width, "height": event.image.height}
             job.journal.tell("preview", {**_about(job), **shown}, key=f"preview {index}")
 
