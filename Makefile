@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test lint format bench docs sketch clean
+.PHONY: help setup demo studio test lint format bench docs sketch clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ setup: $(STAMP) ## make .venv and install the pinned versions
 
 demo: $(STAMP) ## draw pictures of several sizes in one packed call, into outputs/demo/
 	$(BIN)/python examples/demo.py
+
+studio: $(STAMP) ## serve the bundled model with the studio page, and open it where there is a browser (Ctrl-C stops)
+	$(BIN)/ideoflow serve --open
 
 test: $(STAMP) ## run the whole test suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 40

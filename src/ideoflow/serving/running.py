@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
+import sys
 import time
 import warnings
 import webbrowser
@@ -103,6 +105,11 @@ def run(settings: ServerSettings, announce: Callable[[str, Path], None], open_br
     )
     server = DrainingServer(config, app.state, settings.drain)
     announce(address, settings.data)
-    if open_browser:
+    if open_browser and _has_display():
         webbrowser.open(address)
     asyncio.run(server.serve(sockets=[listener]))
+
+
+def _has_display() -> bool:
+    """Whether a browser with windows can be there: in a terminal alone, one of text would take it."""
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
