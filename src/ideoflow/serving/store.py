@@ -83,7 +83,6 @@ class _Picture(_Table):
 
 class _Job(_Table):
     __tablename__ = "jobs"
-    __table_args__ = {"sqlite_autoincrement": True}  # noqa: RUF012 (a declaration that SQLAlchemy reads)
 
     number: Mapped[int] = mapped_column(primary_key=True)  # the order in which jobs came; clocks are set back at times
     id: Mapped[str] = mapped_column(unique=True)
