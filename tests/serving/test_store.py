@@ -251,6 +251,8 @@ def test_jobs_are_found_by_status_and_by_words_of_the_prompt(store):
     assert ids(store.find(["running", "failed"])) == [2, 1] and store.find([]) == []
     assert ids(store.find(["running", "failed"], text="füchse")) == [2]
     assert ids(store.unfinished()) == [1, 3]
+    store.update(an_id(3), prompt="WEG")
+    assert ids(store.find(text="weg")) == [3] and store.find(text="straße") == []
 
 
 def test_what_ended_first_is_removed_first_and_what_has_not_ended_never(tmp_path):
