@@ -241,7 +241,7 @@ def _converted(data_url: str, form: str) -> str:
         return _base64(encode_image(image.convert("RGB"), FORMATS[form], None))
 
 
-@router.post("/images/edits", status_code=501, responses=responses(501))
+@router.post("/images/edits", status_code=501, responses=responses(404, 501))
 async def edit(
     request: Request,
     prompt: Annotated[str, Form(min_length=1, max_length=100_000, description="What the picture becomes.")],
