@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
@@ -15,9 +15,8 @@ from ..captions.reading import data_of, find
 from ..captions.unquoted import lost_marks, restore
 from .api_errors import ApiError, responses
 from .jobs import Jobs
+from .order import Given
 from .prompts import REBUILT
-
-LONGEST = 100_000  # characters of a caption given as text
 
 router = APIRouter(prefix="/v1/captions", tags=["captions"])
 
@@ -27,9 +26,7 @@ class CaptionBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    caption: dict[str, Any] | Annotated[str, Field(min_length=1, max_length=LONGEST)] = Field(
-        description="A caption as a JSON object, or the text that holds one."
-    )
+    caption: Given = Field(description="A caption as a JSON object, or the text that holds one.")
 
 
 class RepairBody(CaptionBody):
@@ -125,10 +122,8 @@ def _read(given: str | dict[str, Any]) -> tuple[Caption | None, list[Breach]]:
         slips = [Breach("", "has lost its quotation marks", "put them back", certain=True, done=REBUILT)]
     elif found := find(given, "the caption"):
         caption = Caption.of_found(found)
-    elif given.strip():
-        return None, []
     else:
-        raise CaptionError("the caption is empty: describe a picture.")
+        return None, []
     try:
         json.dumps(caption.data(), ensure_ascii=False, allow_nan=False).encode()
     except ValueError:  # of which UnicodeEncodeError is one

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from .order import SEEDS, Format, Order, wrong
+from .order import SEEDS, Format, Given, Order, wrong
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 PRESETS = {
@@ -35,7 +35,7 @@ class ImageBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    prompt: Annotated[str, Field(min_length=1, max_length=100_000)] | dict[str, Any] = Field(
+    prompt: Given = Field(
         description="A caption as JSON, as text or as an object; or words, which become a minimal caption."
     )
     model: Annotated[str, Field(max_length=500)] | None = Field(

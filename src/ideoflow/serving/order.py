@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
 
+from ..captions.schema import encodes
 from ..presets import PRESETS, find_preset
 from ..sizes import MAX_ASPECT, misfit
 from .api_errors import ApiError
@@ -20,12 +21,29 @@ MOST_TEXT = 100_000  # characters of a caption
 Format = Literal["png", "jpeg", "webp"]
 
 
+def _object_or_text(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Refuse in plain words what a union of types would refuse once for each."""
+    if not isinstance(value, (dict, str)):
+        raise ValueError("give a caption as a JSON object or as text")
+    if isinstance(value, str) and not 0 < len(value.strip()) <= MOST_TEXT:
+        raise ValueError(f"give a text of 1 to {MOST_TEXT} characters")
+    if isinstance(value, str) and not encodes(value):
+        raise ValueError("it holds half of a surrogate pair, which is no character")
+    return check(value)
+
+
+# What a client gives as a caption: JSON as an object or as text, or words.
+Given = Annotated[
+    dict[str, Any] | Annotated[str, Field(min_length=1, max_length=MOST_TEXT)], WrapValidator(_object_or_text)
+]
+
+
 class Order(BaseModel):
     """A job's body, as `POST /v1/jobs` takes it."""
 
     model_config = ConfigDict(extra="forbid")
 
-    caption: dict[str, Any] | str = Field(description="A caption as a JSON object, the same as text, or prose.")
+    caption: Given = Field(description="A caption as a JSON object, the same as text, or prose.")
     size: str | None = Field(None, description='"WxH" in pixels, multiples of 16; the server\'s default if left out.')
     preset: str | None = Field(None, description="V4_QUALITY_48, V4_DEFAULT_20 or V4_TURBO_12.")
     num_inference_steps: int | None = Field(None, ge=1, description="Steps instead of the preset's.")
@@ -45,15 +63,6 @@ class Order(BaseModel):
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first, where the server's policy is that.")
     timeout: float | None = Field(None, gt=0, allow_inf_nan=False, description="Seconds that the job may take.")
     stored: bool = Field(True, description="Keep job and pictures; False to let go of them soon after they are done.")
-
-    @field_validator("caption", mode="wrap")
-    @classmethod
-    def _object_or_text(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-        if not isinstance(value, (dict, str)):
-            raise ValueError("give a caption as a JSON object or as text")
-        if isinstance(value, str) and not 0 < len(value.strip()) <= MOST_TEXT:
-            raise ValueError(f"give a text of 1 to {MOST_TEXT} characters")
-        return check(value)
 
 
 @dataclass(frozen=True)
