@@ -13,6 +13,8 @@ from PIL import Image
 
 from tests.serving.conftest import ENDED, small
 
+pytestmark = pytest.mark.long  # servers and clients that wait for each other, for minutes on a busy machine
+
 
 def test_it_says_where_it_is_and_ends_when_told(process):
     running = process()
