@@ -122,8 +122,8 @@ class PreviewMap:
                 f" ({rows * cols}, {PARTS * self.channels})."
             )
         weight, bias = self.weight.to(tokens.device), self.bias.to(tokens.device)
-        parts = tokens.float().view(-1, PARTS, self.channels).unbind(1)
-        planes = torch.stack([torch.addmm(bias[i][:, None], weight[i], part.T) for i, part in enumerate(parts)])
+        parts = tokens.float().view(-1, PARTS, self.channels).permute(1, 2, 0)  # (part, channel, token)
+        planes = torch.baddbmm(bias[..., None], weight, parts)
         planes = planes.view(PATCH, PATCH, 6, rows, cols).permute(2, 3, 0, 4, 1)  # (colour, row, its part, col, ...)
         planes = planes.reshape(6, PATCH * rows, PATCH * cols)
         return planes[:3] + _around(planes[3:])
