@@ -34,6 +34,14 @@ def calls() -> Iterator[tuple[str, str, ast.Call]]:
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", ast.unparse(node.func), node
 
 
+def imports_from() -> Iterator[tuple[str, ast.ImportFrom]]:
+    """Every import of names out of a module, and where."""
+    for path in SOURCE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", node
+
+
 def imports() -> Iterator[tuple[str, str]]:
     """Every module that the source imports, and where."""
     for path in SOURCE:
@@ -44,6 +52,7 @@ def imports() -> Iterator[tuple[str, str]]:
             yield from ((f"{path.relative_to(ROOT)}:{node.lineno}", name) for name in names)
 
 
+STARTERS = ("multiprocessing", "concurrent", "pty", "webbrowser", "popen2", "commands")
 PICKLES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "code", "runpy")
 
 
@@ -66,6 +75,17 @@ def test_the_source_starts_no_program():
         r"(os\.(system|popen|exec\w*|spawn\w*|posix_spawn\w*)|subprocess\.\w+|pty\.spawn|webbrowser\.\w+)"
     )
     assert [(where, name) for where, name, _ in calls() if starters.fullmatch(name)] == []
+    assert [(where, name) for where, name in imports() if name.partition(".")[0] in STARTERS] == []
+    # By these imports a call would have a name that is not looked for above.
+    hidden = [
+        (where, node.module, alias.name)
+        for where, node in imports_from()
+        for alias in node.names
+        if (node.module == "os" and starters.fullmatch(f"os.{alias.name}"))
+        or (node.module == "subprocess" and not alias.name.endswith(("Error", "Expired")))
+        or (node.module in ("torch", "numpy") and alias.name == "load")
+    ]
+    assert hidden == []
 
 
 def test_pictures_are_opened_in_one_place_and_by_a_list_of_formats():
@@ -89,3 +109,29 @@ def test_drawing_with_a_local_model_asks_no_network(monkeypatch: pytest.MonkeyPa
     options = {"size": (96, 96), "preset": "V4_TURBO_12", "num_inference_steps": 1}
     image = pipe(caption, generator=torch.Generator().manual_seed(1), **options).images[0]
     assert read_settings(save_image(image, tmp_path / "a.png"))["seed"] == 1
+
+
+def test_a_file_alone_asks_for_the_rest_of_its_pipeline_and_for_nothing_else(monkeypatch: pytest.MonkeyPatch):
+    from ideoflow import Ideogram4Pipeline, sketch
+
+    class AskedError(Exception):
+        """In place of an answer."""
+
+    asked = []
+
+    def connect(*arguments: object, **options: object) -> None:
+        raise AssertionError(f"the network was asked: {arguments}")
+
+    def download(name: str, **options: object) -> None:
+        asked.append(name)
+        raise AskedError
+
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(Ideogram4Pipeline, "download", download)
+    file = sketch.path() / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert Ideogram4Pipeline.from_single_file(file, config=sketch.path()) is not None
+    assert asked == []
+    with pytest.raises(AskedError):
+        Ideogram4Pipeline.from_single_file(file)
+    assert asked == ["ideogram-ai/ideogram-4-nf4-diffusers"]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ideoflow import Ideogram4Transformer2DModel, files, sketch
+from ideoflow.checkpoints import CheckpointError
 from ideoflow.checkpoints.convert import convert
 from ideoflow.files import MACHINE
 
@@ -118,3 +119,51 @@ def test_a_model_is_there_whole_or_not_at_all_and_the_next_save_clears_up(models
         files.clean(target)  # as the next save does
         assert bias(target) in ({0.0, 1.0} if there else {None, 1.0})
         assert sorted(path.name for path in tmp_path.iterdir()) in (["source"], ["source", "target"])
+
+
+def opened(folder: Path, models, reader=Ideogram4Transformer2DModel.from_pretrained) -> str:
+    """Whether the old or the new model is in a folder that opens, or that it is refused by name."""
+    try:
+        found = reader(folder).state_dict()
+    except CheckpointError as error:
+        assert str(folder / "config.json") in str(error) and "was cut short" in str(error)
+        return "refused"
+    [same] = [
+        name
+        for name, model in zip(("old", "new"), models, strict=True)
+        if all(torch.equal(found[key], tensor) for key, tensor in model.state_dict().items())
+    ]
+    return same
+
+
+@pytest.mark.parametrize(("how", "before"), [("killed", "10GB"), ("killed", "6MB"), ("interrupted", "6MB")])
+def test_a_folder_of_more_than_a_model_is_old_or_new_or_refused(models, tmp_path, how, before):
+    """Shards take their places one after another: those of two models that have the same names are never read."""
+    old, new = models
+    target = tmp_path / "target"
+
+    def run() -> None:
+        new.save_pretrained(target, max_shard_size="6MB")
+
+    def prepare() -> None:
+        files._remove(target)
+        old.save_pretrained(target, max_shard_size=before)
+        (target / "notes.txt").write_text("mine")
+
+    prepare()
+    with pytest.MonkeyPatch.context() as patch:
+        steps = at_step(patch, 0, lambda: None)
+        run()
+    assert steps.count("replace") > 4
+    found = set()
+    for number in range(1, len(steps) + 1):
+        if 1 < number <= steps.index("replace"):
+            continue  # nothing is moved yet
+        prepare()
+        cut_short(run, number, how)
+        found.add(opened(target, models))
+        assert (target / "notes.txt").read_text() == "mine"
+    assert found == ({"old", "refused", "new"} if how == "killed" else {"old", "new"})
+    run()
+    assert opened(target, models) == "new"
+    assert not [path for folder in (tmp_path, target) for path in folder.iterdir() if path.name.startswith(".")]

@@ -63,6 +63,11 @@ def read_object(path: Path, most: int = 2**20) -> dict[str, Any]:
     return found
 
 
+# What stands in a folder's configurations while weights of another save take the places of those before them. It is no
+# JSON, so that no reader opens a folder whose weights are of two saves.
+UNFINISHED = "Saving into this folder was cut short: its weights may be of two models. Save the model into it again.\n"
+
+
 def read_json(path: Path, most: int = 2**20) -> Any:
     """What a JSON file of at most so many bytes holds.
 
@@ -72,7 +77,10 @@ def read_json(path: Path, most: int = 2**20) -> Any:
     try:
         if not path.is_file() or path.stat().st_size > most:
             raise CheckpointError(f"{path} is no file of at most {most} bytes, as its kind are.")
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if text == UNFINISHED:
+            raise CheckpointError(f"{path}: {UNFINISHED.strip()}")
+        return json.loads(text)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:

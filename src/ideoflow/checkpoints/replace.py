@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from .. import files
 from ..checks import printable
 from ..files import resolved, sync, sync_all, temporary_beside
-from .errors import CheckpointError, some
+from .errors import UNFINISHED, CheckpointError, some
 
 LAST = ("config.json", "model_index.json")  # what readers look for first
 # Weights of one model and variant, in one file or several: those of a save before this one would be read with it.
@@ -103,11 +103,12 @@ def into_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a path to write a folder to, and put what was written into `folder` at the end, all of it or nothing.
 
     A new folder gets its name in one step, and so does one that replaces an earlier save. A folder that holds other
-    files too keeps them: the new files take their places one after another, those that readers look for first last.
-    Weights of an earlier save of the same variant go, since they would be read with the new ones.
+    files too keeps them: the new files take their places one after another, and until all have, no reader takes the
+    folder's configurations. Weights of an earlier save of the same variant go, since they would be read with the new
+    ones.
 
     Raises:
-        CheckpointError: a folder that cannot be written; it is what it was.
+        CheckpointError: a folder that cannot be written; it is what it was, or says that it is unfinished.
     """
     with _told(folder):
         place = resolved(Path(folder).expanduser())  # a link stays a link
@@ -181,17 +182,37 @@ def _kind(name: str) -> tuple[str, str] | None:
 
 
 def _merge(new: Path, folder: Path) -> None:
-    """Move the files of a new folder to their places in one that stays."""
+    """Move the files of a new folder to their places in one that stays.
+
+    Cut short, the folder has configurations that no reader takes: its weights may be of two models.
+    """
     stale = _stale(folder, new)
-    files = sorted(_files(new), key=lambda one: (one.name in LAST, -len(one.parts)))
-    for file in files:  # all is seen before anything is moved
+    written = sorted(_files(new), key=lambda one: (one.name in LAST, -len(one.parts)))
+    for file in written:  # all is seen before anything is moved
         if (folder / file).is_dir():
             raise IsADirectoryError(errno.EISDIR, f"{folder / file} is a folder, not a file")
         _check_writable((folder / file).parent)
-    for file in files:
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(new / file, folder / file)
-    for file in stale:
-        (folder / file).unlink()
-    for parent in {(folder / file).parent for file in files}:
-        sync(parent)
+    last = [file for file in written if file.name in LAST]
+    try:
+        for file in reversed(last):
+            files.write_text(folder / file, UNFINISHED)
+        _move(new, folder, written, stale)
+    except KeyboardInterrupt:  # what is left takes moments
+        _move(new, folder, written, stale)
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{folder}: {UNFINISHED.strip()} ({error.strerror or error})") from error
+
+
+def _move(new: Path, folder: Path, written: list[Path], stale: list[Path]) -> None:
+    """Move what is not moved yet, the configurations when all else is on the disk."""
+    for step in (False, True):
+        here = [file for file in written if (file.name in LAST) == step]
+        for file in here:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(new / file):
+                os.replace(new / file, folder / file)
+        for file in stale:
+            (folder / file).unlink(missing_ok=True)
+        for parent in {(folder / file).parent for file in here}:
+            sync(parent)

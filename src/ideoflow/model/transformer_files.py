@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
@@ -13,8 +13,9 @@ from ..checkpoints import pretrained
 from ..checkpoints.lora_model import load_adapter
 from ..checkpoints.save import save_model
 from ..checks import finite
+from ..ops.adapter_weights import check_names, checked_weights
 from ..ops.factored import factored_adapters
-from ..ops.merging import check_mergeable
+from ..ops.merging import check_mergeable, check_sums
 
 
 class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
@@ -110,6 +111,25 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
             self, super().load_lora_adapter, pretrained_model_name_or_path_or_dict, prefix, hotswap=hotswap, **kwargs
         )
 
+    def set_adapters(
+        self,
+        adapter_names: str | Sequence[str],
+        weights: float | Mapping[str, float] | list[float | Mapping[str, float] | None] | None = None,
+    ) -> None:
+        """Have these adapters act, by these weights, and no others.
+
+        Args:
+            adapter_names: The name of a loaded adapter, or several.
+            weights: A finite number for all of them, or a list with one for each; None is 1. In a number's place may
+                stand numbers by parts of layers' names, `{"layers.0.": 0.5}`: layers without one have 1.
+
+        Raises:
+            TypeError: weights that are no numbers, or names that are no text.
+            ValueError: adapters that are not loaded, weights that are not finite, or not one for each.
+        """
+        names = check_names(self, adapter_names)
+        super().set_adapters(names, checked_weights(self, names, weights))
+
     def fuse_lora(
         self, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: list[str] | None = None
     ) -> None:
@@ -121,10 +141,14 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
             adapter_names: Those to merge; None for the active ones.
 
         Raises:
-            ValueError: weights in few bits, which no adapter can be added to; nothing is merged.
+            ValueError: weights in few bits, which no adapter can be added to, adapters that are not loaded, or sums
+                that are not finite; nothing is merged.
         """
-        finite("lora_scale", lora_scale)  # any other would be the end of the weights
+        scale = finite("lora_scale", lora_scale)  # any other would be the end of the weights
+        names = None if adapter_names is None else check_names(self, adapter_names)
         self.check_mergeable("fuse_lora")
+        assert isinstance(self, nn.Module)
+        check_sums(self, names, scale)
         super().fuse_lora(lora_scale=lora_scale, safe_fusing=safe_fusing, adapter_names=adapter_names)
 
     def unfuse_lora(self) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -36,3 +39,34 @@ def check_mergeable(model: nn.Module, method: str) -> None:
                 f"`{method}` changes weights, and some are offloaded: call it before offloading is enabled, or"
                 " after `remove_all_hooks()` of the pipeline."
             )
+
+
+@torch.no_grad()
+def check_sums(model: nn.Module, adapter_names: Sequence[str] | None, scale: float) -> None:
+    """See that weights and adapters have finite sums, before the first of them is changed.
+
+    Args:
+        model: the one with adapters.
+        adapter_names: those that are merged; None for the active ones.
+        scale: of all of them, on top of their own.
+
+    Raises:
+        ValueError: naming the adapter and the layer.
+    """
+    for name, part in model.named_modules():
+        if not isinstance(part, BaseTunerLayer):
+            continue
+        weight = part.get_base_layer().weight
+        total = weight
+        for adapter in part.active_adapters if adapter_names is None else adapter_names:
+            if adapter in part.merged_adapters or adapter not in part.scaling:
+                continue
+            total = total + (part.get_delta_weight(adapter) * scale).to(weight)
+            # A DoRA's magnitudes and biases are no part of that sum.
+            own = [tensor for key, tensor in part.named_parameters() if adapter in key.split(".")]
+            if not all(bool(tensor.isfinite().all()) for tensor in (total, *own)):
+                raise ValueError(
+                    f"`fuse_lora` would leave values that are not finite in {name!r}: the adapter {adapter!r} is"
+                    f" {part.scaling[adapter] * scale:g} times its matrices there. Nothing was merged: weigh it by"
+                    " `set_adapters` with a finite number that fits the weights' type, or load it anew."
+                )

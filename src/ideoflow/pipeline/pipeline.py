@@ -33,6 +33,7 @@ from ..engine import Denoiser, Engine, Policy, Request
 from ..fitting import Plan, fit_memory
 from ..model import Ideogram4Transformer2DModel
 from ..ops import quantize_
+from ..ops.adapter_weights import check_count, check_names
 from ..ops.adapters import adapter_layers
 from ..ops.exclusive import exclusive
 from ..ops.hooks import is_offloaded
@@ -690,9 +691,29 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         self.transformer.check_mergeable("unfuse_lora")
         super().unfuse_lora(components=components, **kwargs)
 
+    @between_calls
+    def set_adapters(
+        self,
+        adapter_names: str | list[str],
+        adapter_weights: float | dict[str, Any] | list[float] | list[dict[str, Any]] | None = None,
+    ) -> None:
+        """Have these adapters act, by these weights, and no others.
+
+        Args:
+            adapter_names: The name of a loaded adapter, or several.
+            adapter_weights: A finite number for all of them, or a list with one for each; None is 1. In a number's
+                place may stand `{"transformer": weight}`, whose weight may be one of `transformer.set_adapters`.
+
+        Raises:
+            TypeError: weights that are no numbers, or names that are no text.
+            ValueError: adapters that are not loaded, weights that are not finite, or not one for each.
+        """
+        names = check_names(self.transformer, adapter_names)
+        check_count(names, adapter_weights)
+        super().set_adapters(names, adapter_weights)  # the transformer's own, which looks at each weight
+
     fuse_lora = between_calls(Ideogram4LoraLoaderMixin.fuse_lora)
     unload_lora_weights = between_calls(Ideogram4LoraLoaderMixin.unload_lora_weights)
-    set_adapters = between_calls(Ideogram4LoraLoaderMixin.set_adapters)
     delete_adapters = between_calls(Ideogram4LoraLoaderMixin.delete_adapters)
     enable_lora = between_calls(Ideogram4LoraLoaderMixin.enable_lora)
     disable_lora = between_calls(Ideogram4LoraLoaderMixin.disable_lora)
