@@ -250,3 +250,14 @@ def test_a_lock_is_held_by_one_process_and_gone_with_it(tmp_path):
     holder.communicate()
     with lock(path, "the run"):
         assert files._holder(os.open(path, os.O_RDONLY)).startswith(f"process {os.getpid()} ")
+
+
+@pytest.mark.parametrize("name", ["a.png", ".hidden", "a.1-2.partial", ".a.1-2-0123abcd.partial", "a\nb"])
+def test_a_temporary_tells_what_it_was_meant_for(tmp_path, name):
+    with files.temporary_beside(tmp_path / name) as temporary:
+        assert files.meant_for(temporary.name) == name
+
+
+@pytest.mark.parametrize("name", ["a.png", ".a.png", "a.1-2.partial", ".a.x-2.partial", ""])
+def test_a_name_of_another_form_is_no_temporarys(name):
+    assert files.meant_for(name) is None

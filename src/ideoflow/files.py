@@ -30,6 +30,9 @@ ABANDONED = 24 * 3600  # seconds after which what another machine left half-writ
 
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
+_TEMPORARY = re.compile(
+    r"\.(?P<name>.+)\.(?P<process>\d+)-\d+(-(?P<machine>[0-9a-f]{8}))?\.(?P<kind>partial|replaced)", re.S
+)
 _numbers = count()
 _under_way: set[Path] = set()  # temporaries of this process, of any thread
 
@@ -246,21 +249,26 @@ def _exists(path: Path) -> FileExistsError:
     return FileExistsError(errno.EEXIST, "exists already", str(path))
 
 
+def meant_for(name: str) -> str | None:
+    """The name that a temporary file or folder was to be given, from its own; None if that is no temporary's."""
+    match = _TEMPORARY.fullmatch(name)
+    return match and match["name"]
+
+
 def clean(destination: Path) -> None:
     """Remove what calls for `destination` left half-written, and put back what one stopped while replacing it.
 
     What a process of this machine writes is its own while it runs; what one of another machine writes, for a day.
     """
-    pattern = re.compile(rf"\.{re.escape(destination.name)}\.(\d+)-\d+(-[0-9a-f]{{8}})?\.(partial|replaced)")
     for path in list(destination.parent.iterdir()):
-        match = pattern.fullmatch(path.name)
-        if match is None or path.with_suffix(".partial") in _under_way:
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or match["name"] != destination.name or path.with_suffix(".partial") in _under_way:
             continue
         try:
-            here = match[2] == f"-{MACHINE}"
-            if _is_anothers(int(match[1])) if here else time.time() - _last_change(path) < ABANDONED:
+            here = match["machine"] == MACHINE
+            if _is_anothers(int(match["process"])) if here else time.time() - _last_change(path) < ABANDONED:
                 continue
-            if match[3] == "replaced" and not destination.exists():
+            if match["kind"] == "replaced" and not destination.exists():
                 os.rename(path, destination)
             else:
                 _remove(path)

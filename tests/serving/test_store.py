@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
-from ideoflow.files import InUseError
+from ideoflow.files import InUseError, temporary_beside
 from ideoflow.serving.records import FORMATS, STATUSES, UNFINISHED, JobRecord, PictureInfo
 from ideoflow.serving.store import APPLICATION, SCHEMA, DuplicateKey, Store, StoreError, UnknownJob
 
@@ -304,10 +304,12 @@ def test_a_file_without_a_row_is_swept_at_the_start_and_files_of_others_stay(sto
     store.put(job(1))
     add(store, 1, b"kept")
     folder = store.folder / "pictures" / "00"
+    with temporary_beside(folder / f"{an_id(1)}-1.png") as half_written:
+        pass
     rubbish = [
         folder / f"{an_id(2)}-0.png",
         folder / f"{an_id(1)}-0.webp",
-        folder / f".{an_id(1)}-1.png.{os.getpid()}-3.partial",
+        half_written,
         store.folder / "pictures" / "zz" / f"{an_id(1)}-0.png",
     ]
     others = [folder / "holiday.png", store.folder / "pictures" / "note.txt", store.folder / "jobs.sqlite.backup"]

@@ -34,15 +34,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, selectinload
 
 from ..checks import whole
-from ..files import check_place, lock, sync, write_bytes
+from ..files import check_place, lock, meant_for, sync, write_bytes
 from .records import FORMATS, MOST_PICTURES, STATUSES, UNFINISHED, JobRecord, PictureInfo, Status, is_job_id
 
 SCHEMA = 1  # counted up with every change of the tables
 APPLICATION = 0x69646665  # "idfe": tells our databases from those of others (PRAGMA application_id)
 BUSY_SECONDS = 5.0  # for which a write waits while somebody looks into the database with another program
 
-_NAME = rf"job_[A-Za-z0-9]{{22}}-\d{{1,4}}\.(?:{'|'.join(FORMATS)})"
-_FILE = re.compile(rf"{_NAME}|\.{_NAME}\.\d+-\d+\.partial")  # a picture, or what `write_bytes` was killed at
+_FILE = re.compile(rf"job_[A-Za-z0-9]{{22}}-\d{{1,4}}\.(?:{'|'.join(FORMATS)})")
 _CHANGEABLE = frozenset(
     ("status", "started_at", "finished_at", "request", "prompt", "prompt_was", "revised_prompt", "warnings", "error")
 )
@@ -454,7 +453,7 @@ class Store:
         """Every file under `pictures/` with a name that we give: pictures, and what writing them was killed at."""
         for folder in self._pictures.glob("[A-Za-z0-9][A-Za-z0-9]"):
             with os.scandir(folder) as entries:
-                yield from (entry for entry in entries if _FILE.fullmatch(entry.name))
+                yield from (entry for entry in entries if _FILE.fullmatch(meant_for(entry.name) or entry.name))
 
     def _sweep(self) -> tuple[tuple[str, int], ...]:
         """Remove files without a row, and tell of the rows without their file.
