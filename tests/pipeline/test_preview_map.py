@@ -15,7 +15,7 @@ from ideoflow import latents, sketch
 from ideoflow.ops.weights import contents_digest
 from ideoflow.pipeline import PreviewMap, preview_map, preview_map_of
 from ideoflow.sketch import world
-from tests.conftest import make_vae
+from tests.small import autoencoder
 
 STEPS = (3, 6, 10)
 
@@ -40,6 +40,10 @@ def fits(monkeypatch):
     monkeypatch.setattr(PreviewMap, "fit", lambda vae: (done.append(vae), fit(vae))[1])
     monkeypatch.setattr("ideoflow.pipeline.preview_map._fitted", {})
     return done
+
+
+def make_vae():
+    return autoencoder(sample_size=64)
 
 
 def make_published(sample_size=64):
