@@ -18,7 +18,7 @@ from diffusers.models.attention_dispatch import (
 from torch import Tensor
 
 from benchmarks._gpu import alternate_kernels, free, why
-from ideoflow.ops.backends import CANDIDATES, FARTHEST, distance, exact
+from ideoflow.ops.attention_backends import CANDIDATES, FARTHEST, distance, exact
 from ideoflow.ops.ragged_attention import attend as ours
 from ideoflow.packing import Bounds
 

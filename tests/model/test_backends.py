@@ -40,7 +40,7 @@ def test_exact_is_softmax_attention_of_the_ends(lengths):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_this_machine_has_is_timed_and_the_rest_is_told(dtype, caplog):
-    with caplog.at_level(logging.INFO, logger="ideoflow.ops.backends"):
+    with caplog.at_level(logging.INFO, logger="ideoflow.ops.attention_backends"):
         seconds = backends.time_backends((2, 32), [40, 70], dtype, torch.device("cpu"), rounds=2)
     assert {"native", "_native_math"} <= seconds.keys()
     assert list(seconds.values()) == sorted(seconds.values())
@@ -53,7 +53,7 @@ def test_a_wrong_backend_is_not_used(monkeypatch, caplog):
         return attend(query, key, value, bounds, backend) * (1.001 if backend == MATH else 1)
 
     monkeypatch.setattr(backends, "attend", wrong)
-    with caplog.at_level(logging.INFO, logger="ideoflow.ops.backends"):
+    with caplog.at_level(logging.INFO, logger="ideoflow.ops.attention_backends"):
         seconds = backends.time_backends((2, 32), [40], torch.float32, torch.device("cpu"), rounds=1)
     assert "native" in seconds and "_native_math" not in seconds
     assert any("_native_math is not used: it is 1.0e-03 of the largest" in record.message for record in caplog.records)

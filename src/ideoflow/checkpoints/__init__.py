@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .._imports import lazily
 from .errors import CheckpointError
-from .forms import Checkpoint, open_checkpoint
+from .recognition import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from .load import load_transformer

@@ -21,10 +21,10 @@ from ..ops.quantized_layers import is_quantized_layer
 from ..ops.quantized_linear import quantize_rows
 from .config import DEFAULTS, HEADER, original_config
 from .errors import CheckpointError, some
-from .forms import Checkpoint, open_checkpoint
 from .load import QUIET_SECONDS, TYPES, Finite, read_parts
 from .names import BRANCHES, ORIGINAL, QKV, Branch, Naming, current_form, original_name
 from .quantized_storage import Float8
+from .recognition import Checkpoint, open_checkpoint
 from .replace import in_place
 from .source import SafetensorsSource
 from .stored import Piece, StoredWeight

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from ..dtypes import PLAIN, TORCH_NAMES, of_name
 from ..ops.quantized_linear import Float8Linear
 from .errors import CheckpointError
-from .forms import Checkpoint
 from .left_in_file import LeftInFile
 from .names import UNUSED
 from .on_the_fly import plan
 from .quantized_storage import Storage
+from .recognition import Checkpoint
 from .stored import StoredWeight
 from .tensors import Source
 

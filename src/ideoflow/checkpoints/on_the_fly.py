@@ -11,7 +11,7 @@ from diffusers.quantizers import DiffusersAutoQuantizer
 from torch import Tensor
 
 from .errors import CheckpointError
-from .forms import Checkpoint
+from .recognition import Checkpoint
 
 
 class OnTheFly:

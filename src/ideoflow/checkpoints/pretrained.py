@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from .errors import CheckpointError, read_json, unusable_quantization
-from .forms import Checkpoint, open_checkpoint
 from .hub import HUB_ARGUMENTS, local_file, local_folder
 from .load import load_transformer
 from .names import Branch
+from .recognition import Checkpoint, open_checkpoint
 
 Model = TypeVar("Model", bound=nn.Module)
 # What diffusers' loader does and ours does not: models over several devices or on disk, and loading of its own kinds.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName
 
-from .backends import time_backends
+from .attention_backends import time_backends
 from .fused_projections import FusedProjections
 
 RECOMPILE_LIMIT = 64  # of compiled blocks, in place of torch's 8: two graphs of each piece for each set of adapters

@@ -27,12 +27,12 @@ from ..checkpoints.folders import (
     load_tokenizer,
     transformer_folder,
 )
-from ..checkpoints.forms import open_checkpoint
 from ..checkpoints.hub import HUB_ARGUMENTS, check_id, fetching, local_file
 from ..checkpoints.lora_convert import loadable, peft_settings, to_diffusers
 from ..checkpoints.lora_model import LoraSource, read_any
 from ..checkpoints.names import PREFIXES
 from ..checkpoints.pretrained import handing_on
+from ..checkpoints.recognition import open_checkpoint
 from ..checkpoints.source import open_source
 from ..model import Ideogram4Transformer2DModel
 from .autoencoder import Autoencoder

@@ -22,10 +22,10 @@ from ..sizes import UNIT
 from . import captions_api, health, jobs_api, openai_api, sdapi, studio_page
 from .api_errors import ApiError
 from .guard import Guard, SecurityHeaders
+from .job_order import preset_list
 from .jobs import Jobs
 from .logs import AccessLog
 from .metrics import Metrics
-from .order import preset_list
 from .records import FORMATS
 from .server_settings import ServerSettings
 from .serving_model import load_model, name_of_model, served_by

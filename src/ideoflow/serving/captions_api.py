@@ -14,8 +14,8 @@ from ..captions import Breach, Caption, CaptionError
 from ..captions.reading import data_of, find
 from ..captions.unquoted import lost_marks, restore
 from .api_errors import ApiError, responses
+from .job_order import Given
 from .jobs import Jobs
-from .order import Given
 from .prompts import REBUILT
 
 router = APIRouter(prefix="/v1/captions", tags=["captions"])

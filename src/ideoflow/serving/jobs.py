@@ -30,9 +30,9 @@ from ..pipeline import Ideogram4Pipeline
 from ..provenance import to_text
 from ..text_encoder import tokenise
 from .api_errors import ApiError
+from .job_order import Order, Served, Settled, settle, unusual_size
 from .journal import Journal
 from .metrics import Metrics
-from .order import Order, Served, Settled, settle, unusual_size
 from .prompts import ReadPrompt, read_prompt
 from .records import JobRecord, PictureInfo, Status
 from .store import DuplicateKey, Store

@@ -15,9 +15,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
 
 from .api_errors import ApiError, responses
+from .job_order import Order
 from .jobs import Job, Jobs
 from .journal import JobEvent
-from .order import Order
 from .records import STATUSES, is_job_id
 
 MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}

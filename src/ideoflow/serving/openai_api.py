@@ -19,11 +19,11 @@ from PIL import Image
 from ..captions import CaptionError
 from ..pictures import encode_image
 from .api_errors import ApiError, responses
+from .job_order import wrong
 from .jobs import FORMATS, Job, Jobs
 from .jobs_api import NO_BUFFERING, TheJobs
 from .journal import LAST, JobEvent
 from .openai_body import QUALITIES, ImageAnswer, ImageBody, ModelList, ModelView
-from .order import wrong
 from .prompts import ReadPrompt, read_prompt
 from .server_settings import ServerSettings
 from .serving_model import name_of_model

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..captions import CaptionError
 from .api_errors import ApiError, responses
+from .job_order import SEEDS, Format, Order, wrong
 from .jobs import Job
 from .jobs_api import TheJobs
 from .openai_api import check_end, picture_bytes, watched
-from .order import SEEDS, Format, Order, wrong
 from .prompts import ReadPrompt, read_prompt
 from .serving_model import name_of_model
 
