@@ -159,6 +159,10 @@ export function toElement(element) {
   return inOrder(ELEMENT[kind], values, extra);
 }
 
+/** Whether something else stands in the caption's place for background and elements, and nothing was put there since. */
+const isOdd = ({ extra, background, elements }) =>
+  "compositional_deconstruction" in extra && background === "" && elements.length === 0;
+
 /** The caption of a layout as JSON data, its keys in the order that the model was trained on. */
 export function toCaption(layout) {
   const { style } = layout;
@@ -180,7 +184,7 @@ export function toCaption(layout) {
     {
       high_level_description: layout.description || undefined,
       style_description: style ? inOrder(STYLE[style.kind], described, style.extra) : undefined,
-      compositional_deconstruction: composition,
+      compositional_deconstruction: isOdd(layout) ? undefined : composition,
     },
     layout.extra,
   );

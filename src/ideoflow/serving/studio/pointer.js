@@ -14,13 +14,13 @@ export class Pointer {
   constructor(studio, canvas) {
     this.studio = studio;
     this.canvas = canvas;
-    const { stage, viewport } = canvas;
-    // From the space around it, too: marquees and boxes may begin beside the picture.
+    const { viewport } = canvas;
+    // The viewport, not the stage alone: marquees and boxes may begin beside the picture.
     viewport.addEventListener("pointerdown", (event) => this.#down(event));
     viewport.addEventListener("pointermove", (event) => this.#move(event));
     viewport.addEventListener("pointerup", (event) => this.#up(event));
     viewport.addEventListener("pointercancel", () => this.cancel());
-    stage.addEventListener("dblclick", (event) => this.#doubleClick(event));
+    viewport.addEventListener("dblclick", (event) => this.#doubleClick(event));
     viewport.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
   }
 
