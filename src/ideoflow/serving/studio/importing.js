@@ -22,7 +22,8 @@ export async function readText(text, api, server) {
   if (found !== undefined) {
     if (Array.isArray(found.elements) && Object.keys(found).length === 1) return { elements: found.elements.map(elementOf) };
     const caption = captionIn(found);
-    if (caption) {
+    const loose = caption && "elements" in caption && !("compositional_deconstruction" in caption); // the server mends that
+    if (caption && !loose) {
       const request = isObject(found.request) ? found.request : found;
       return caption === found ? { caption } : { caption, settings: settingsOf(request, server) };
     }

@@ -16,13 +16,13 @@ export function pretty(value, indent = "") {
 
 /** The one JSON object that a text is or holds, in a fence or among words; undefined where there is none. */
 export function objectWithin(text) {
-  for (let start = text.indexOf("{"); start >= 0; start = text.indexOf("{", start + 1)) {
+  for (let start = text.indexOf("{"); start >= 0; ) {
     const end = endOf(text, start);
-    if (end < 0) continue;
+    if (end < 0) return undefined;
     try {
       return JSON.parse(text.slice(start, end));
     } catch {
-      // a brace among the words
+      start = text.indexOf("{", end); // a brace among the words, or broken JSON: never a part of that
     }
   }
   return undefined;

@@ -1,7 +1,8 @@
 // What is edited: a caption taken apart into fields and elements, and the settings that it is drawn with.
 //
 // A layout is never changed in place. Whatever JSON holds that no field shows (unknown keys, values of another kind) is
-// kept in `extra` and written back where it stood, so that nothing of a caption is lost by opening it.
+// kept in `extra` and written back where it stood, so that nothing of a caption is lost by opening it. A key that must be
+// there and is not is null in `extra`: it is not written either, until its field is typed into.
 
 import { isBox, moved, held, rounded } from "./geometry.js";
 
@@ -51,10 +52,10 @@ export function newElement(kind, box) {
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 const isPalette = (value) => Array.isArray(value) && value.length > 0 && value.every((one) => typeof one === "string");
 
-/** The values of `data` that the reader of their key accepts, and the rest. */
-function taken(data, readers) {
+/** The values of `data` that the reader of their key accepts, and the rest; `must` are keys that should be there. */
+function taken(data, readers, must = []) {
   const known = {};
-  const extra = {};
+  const extra = Object.fromEntries(must.filter((key) => !(key in data)).map((key) => [key, null]));
   for (const [key, value] of Object.entries(data)) {
     if (key in readers && readers[key](value)) known[key] = value;
     else if (value !== null) extra[key] = value;
@@ -62,19 +63,18 @@ function taken(data, readers) {
   return { known, extra };
 }
 
+const emptyComposition = { background: "", elements: [] };
 const isString = (value) => typeof value === "string";
 
 /** A layout of a caption's JSON data; settings, and where they fit the ids and locks of elements, come from `previous`. */
 export function fromCaption(caption, previous = emptyLayout()) {
-  const { known, extra } = taken(caption, {
-    high_level_description: isString,
-    style_description: isObject,
-    compositional_deconstruction: isObject,
-  });
-  const composition = taken(known.compositional_deconstruction ?? {}, {
-    background: isString,
-    elements: Array.isArray,
-  });
+  const readers = { high_level_description: isString, style_description: isObject, compositional_deconstruction: isObject };
+  const { known, extra } = taken(caption, readers, ["compositional_deconstruction"]);
+  const composition = taken(
+    known.compositional_deconstruction ?? emptyComposition,
+    { background: isString, elements: Array.isArray },
+    COMPOSITION,
+  );
   const elements = (composition.known.elements ?? []).map((data, index) => {
     const before = previous.elements[index];
     return { ...elementOf(data), ...(before ? { id: before.id, locked: before.locked } : {}) };
@@ -92,13 +92,9 @@ export function fromCaption(caption, previous = emptyLayout()) {
 
 function styleOf(data) {
   const kind = isString(data.art_style) && (data.art_style !== "" || !isString(data.photo)) ? "art_style" : "photo";
-  const { known, extra } = taken(data, {
-    aesthetics: isString,
-    lighting: isString,
-    medium: isString,
-    [kind]: isString,
-    color_palette: isPalette,
-  });
+  const texts = ["aesthetics", "lighting", "medium", kind];
+  const readers = { ...Object.fromEntries(texts.map((key) => [key, isString])), color_palette: isPalette };
+  const { known, extra } = taken(data, readers, texts);
   return {
     kind,
     aesthetics: known.aesthetics ?? "",
@@ -121,7 +117,7 @@ export function elementOf(data) {
     color_palette: isPalette,
     ...(kind === "text" ? { text: isString } : {}),
   };
-  const { known, extra } = taken(data, readers);
+  const { known, extra } = taken(data, readers, kind === "text" ? ["text", "desc"] : ["desc"]);
   return {
     ...newElement(kind, known.bbox ?? null),
     text: known.text ?? "",
@@ -136,13 +132,13 @@ function inOrder(keys, values, extra) {
   const result = {};
   for (const key of keys) {
     const value = values[key] !== undefined ? values[key] : extra[key];
-    if (value !== undefined) result[key] = value;
+    if (value !== undefined && value !== null) result[key] = value;
   }
-  for (const [key, value] of Object.entries(extra)) if (!(key in result)) result[key] = value;
+  for (const [key, value] of Object.entries(extra)) if (!(key in result) && value !== null) result[key] = value;
   return result;
 }
 
-/** A text that must be there: empty unless `extra` holds something else in its place. */
+/** A text that must be there: empty unless `extra` says what is in its place. */
 const needed = (text, key, extra) => (text === "" && key in extra ? undefined : text);
 const optional = (list) => (list.length > 0 ? list : undefined);
 

@@ -60,7 +60,9 @@ export class Viewer {
     byId("viewer-newer").disabled = place <= 0;
     byId("viewer-older").disabled = place < 0 || place >= this.gallery.entries.length - 1;
     if (!this.dialog.open) this.dialog.showModal();
-    this.frame.style.aspectRatio = `${picture.width} / ${picture.height}`;
+    const ratio = picture.width / picture.height;
+    this.frame.style.aspectRatio = String(ratio);
+    this.frame.style.width = `min(100%, ${78 * ratio}dvh)`;
     this.image.removeAttribute("src");
     this.image.alt = name;
     const url = await this.api.picture(picture.url);
