@@ -23,10 +23,7 @@ expect = playwright.expect
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = os.environ.get("IDEOFLOW_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
 
-pytestmark = [
-    pytest.mark.long,  # until the page is whole
-    pytest.mark.skipif(BROWSER is None, reason=f"no browser was found: none of {', '.join(BROWSERS)} is here"),
-]
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser was found: none of {', '.join(BROWSERS)} is here")
 
 STUDIO = Path(__file__).parents[2] / "src/ideoflow/serving/studio"
 STEPS = "#settings select >> nth=1"

@@ -208,12 +208,10 @@ class OneElement {
     this.desc.placeholder = element.kind === "text" ? "How the letters look" : "What it is and looks like";
     this.place.checked = element.box !== null;
     this.box.hidden = element.box === null && !("bbox" in element.extra);
-    if (element.box) {
-      const [top, left, bottom, right] = element.box;
-      const values = { Left: left, Top: top, Width: right - left, Height: bottom - top };
-      for (const [name, input] of Object.entries(this.edges)) {
-        if (document.activeElement !== input) setValue(input, values[name] / 10);
-      }
+    const [top, left, bottom, right] = element.box ?? [];
+    const values = { Left: left, Top: top, Width: right - left, Height: bottom - top };
+    for (const [name, input] of Object.entries(this.edges)) {
+      if (document.activeElement !== input) setValue(input, element.box ? values[name] / 10 : null);
     }
     for (const control of [this.place, ...Object.values(this.edges)]) control.disabled = element.locked;
     this.palette.set(element.palette);
