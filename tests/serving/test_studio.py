@@ -26,6 +26,7 @@ BROWSER = os.environ.get("IDEOFLOW_BROWSER") or next(filter(None, map(shutil.whi
 pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser was found: none of {', '.join(BROWSERS)} is here")
 
 STUDIO = Path(__file__).parents[2] / "src/ideoflow/serving/studio"
+EXAMPLES = Path(__file__).parents[2] / "examples/captions"
 STEPS = "#settings select >> nth=1"
 DESK = {"width": 1360, "height": 860}
 PATIENCE = int(os.environ.get("IDEOFLOW_PATIENCE", 30)) * 1000
@@ -620,6 +621,18 @@ class TestJobs:
             cancels.first.click()
             expect(cancels).to_have_count(left)
 
+    def test_a_job_followed_again_goes_on_after_the_last_event_that_was_seen(self, page: Any) -> None:
+        slow(page)
+        page.click("#generate")
+        page.wait_for_selector(".backdrop.preview")
+        page.click("#clear-picture")
+        with page.expect_request("**/events") as request:
+            page.locator("#jobs .job-name").first.click()
+        assert int(request.value.headers["last-event-id"]) > 1
+        page.wait_for_selector(".backdrop.preview")
+        page.click("#canvas-cancel")
+        page.wait_for_selector("#jobs .job-state[data-status=cancelled]")
+
     def test_every_picture_of_a_job_can_be_looked_at(self, page: Any) -> None:
         page.get_by_role("spinbutton", name="Pictures").fill("2")
         page.keyboard.press("Tab")
@@ -861,7 +874,7 @@ class TestModules:
 
     @pytest.mark.parametrize(
         "caption",
-        [json.loads(path.read_text("utf-8")) for path in sorted(Path("examples/captions").glob("*.json"))]
+        [json.loads(path.read_text("utf-8")) for path in sorted(EXAMPLES.glob("*.json"))]
         + [
             {},
             {"note": 1},
@@ -975,7 +988,7 @@ class TestModules:
         assert json.loads(text[place : text.index("]", place) + 1]) == BLUE["bbox"]
 
     def test_text_is_written_as_the_examples_are(self, call: Callable[..., Any]) -> None:
-        for path in sorted(Path("examples/captions").glob("*.json")):
+        for path in sorted(EXAMPLES.glob("*.json")):
             text = path.read_text("utf-8")
             assert call("json-text", "m.pretty(given[0])", json.loads(text)) == text.rstrip("\n")
 
