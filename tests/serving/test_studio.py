@@ -976,6 +976,7 @@ class TestModules:
             ('```json\n{"a": [{"b": 2}]}\n```', {"a": [{"b": 2}]}),
             ("no {braces", None),
             ('{"a": 1', None),
+            ('{"a": {"b": 1},}', None),  # a part of what is broken is not taken for the whole
         ],
     )
     def test_json_is_found_in_text(self, call: Callable[..., Any], text: str, expected: Any) -> None:
