@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from ideoflow.sketch.world import sample
 from ideoflow.training.dataset import scan
 from ideoflow.training.encoding import MOST_TOKENS, too_long
 from ideoflow.training.parallel import Group
+from ideoflow.training.previews import Previews
+from ideoflow.training.progress import Log
 from ideoflow.training.run import load_pipeline, prepare, train
 from ideoflow.training.settings import Settings
+from ideoflow.training.watch import Watcher
 
 ALONE = Group(0, 1, torch.device("cpu"))
 FILE = "diffusion_pytorch_model.safetensors"
@@ -131,3 +135,38 @@ def test_a_picture_that_changes_after_it_was_looked_at_is_named(pictures, tmp_pa
     for index, reason in ((3, "not a picture"), (4, "No such file"), (5, "160 x 160 pixels")):
         with pytest.raises(ValueError, match=rf"^{index}\.png has changed since it was looked at: .*{reason}"):
             examples[index].open()
+
+
+class Wanderer(Watcher):
+    """One who changes the working directory whenever he is told of something."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_survey(self, survey) -> None:
+        os.chdir(self.folder)
+
+    def on_begin(self, run) -> None:
+        os.chdir(self.folder)
+
+    def on_step(self, run, step) -> None:
+        os.chdir(self.folder)
+
+
+def test_a_watcher_that_changes_directory_moves_no_file_of_the_run(pictures, tmp_path, monkeypatch):
+    """Relative paths are of the directory that the run began in."""
+    home, away = tmp_path / "home", tmp_path / "away"
+    shutil.copytree(pictures, home / "pictures", ignore=shutil.ignore_patterns(".cache"))
+    away.mkdir()
+    monkeypatch.chdir(home)
+    options = settings(Path("pictures"), Path("runs/mine"), cache="", save_every=1, preview_every=1,
+                       preview_size="96x96", preview_steps=1, previews=["a cup"])  # fmt: skip
+    written = train(options, watchers=[Wanderer(away), Log(Path("runs/mine").absolute()), Previews(options)])
+    assert not list(away.iterdir())
+    run = home / "runs" / "mine"
+    assert written and all(path.is_relative_to(run) and path.exists() for path in written)
+    for name in ("train.toml", "log.jsonl", "cache", "checkpoints/step-0000002", "previews/all.png"):
+        assert (run / name).exists(), name
+    monkeypatch.chdir(home)
+    assert train(options.model_copy(), resume=True, watchers=[Wanderer(away)]) == written
+    assert not list(away.iterdir())

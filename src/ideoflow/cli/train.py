@@ -195,7 +195,7 @@ def _watchers(settings: Settings, bars: Progress, processes: int, dry_run: bool)
     from ..training.previews import Previews
     from ..training.progress import Log, TensorBoard
 
-    out = Path(settings.output.out)
+    out = Path(settings.output.out).absolute()
     watchers: list[Watcher] = [lines, Log(out), TensorBoard(out)]
     if settings.model.parallel == "fsdp" and processes > 1:
         console.warn("no previews are drawn where weights are sharded.")
@@ -278,4 +278,5 @@ class Lines(Watcher):
     def on_end(self, run: Run, written: list[Path]) -> None:
         """What was written."""
         for path in written:
-            self.bars.console.print(f"wrote {printable(path)}", markup=False)
+            shown = Path(run.settings.output.out) / path.relative_to(run.folder)  # as the user named the folder
+            self.bars.console.print(f"wrote {printable(shown)}", markup=False)

@@ -52,7 +52,7 @@ def scan(
     """
     survey = Survey(str(source) if isinstance(source, str | os.PathLike) else "dataset")
     if isinstance(source, str | os.PathLike) and Path(source).is_dir() and not (Path(source) / "state.json").exists():
-        found = Folder(Path(source), follow_links, survey).pictures(caption_column)
+        found = Folder(Path(source).absolute(), follow_links, survey).pictures(caption_column)
     else:
         found = found_in_table(source, image_column, caption_column, option)
     options = {"pixels": pixels, "crop": crop, "convert": convert}

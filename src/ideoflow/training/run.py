@@ -74,12 +74,14 @@ def prepare(settings: Settings, group: Group, watchers: Sequence[Watcher] = ()) 
     if not group.leads:
         watchers = ()
     check(settings)
+    folder = Path(settings.output.out).absolute()  # a watcher may change directory
+    cache = Path(settings.data.cache or folder / "cache").absolute()
     pipeline = load_pipeline(settings, group)
     found = survey(settings, pipeline.tokenizer, watchers)
     check_budget(found, settings.training.tokens, pipeline)
-    encoder = encode(settings, pipeline, found, group, watchers)
+    encoder = encode(cache, pipeline, found, group, watchers)
     return Trainer(
-        settings, pipeline, encoder.samples(found.examples), group, watchers, encoder.samples(found.held_out)
+        settings, folder, pipeline, encoder.samples(found.examples), group, watchers, encoder.samples(found.held_out)
     )
 
 
@@ -193,7 +195,7 @@ def _scan(data: Data, option: str, tokenizer: Any, watchers: Sequence[Watcher]) 
 
 
 def encode(
-    settings: Settings, pipeline: Ideogram4Pipeline, found: Survey, group: Group, watchers: Sequence[Watcher] = ()
+    cache: Path, pipeline: Ideogram4Pipeline, found: Survey, group: Group, watchers: Sequence[Watcher] = ()
 ) -> Encoder:
     """Encode what the cache does not hold yet, each process its share."""
 
@@ -201,7 +203,7 @@ def encode(
         for watcher in watchers:
             watcher.on_encode(done, total, what)
 
-    encoder = Encoder(pipeline, Store(Path(settings.data.cache or Path(settings.output.out) / "cache")))
+    encoder = Encoder(pipeline, Store(cache))
     encoder.encode([*found.examples, *found.held_out], on_encode, group.rank, group.size)
     group.wait()
     if group.device.type != "cpu" and pipeline.text_encoder is not None:

@@ -52,6 +52,7 @@ class Trainer:
 
     Args:
         settings: Options of the run.
+        folder: The run's folder, as an absolute path: a watcher may change directory.
         pipeline: The pipeline whose transformers are trained, in place.
         samples: Encoded samples to train on.
         group: The processes that share the work.
@@ -62,6 +63,7 @@ class Trainer:
     def __init__(
         self,
         settings: Settings,
+        folder: Path,
         pipeline: Ideogram4Pipeline,
         samples: Sequence[Sample],
         group: Group,
@@ -71,7 +73,7 @@ class Trainer:
         self.settings, self.pipeline, self.samples, self.group = settings, pipeline, samples, group
         self.watchers = watchers
         self.step = 0
-        self.folder = Path(settings.output.out)
+        self.folder = folder
         train = settings.training
         self.stream = PackedStream(
             [s.text_tokens + math.prod(s.grid) for s in samples], train.tokens, window=train.window, seed=train.seed
@@ -159,7 +161,7 @@ class Trainer:
 
     def _take_steps(self) -> None:
         if self.group.leads:
-            write_text(self.settings.output.record, template(self.settings))  # for --resume
+            write_text(self.folder / self.settings.output.record.name, template(self.settings))  # for --resume
         for watcher in self.watchers:
             watcher.on_begin(self)
         if self.step == 0:
