@@ -432,7 +432,7 @@ CHANGES = ["nan", "inf", "nan alpha", "long alpha", "rank", "no partner", "no pa
 
 @pytest.mark.parametrize("change", [*CHANGES, "twice", "two namings", "some magnitudes"])
 @pytest.mark.parametrize("ignore", [False, True])
-def test_a_broken_file_is_refused_with_the_tensors_name(tmp_path, ours, change, ignore):
+def test_a_broken_file_is_refused_with_the_tensors_name(tmp_path, ours, bare, change, ignore):
     tensors = spelled(original(), "diffusion_model.")
     named = broken(change, tensors)
     save_file(tensors, tmp_path / "broken.safetensors")
@@ -440,6 +440,7 @@ def test_a_broken_file_is_refused_with_the_tensors_name(tmp_path, ours, change, 
         ours.load_lora_weights(tmp_path / "broken.safetensors", ignore_unknown=ignore)
     assert named in str(error.value) and str(tmp_path / "broken.safetensors") in str(error.value)
     assert not hasattr(ours.transformer, "peft_config")
+    assert torch.equal(latents(ours), bare)
 
 
 @pytest.mark.parametrize("header", ["no json", "[1]", '{"transformer.r": "many"}', '{"transformer.r": 0}', "{}"])
