@@ -26,7 +26,7 @@ import torch
 
 from ..engine import Event, Request
 from ..pictures import encode_image
-from ..pipeline import Ideogram4Pipeline
+from ..pipeline import Ideogram4Pipeline, preview_map_of
 from ..provenance import to_text
 from ..text_encoder import tokenise
 from .api_errors import ApiError
@@ -35,7 +35,7 @@ from .journal import Journal
 from .metrics import Metrics
 from .prompts import ReadPrompt, read_prompt
 from .records import JobRecord, PictureInfo, Status
-from .store import DuplicateKey, Store
+from .store import DuplicateKey, Store, UnknownJob
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Jobs:
             max_tokens=served.settings.max_tokens,
             output_type="pil",
             preview_every=1,
-            previews="linear",
+            previews=preview_map_of(pipe.vae, served.settings.data),
         )
         self._worker = Worker(engine, self._hear, metrics.count_pass)
         metrics.watch(self)
@@ -218,10 +218,18 @@ class Jobs:
         return job
 
     def page(self, statuses: Sequence[Status] | None, limit: int, after: str | None, text: str | None) -> list[Job]:
-        """Stored jobs, the newest first; arguments as in `Store.find`."""
-        return [
-            self.find(record.id) or self._of_record(record) for record in self._store.find(statuses, limit, after, text)
-        ]
+        """Stored jobs, the newest first; arguments as in `Store.find`.
+
+        Raises:
+            ApiError: with status 400 for an `after` that is no job's, or no longer.
+        """
+        try:
+            found = self._store.find(statuses, limit, after, text)
+        except UnknownJob:
+            raise ApiError(
+                400, "`after` is the id of no job that is kept.", code="invalid_value", param="after"
+            ) from None
+        return [self.find(record.id) or self._of_record(record) for record in found]
 
     def cancel(self, id: str) -> Job:
         """Give up a job that is not finished, and wait, shortly, for its last event.
@@ -445,7 +453,11 @@ class Jobs:
                 self._of_request[request] = job, index
             self._unfinished[job.id] = job
         job.journal.tell("queued", {**_about(job), "queue_position": self._position(job)})
-        self._worker.add(requests)
+        try:
+            self._worker.add(requests)
+        except ValueError as error:  # such as one that is too large for the engine
+            self._clerk.submit(self._refuse, job, error)
+            raise ApiError(400, str(error), code="invalid_value") from None
 
     def _take_up(self, record: JobRecord) -> None:
         """Put a job that was unfinished when the server stopped into the queue again."""
@@ -541,6 +553,11 @@ class Jobs:
             job.record.pictures = sorted([*job.record.pictures, info], key=lambda one: one.index)
         self._metrics.count_picture()
         job.journal.tell("picture", {**_about(job), "picture": picture_view(job, info)})
+
+    def _refuse(self, job: Job, error: Exception) -> None:
+        """Have a job fail that the engine did not take."""
+        for index in list(job.pictures):
+            self._note_failure(job, index, error)
 
     def _end_picture(self, job: Job, index: int) -> None:
         with self._lock:
