@@ -28,7 +28,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-from benchmarks._measure import machine, make_parser, target, write
+from benchmarks._measure import machine, make_parser, write
 
 CAPTIONS = sorted((Path(__file__).resolve().parent.parent / "examples" / "captions").glob("*.json"))
 KINDS = {"small": ("96x96", 12, 0.85), "large": ("192x192", 48, 0.15)}  # size, steps, share of jobs
@@ -39,7 +39,6 @@ MAX_TOKENS = 600
 def main() -> None:
     """Measure, print a table, and write the figures."""
     parser = make_parser(__doc__)
-    parser.add_argument("--out", type=target, help="also write the figures as JSON")
     parser.add_argument("--seconds", type=float, default=60, help="of load on each server")
     parser.add_argument("--queue", type=int, default=48, help="places in the queue")
     parser.add_argument("--threads", type=int, default=1, help="of torch, in the engine alone and in the server")

@@ -5,12 +5,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.ideogram4 import pipeline_ideogram4 as peer
 
+from ideoflow.presets import PRESETS, Preset, find_preset
 from ideoflow.schedule import (
     MAX_TIME,
     MIN_TIME,
-    PRESETS,
-    Preset,
-    find_preset,
     guidance_per_step,
     logit_normal_sigmas,
     sample_times,

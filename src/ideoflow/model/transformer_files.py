@@ -107,9 +107,8 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
             CheckpointError: a ValueError that names the file and the tensor that cannot be used.
             ValueError: an adapter name that is taken.
         """
-        load_adapter(
-            self, super().load_lora_adapter, pretrained_model_name_or_path_or_dict, prefix, hotswap=hotswap, **kwargs
-        )
+        source = pretrained_model_name_or_path_or_dict
+        load_adapter(self, super().load_lora_adapter, source, prefix, hotswap=hotswap, **kwargs)
 
     def set_adapters(
         self,
@@ -120,11 +119,10 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
 
         Args:
             adapter_names: The name of a loaded adapter, or several.
-            weights: A finite number for all of them, or a list with one for each; None is 1. In a number's place may
-                stand numbers by parts of layers' names, `{"layers.0.": 0.5}`: layers without one have 1.
+            weights: A finite number for all, or a list with one for each; None is 1. In a number's place may stand
+                numbers by parts of layers' names, `{"layers.0.": 0.5}`: layers without one have 1.
 
         Raises:
-            TypeError: weights that are no numbers, or names that are no text.
             ValueError: adapters that are not loaded, weights that are not finite, or not one for each.
         """
         names = check_names(self, adapter_names)
@@ -141,8 +139,7 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
             adapter_names: Those to merge; None for the active ones.
 
         Raises:
-            ValueError: weights in few bits, which no adapter can be added to, adapters that are not loaded, or sums
-                that are not finite; nothing is merged.
+            ValueError: weights in few bits, adapters that are not loaded, or sums that are not finite; nothing is merged.
         """
         scale = finite("lora_scale", lora_scale)  # any other would be the end of the weights
         names = None if adapter_names is None else check_names(self, adapter_names)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -14,9 +13,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
-from PIL import Image
 
 from ..captions import CaptionError
+from ..images import open_image
 from ..pictures import encode_image
 from .api_errors import ApiError, responses
 from .job_order import wrong
@@ -237,7 +236,7 @@ def _converted(data_url: str, form: str) -> str:
     head, _, text = data_url.partition(",")
     if head == f"data:image/{form};base64":
         return text
-    with Image.open(io.BytesIO(base64.b64decode(text))) as image:
+    with open_image(base64.b64decode(text)) as image:
         return _base64(encode_image(image.convert("RGB"), FORMATS[form], None))
 
 
