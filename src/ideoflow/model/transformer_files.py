@@ -139,7 +139,7 @@ class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
             adapter_names: Those to merge; None for the active ones.
 
         Raises:
-            ValueError: weights in few bits, adapters that are not loaded, or sums that are not finite; nothing is merged.
+            ValueError: weights in few bits, adapters that are not loaded, sums that are not finite; nothing is merged.
         """
         scale = finite("lora_scale", lora_scale)  # any other would be the end of the weights
         names = None if adapter_names is None else check_names(self, adapter_names)
