@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import CheckpointError, open_checkpoint
 from ideoflow.checkpoints import convert as module
+from ideoflow.checkpoints.atomic_replace import in_place
 from ideoflow.checkpoints.convert import convert
-from ideoflow.checkpoints.replace import in_place
 from ideoflow.checkpoints.write import DTYPES, Entry, bits, write_safetensors
 from ideoflow.files import MACHINE
 

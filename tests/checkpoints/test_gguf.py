@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from ideoflow import Ideogram4Pipeline, sketch
 from ideoflow.checkpoints import CheckpointError, open_checkpoint
 from ideoflow.checkpoints.gguf import PLAIN, GgufSource
-from ideoflow.checkpoints.quantized_storage import BLOCKS, Gguf
+from ideoflow.checkpoints.storage_kinds import BLOCKS, Gguf
 from ideoflow.ops.gguf_blocks import QUANTIZED
 from ideoflow.ops.gguf_linear import GgufLinear, expand
 

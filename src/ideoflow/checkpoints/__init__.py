@@ -6,8 +6,8 @@ What reads headers alone does without torch.
 from typing import TYPE_CHECKING
 
 from .._imports import lazily
+from .checkpoint import Checkpoint, open_checkpoint
 from .errors import CheckpointError
-from .recognition import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from .load import load_transformer

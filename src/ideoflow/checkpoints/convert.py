@@ -19,15 +19,15 @@ from torch import Tensor
 from ..files import resolved, sync
 from ..ops.quantized_layers import is_quantized_layer
 from ..ops.quantized_linear import quantize_rows
+from .atomic_replace import in_place
+from .checkpoint import Checkpoint, open_checkpoint
 from .config import DEFAULTS, HEADER, original_config
 from .errors import CheckpointError, some
 from .load import QUIET_SECONDS, TYPES, Finite, read_parts
 from .names import BRANCHES, ORIGINAL, QKV, Branch, Naming, current_form, original_name
-from .quantized_storage import Float8
-from .recognition import Checkpoint, open_checkpoint
-from .replace import in_place
 from .source import SafetensorsSource
-from .stored import Piece, StoredWeight
+from .storage_kinds import Float8
+from .stored_weights import Piece, StoredWeight
 from .write import Entry, bits, write_safetensors
 
 To = Literal["diffusers", "original", "fp8"]

@@ -13,9 +13,9 @@ from typing import Any
 from ..dtypes import STORED_BYTES
 from ..ops.quantized_layers import is_quantized_layer
 from ..pictures import FORMATS, read_settings
+from .checkpoint import Checkpoint, open_checkpoint
 from .errors import CheckpointError
 from .names import ANCHORS, BRANCHES, UNUSED, Branch
-from .recognition import Checkpoint, open_checkpoint
 from .source import open_source
 from .tensors import Source, TensorInfo
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ..dtypes import PLAIN, TORCH_NAMES, of_name
 from ..ops.quantized_linear import Float8Linear
+from .checkpoint import Checkpoint
 from .errors import CheckpointError
 from .left_in_file import LeftInFile
 from .names import UNUSED
 from .on_the_fly import plan
-from .quantized_storage import Storage
-from .recognition import Checkpoint
-from .stored import StoredWeight
+from .storage_kinds import Storage
+from .stored_weights import StoredWeight
 from .tensors import Source
 
 FIRST = "input_proj"  # never kept in few bits: the type of its weight is taken for the model's

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, promote_types
 
+from .atomic_replace import in_place
 from .errors import CheckpointError
 from .lora import Adapter, Lora, read_lora
 from .lora_strength import HEADER, as_alpha, peft_header
 from .names import ORIGINAL, current_form, original_name, targets
-from .replace import in_place
 
 FORMS = ("comfy-lora", "diffusers-lora")
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError
-from .quantized_storage import AT_ONCE, Infos, Parts, Storage
+from .storage_kinds import AT_ONCE, Infos, Parts, Storage
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,8 @@ import torch
 from diffusers.quantizers import DiffusersAutoQuantizer
 from torch import Tensor
 
+from .checkpoint import Checkpoint
 from .errors import CheckpointError
-from .recognition import Checkpoint
 
 
 class OnTheFly:

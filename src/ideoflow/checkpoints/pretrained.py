@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from .checkpoint import Checkpoint, open_checkpoint
 from .errors import CheckpointError, read_json, unusable_quantization
 from .hub import HUB_ARGUMENTS, local_file, local_folder
 from .load import load_transformer
 from .names import Branch
-from .recognition import Checkpoint, open_checkpoint
 
 Model = TypeVar("Model", bound=nn.Module)
 # What diffusers' loader does and ours does not: models over several devices or on disk, and loading of its own kinds.

@@ -16,9 +16,9 @@ from torch import nn
 
 from ..ops.gguf_linear import GgufLinear
 from ..ops.quantized_linear import Float8Linear
+from .atomic_replace import into_folder
 from .errors import CheckpointError, some
 from .left_in_file import LeftInFile
-from .replace import into_folder
 
 # What says of a folder in fp8 that its scales count. The loaders of diffusers and transformers, which would leave them
 # out, refuse a configuration without a `quant_method`; one that they do not know, transformers passes over.

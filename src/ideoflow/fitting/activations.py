@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..ops.scratch import FLOAT, attention_bytes, expanded_bytes, int8_bytes, norm_bytes, rotation_bytes
+from ..ops.scratch_bytes import FLOAT, attention_bytes, expanded_bytes, int8_bytes, norm_bytes, rotation_bytes
 from .components import Model
 from .precisions import ITEMSIZE, ONE_BYTE
 

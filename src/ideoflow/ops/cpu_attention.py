@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .guards import may_be_fast
 from .linear import ONEDNN_IS_FASTER, linear
-from .scratch import NARROWEST, QUERIES, SMALLEST
+from .scratch_bytes import NARROWEST, QUERIES, SMALLEST
 
 
 def _has_fast_bfloat16() -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .guards import needs_gradient
 from .linear import Linear
 from .linear import linear as linear_product
-from .scratch import int8_parts
+from .scratch_bytes import int8_parts
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}  # magnitudes that a row's largest is scaled to
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # of a row of zeros, which it leaves zeros

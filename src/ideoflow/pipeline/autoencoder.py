@@ -16,7 +16,7 @@ from ..checkpoints.hub import HUB_ARGUMENTS, local_folder
 from ..checkpoints.load import fill
 from ..checkpoints.pretrained import IGNORED, asked_dtype, one_device
 from ..checkpoints.source import open_source
-from ..checkpoints.stored import match_tensors
+from ..checkpoints.stored_weights import match_tensors
 from ..checkpoints.tensors import Source
 
 KNOWN = {"dtype", "torch_dtype", "device_map", "variant", "subfolder", *HUB_ARGUMENTS}

@@ -15,6 +15,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin  # noqa: F401 (see below)
 
 from .._imports import bars
+from ..checkpoints.checkpoint import open_checkpoint
 from ..checkpoints.errors import CheckpointError, ConfigNeededError, read_json
 from ..checkpoints.folders import (
     INDEX,
@@ -32,7 +33,6 @@ from ..checkpoints.lora_convert import loadable, peft_settings, to_diffusers
 from ..checkpoints.lora_model import LoraSource, read_any
 from ..checkpoints.names import PREFIXES
 from ..checkpoints.pretrained import handing_on
-from ..checkpoints.recognition import open_checkpoint
 from ..checkpoints.source import open_source
 from ..model import Ideogram4Transformer2DModel
 from .autoencoder import Autoencoder

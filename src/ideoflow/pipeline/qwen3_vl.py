@@ -23,10 +23,10 @@ from ..checkpoints.left_in_file import LeftInFile, Reader
 from ..checkpoints.load import expanded, fill
 from ..checkpoints.nf4 import bitsandbytes_settings
 from ..checkpoints.pretrained import asked_dtype, one_device, option
-from ..checkpoints.quantized_storage import Infos, Storage
 from ..checkpoints.save import FLOAT8
 from ..checkpoints.source import open_source
-from ..checkpoints.stored import StoredWeight, match_tensors, parameters, part_of, recognise
+from ..checkpoints.storage_kinds import Infos, Storage
+from ..checkpoints.stored_weights import StoredWeight, match_tensors, parameters, part_of, recognise
 from ..checkpoints.tensors import Source
 from ..ops.quantized_linear import Float8Linear
 

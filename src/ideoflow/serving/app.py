@@ -22,7 +22,7 @@ from ..sizes import UNIT
 from . import captions_api, health, jobs_api, openai_api, sdapi, studio_page
 from .api_errors import ApiError
 from .guard import Guard, SecurityHeaders
-from .job_order import preset_list
+from .job_settings import preset_list
 from .jobs import Jobs
 from .logs import AccessLog
 from .metrics import Metrics

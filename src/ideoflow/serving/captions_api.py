@@ -14,7 +14,7 @@ from ..captions import Breach, Caption, CaptionError
 from ..captions.reading import data_of, find
 from ..captions.unquoted import lost_marks, restore
 from .api_errors import ApiError, responses
-from .job_order import Given
+from .job_settings import Given
 from .jobs import Jobs
 from .prompts import REBUILT
 

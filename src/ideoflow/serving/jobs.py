@@ -30,7 +30,7 @@ from ..pipeline import Ideogram4Pipeline, preview_map_of
 from ..provenance import to_text
 from ..text_encoder import tokenise
 from .api_errors import ApiError
-from .job_order import Order, Served, Settled, settle, unusual_size
+from .job_settings import Order, Served, Settled, settle, unusual_size
 from .journal import Journal
 from .metrics import Metrics
 from .prompts import ReadPrompt, read_prompt

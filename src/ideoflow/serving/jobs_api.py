@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
 
 from .api_errors import ApiError, responses
-from .job_order import Order
+from .job_settings import Order
 from .jobs import Job, Jobs
 from .journal import JobEvent
 from .records import STATUSES, is_job_id

@@ -18,7 +18,7 @@ from ..captions import CaptionError
 from ..images import open_image
 from ..pictures import encode_image
 from .api_errors import ApiError, responses
-from .job_order import wrong
+from .job_settings import wrong
 from .jobs import FORMATS, Job, Jobs
 from .jobs_api import NO_BUFFERING, TheJobs
 from .journal import LAST, JobEvent

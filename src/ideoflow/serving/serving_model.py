@@ -11,7 +11,7 @@ from ..pipeline import Ideogram4Pipeline
 from ..pipeline.opening import open_pipeline
 from ..sizes import SIDE_LIMITS
 from ..sketch import GUIDANCE
-from .job_order import Served
+from .job_settings import Served
 from .server_settings import ServerSettings
 
 SKETCH_SIZE, DEFAULT_SIZE = (128, 128), (1024, 1024)

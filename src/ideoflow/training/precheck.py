@@ -9,8 +9,8 @@ from typing import Any
 from ..bundled import SKETCH, SKETCH_FOLDER
 from ..captions.paths import existing, looks_like_path, missing
 from ..captions.reading import read_file
+from ..checkpoints.checkpoint import open_checkpoint
 from ..checkpoints.errors import CheckpointError
-from ..checkpoints.recognition import open_checkpoint
 from .lines import line_of
 from .settings import Model, Settings
 from .targets import choose, linear_layers

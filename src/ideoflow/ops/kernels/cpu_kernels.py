@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..rms_norm import RMSNorm
-from ..scratch import BLOCK
+from ..scratch_bytes import BLOCK
 
 
 def norm_scale(norm: RMSNorm, x: Tensor, scale: Tensor, row: Tensor | None = None) -> Tensor:

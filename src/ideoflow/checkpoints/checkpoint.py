@@ -17,7 +17,7 @@ from .config import DEFAULTS, HEADER, config_of_shapes, parse_config
 from .errors import CheckpointError, read_json, some
 from .names import Branch, Naming, find_prefix, targets
 from .source import open_source
-from .stored import KINDS, Piece, StoredWeight, check_names, check_scales, parameters, recognise
+from .stored_weights import KINDS, Piece, StoredWeight, check_names, check_scales, parameters, recognise
 from .tensors import Source
 
 if TYPE_CHECKING:

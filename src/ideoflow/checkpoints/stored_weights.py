@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import CheckpointError, some
 from .nf4 import NF4
-from .quantized_storage import Float8, Gguf, Infos, Integers, Plain, Storage
+from .storage_kinds import Float8, Gguf, Infos, Integers, Plain, Storage
 from .tensors import Source, TensorInfo
 
 if TYPE_CHECKING:
