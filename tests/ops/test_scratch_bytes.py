@@ -1,4 +1,4 @@
-"""What ops take for themselves: the bytes that torch gives out while each runs, beside what `ops.scratch_bytes` says."""
+"""What ops take for themselves: bytes that torch gives out while each runs, beside what `ops.scratch_bytes` says."""
 
 import pytest
 import torch
