@@ -296,14 +296,14 @@ def test_a_job_that_takes_too_long_is_a_server_error_that_is_not_tried_again(own
 
 
 def test_a_client_that_runs_out_of_patience_gives_up_its_job(client, server):
-    before = len(server.app.state.jobs._unfinished)
+    before = server.app.state.jobs.unfinished
     with pytest.raises(openai.APITimeoutError):
         draw(client.with_options(timeout=0.5), size="256x256", extra_body={"num_inference_steps": 100})
     settle(server, before)
 
 
 def test_closing_a_stream_gives_up_its_job(client, server):
-    before = len(server.app.state.jobs._unfinished)
+    before = server.app.state.jobs.unfinished
     stream = draw(client, size="128x128", stream=True, partial_images=3, extra_body={"num_inference_steps": 60})
     assert next(iter(stream)).partial_image_index == 0
     stream.close()
@@ -315,9 +315,9 @@ def test_a_job_that_somebody_else_cancels_is_a_conflict(client, server):
 
     def cancel_soon():
         end = time.monotonic() + 30
-        while time.monotonic() < end and not jobs._unfinished:
+        while time.monotonic() < end and not jobs.unfinished:
             time.sleep(0.01)
-        jobs.cancel(next(iter(jobs._unfinished)))
+        jobs.cancel(jobs.table.unfinished[0].id)
 
     threading.Thread(target=cancel_soon).start()
     with pytest.raises(openai.ConflictError, match="cancelled"):
@@ -327,10 +327,10 @@ def test_a_job_that_somebody_else_cancels_is_a_conflict(client, server):
 def settle(server, number):
     """Wait until no more than so many jobs are unfinished: cancelled, not finished."""
     jobs, end = server.app.state.jobs, time.monotonic() + 20
-    while len(jobs._unfinished) > number:
+    while jobs.unfinished > number:
         assert time.monotonic() < end
         time.sleep(0.02)
-    assert next(reversed(jobs._ended.values())).record.status == "cancelled"
+    assert next(reversed(jobs.table._ended.values())).record.status == "cancelled"
 
 
 # Models and edits

@@ -120,6 +120,26 @@ class Settled:
     stored: bool
     compression: int | None = None
 
+    @classmethod
+    def of_request(cls, asked: Mapping[str, Any]) -> Settled:
+        """What `as_request` wrote, read again."""
+        width, height = map(int, asked["size"].split("x"))
+        return cls(
+            width=width,
+            height=height,
+            preset=asked["preset"],
+            steps=asked["num_inference_steps"],
+            guidance=asked["guidance_scale"],
+            seeds=tuple((asked["seed"] + picture) % SEEDS for picture in range(asked["n"])),
+            adapters=asked["adapters"],
+            format=asked["format"],
+            preview_every=asked["preview_every"],
+            priority=asked["priority"],
+            timeout=asked["timeout"],
+            stored=asked["stored"],
+            compression=asked.get("compression"),
+        )
+
     def as_request(self, caption: dict[str, Any] | str) -> dict[str, Any]:
         """The body that asks for just this."""
         return {

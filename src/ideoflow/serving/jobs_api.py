@@ -15,8 +15,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
 
 from .api_errors import ApiError, responses
+from .job import Job
 from .job_settings import Order
-from .jobs import Job, Jobs
+from .jobs import Jobs
 from .journal import JobEvent
 from .records import STATUSES, is_job_id
 

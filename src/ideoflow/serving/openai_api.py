@@ -18,8 +18,9 @@ from ..captions import CaptionError
 from ..images import open_image
 from ..pictures import encode_image
 from .api_errors import ApiError, responses
+from .job import Job
 from .job_settings import wrong
-from .jobs import FORMATS, Job, Jobs
+from .jobs import Jobs
 from .jobs_api import NO_BUFFERING, TheJobs
 from .journal import LAST, JobEvent
 from .openai_body import QUALITIES, ImageAnswer, ImageBody, ModelList, ModelView
@@ -158,7 +159,7 @@ def _picture(jobs: Jobs, job: Job, index: int, body: ImageBody, base: str) -> di
 
 
 def picture_bytes(jobs: Jobs, job: Job, index: int) -> bytes:
-    if (kept := job.kept.get(index)) is not None:
+    if (kept := job.data.get(index)) is not None:
         return kept
     _, found = jobs.picture(job.id, index)
     return found.read_bytes() if isinstance(found, Path) else found
@@ -237,7 +238,7 @@ def _converted(data_url: str, form: str) -> str:
     if head == f"data:image/{form};base64":
         return text
     with open_image(base64.b64decode(text)) as image:
-        return _base64(encode_image(image.convert("RGB"), FORMATS[form], None))
+        return _base64(encode_image(image.convert("RGB"), form.upper(), None))
 
 
 @router.post("/images/edits", status_code=501, responses=responses(404, 501))

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..captions import CaptionError
 from .api_errors import ApiError, responses
+from .job import Job
 from .job_settings import SEEDS, Format, Order, wrong
-from .jobs import Job
 from .jobs_api import TheJobs
 from .openai_api import check_end, picture_bytes, watched
 from .prompts import ReadPrompt, read_prompt

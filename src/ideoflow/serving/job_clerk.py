@@ -1,0 +1,169 @@
+"""The clerk: one thread that writes what happens to pictures into jobs, files and the database, in its order."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ..engine import Event, Request
+from ..pictures import encode_image
+from ..provenance import to_text
+from .job import Job
+from .job_table import JobTable
+from .metrics import Metrics
+from .records import PictureInfo, Status
+from .store import Store
+
+logger = logging.getLogger(__name__)
+
+
+class Clerk:
+    """Writes down what the engine tells; whoever tells it goes on at once.
+
+    Args:
+        table: the jobs in memory.
+        store: where jobs are kept.
+        metrics: what is counted.
+        cancel: gives up a request.
+    """
+
+    def __init__(self, table: JobTable, store: Store, metrics: Metrics, cancel: Callable[[Request], object]) -> None:
+        self.stopping = False  # jobs that are stored and not finished stay as they are, for the next start
+        self._table = table
+        self._store = store
+        self._metrics = metrics
+        self._cancel = cancel
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="clerk")
+
+    def hear(self, event: Event) -> None:
+        """Write an event of the engine down."""
+        self._thread.submit(self._note, event, time.monotonic())
+
+    def refuse(self, job: Job, error: Exception) -> None:
+        """Have a job fail that the engine did not take."""
+        for index in job.pictures:
+            self._thread.submit(self._fail, job, index, error)
+
+    def settle(self, job: Job) -> None:
+        """Give a job of which no picture is under way its end."""
+        self._thread.submit(self._settle, job)
+
+    def close(self) -> None:
+        """Write down what was heard so far, and end."""
+        self._thread.shutdown(wait=True)
+
+    def _note(self, event: Event, now: float) -> None:
+        found = self._table.of_request(event.request)
+        if found is None:
+            return
+        job, index = found
+        try:
+            if event.kind == "started":
+                self._note_start(job)
+            elif event.kind == "step":
+                self._note_step(job, index, event, now)
+            elif event.kind == "finished":
+                self._keep(job, index, event)
+                self._end_picture(job, index)
+            elif event.kind == "failed":
+                self._fail(job, index, event.error or RuntimeError("for an unknown reason"))
+            elif event.kind == "cancelled":
+                self._end_picture(job, index)
+        except Exception as error:
+            logger.exception("%s could not be written down", job.id)
+            self._fail(job, index, error)
+
+    def _note_start(self, job: Job) -> None:
+        if job.record.status != "queued":
+            return
+        self._change(job, status="running", started_at=time.time())
+        self._metrics.count_start(job.record)
+        job.tell("started", {})
+
+    def _note_step(self, job: Job, index: int, event: Event, now: float) -> None:
+        picture = job.pictures[index]
+        picture.take(event.step, now)
+        told = {"picture": index, "step": event.step, "steps": event.request.steps}
+        job.tell("step", {**told, "seconds_left": picture.seconds_left}, key=f"step {index}")
+        if event.image is not None:
+            shown = {"image": _data_url(event.image), "width": event.image.width, "height": event.image.height}
+            job.tell("preview", {**told, **shown}, key=f"preview {index}")
+
+    def _keep(self, job: Job, index: int, event: Event) -> None:
+        """Keep a finished picture, with the settings that make it again."""
+        settings = _without_paths(event.request.settings or {})
+        form = job.settled.format
+        data = encode_image(event.image, form.upper(), to_text(settings) if settings else None, job.settled.compression)
+        info = PictureInfo(index, job.settled.seeds[index], event.image.width, event.image.height, form, len(data))
+        if job.settled.stored:
+            self._store.add_picture(job.id, index, data, info)
+        else:
+            job.data[index] = data
+        with job.lock:
+            job.record.pictures = sorted([*job.record.pictures, info], key=lambda one: one.index)
+        self._metrics.count_picture()
+        job.tell("picture", {"picture": job.picture_views([info])[0]})
+
+    def _fail(self, job: Job, index: int, error: Exception) -> None:
+        """Have a job fail: its other pictures are given up."""
+        if job.record.error is None:
+            kind = "timeout" if isinstance(error, TimeoutError) else "failed"
+            job.record.error = {"type": kind, "message": _message(error)}
+            for request in job.under_way:
+                if request is not job.pictures[index].request:
+                    self._cancel(request)
+        self._end_picture(job, index)
+
+    def _end_picture(self, job: Job, index: int) -> None:
+        if self._table.end_picture(job, index):
+            self._settle(job)
+
+    def _settle(self, job: Job) -> None:
+        whole = not job.missing
+        if self.stopping and job.settled.stored and not (whole or job.given_up or job.record.error is not None):
+            return
+        status: Status = "failed" if job.record.error is not None else "finished" if whole else "cancelled"
+        try:
+            self._change(job, status=status, finished_at=time.time(), error=job.record.error)
+            if job.settled.stored:
+                self._store.retain()
+        except Exception:  # such as a full disk: the next start takes it up again, and nobody waits for it until then
+            logger.exception("%s has ended, and that could not be written down", job.id)
+        self._metrics.count_end(job.record)
+        self._table.end(job)
+        job.tell_status()
+
+    def _change(self, job: Job, **changes: Any) -> None:
+        with job.lock:
+            for name, value in changes.items():
+                setattr(job.record, name, value)
+        if job.settled.stored:
+            self._store.update(job.id, **changes)
+
+
+def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the names of files in place of paths on this machine, which are nobody's business."""
+    if not settings.get("model"):
+        return settings
+    model = Path(settings["model"])
+    loras = [{**lora, "path": Path(lora["path"]).name} for lora in settings["loras"]]
+    return {**settings, "model": model.name if model.is_absolute() else settings["model"], "loras": loras}
+
+
+def _message(error: Exception) -> str:
+    """An error in words that may leave the machine: without paths of files."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{type(error).__name__}: {error.strerror}"
+    return f"{error}" if str(error) else type(error).__name__
+
+
+def _data_url(image: Any) -> str:
+    encoded = io.BytesIO()
+    image.convert("RGB").save(encoded, format="JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
