@@ -28,7 +28,8 @@ def tokenise(tokenizer: Any, captions: Sequence[str], max_sequence_length: int =
         For each caption its token ids.
 
     Raises:
-        ValueError: if the tokenizer has no chat template, or a caption is too long.
+        CaptionTooLong: if one is.
+        ValueError: if the tokenizer has no chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
@@ -47,9 +48,13 @@ def tokenise(tokenizer: Any, captions: Sequence[str], max_sequence_length: int =
     return ids
 
 
+class CaptionTooLong(ValueError):
+    """A caption that has more tokens than `max_sequence_length`."""
+
+
 def raise_too_long(caption: str, tokens: int, limit: int) -> NoReturn:
-    """Raise the ValueError of a caption that has more tokens than `max_sequence_length`."""
-    raise ValueError(
+    """Raise the CaptionTooLong of a caption."""
+    raise CaptionTooLong(
         f"The caption {caption[:60]!r}... has {tokens} tokens, more than `max_sequence_length` ({limit}): shorten it,"
         " or raise the limit."
     )

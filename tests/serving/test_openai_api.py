@@ -231,7 +231,7 @@ def test_partial_pictures_are_spread_over_the_steps_before_the_last(steps, parti
         ({"partial_images": 4}, "partial_images", "less than or equal to 3"),
         ({"prompt": " "}, "prompt", "1 to 100000 characters"),
         ({"prompt": "a" * 100_001}, "prompt", "1 to 100000 characters"),
-        ({"prompt": "circle " * 3000}, None, "2048"),
+        ({"prompt": "circle " * 3000}, "prompt", "2048"),
         ({"prompt": {"shape": "circle"}}, "prompt", "no caption"),
         ({"prompt": 3}, "prompt", "JSON object or as text"),
         ({"prompt": CAPTION[:-3]}, "prompt", "cut off"),
@@ -317,7 +317,7 @@ def test_a_job_that_somebody_else_cancels_is_a_conflict(client, server):
         end = time.monotonic() + 30
         while time.monotonic() < end and not jobs.unfinished:
             time.sleep(0.01)
-        jobs.cancel(jobs.table.unfinished[0].id)
+        jobs.cancel(jobs.table.unfinished[0])
 
     threading.Thread(target=cancel_soon).start()
     with pytest.raises(openai.ConflictError, match="cancelled"):

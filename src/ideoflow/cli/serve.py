@@ -80,7 +80,7 @@ def serve(
         str, typer.Option(metavar="fair|fifo|priority", help="Who goes first where not all fit: see docs/engine.md.")
     ] = "fair",
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of one pass.", show_default="no limit, or what --memory plans")
+        int | None, typer.Option(min=1, help="Tokens of one pass.", show_default="65536, or what --memory plans")
     ] = None,
     memory: Annotated[
         str | None,

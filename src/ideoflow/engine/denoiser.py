@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..model import Context, Ideogram4Transformer2DModel, Modulation
-from ..ops.adapters import adapters_active, adapters_scaled
+from ..ops.adapters import adapters_active, adapters_scaled, check_adapters
 from ..ops.exclusive import exclusive
 from ..ops.hooks import execution_device, is_offloaded
 from ..ops.weights import Snapshot, snapshot
@@ -150,6 +150,15 @@ class Denoiser:
         """Prepare contexts, in the block, with adapters of these names and weights; None for those that are active."""
         with self._exclusive(), adapters_active(self._conditional.transformer, adapters):
             yield
+
+    def check_adapters(self, adapters: Sequence[tuple[str, float]]) -> None:
+        """See that requests can be computed with adapters of these names.
+
+        Raises:
+            ValueError: naming an adapter that the model does not have.
+            RuntimeError: if an adapter was fused into the weights.
+        """
+        check_adapters(self._conditional.transformer, dict(adapters))
 
     def _exclusive(self) -> AbstractContextManager[None]:
         """While the block runs, no other thread computes with these transformers, if they bear one thread only."""

@@ -68,11 +68,16 @@ class RequestMaker:
             if adapters is None
             else tuple((name, finite(f"adapters[{name!r}]", weight)) for name, weight in sorted(adapters.items()))
         )
+        make = partial(
+            self._make, drawing, features, defer,
+            adapters=chosen, priority=priority, deadline=deadline, preview_every=preview_every,
+        )  # fmt: skip
+        if defer and features is None:  # nothing is computed yet: whoever asks does not wait for the step under way
+            if chosen is not None:
+                self.denoiser.check_adapters(chosen)
+            return make()
         with self._adapted(chosen):
-            return self._make(
-                drawing, features, defer,
-                adapters=chosen, priority=priority, deadline=deadline, preview_every=preview_every,
-            )  # fmt: skip
+            return make()
 
     def _make(
         self, drawing: Drawing, features: Sequence[Tensor] | None, defer: bool, adapters: Adapters, **attributes: Any

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event as Flag
 from threading import RLock
@@ -15,7 +17,7 @@ from .journal import LAST, Journal
 from .records import JobRecord, PictureInfo
 
 NEWEST = 0.3  # what the latest step counts for in the seconds that a step takes
-UNSEEN = 2**31  # beyond the numbers of events that anyone has seen
+UNSEEN = 2**52  # beyond the numbers of events that anyone has seen, which begin with the microseconds since 1970
 
 
 @dataclass(eq=False)
@@ -23,18 +25,27 @@ class Picture:
     """One picture of a job in the making.
 
     Attributes:
-        request: what the engine steps.
+        request: what the engine steps; None once it is finished, failed or cancelled: it has tensors on the device.
+        steps: steps that it takes.
+        text_tokens: tokens of its caption.
+        image_tokens: tokens of its pixels.
         step: steps taken.
         pace: seconds a step of late; None before the second.
         stepped: time of its latest step; None before the first.
-        ended: whether it is finished, failed or cancelled.
     """
 
-    request: Request
+    request: Request | None
+    steps: int
+    text_tokens: int
+    image_tokens: int
     step: int = 0
     pace: float | None = None
     stepped: float | None = None
-    ended: bool = False
+
+    @classmethod
+    def of(cls, request: Request) -> Picture:
+        """The picture that a request is for."""
+        return cls(request, request.steps, request.text_tokens, request.image_tokens)
 
     def take(self, step: int, now: float) -> None:
         """Note a step, and how long it took."""
@@ -46,9 +57,9 @@ class Picture:
     @property
     def seconds_left(self) -> float | None:
         """Seconds until its last step at this pace; None where that is not known yet."""
-        if self.ended or self.step == self.request.steps:
+        if self.request is None or self.step == self.steps:
             return 0.0
-        return None if self.pace is None else round(self.pace * (self.request.steps - self.step), 2)
+        return None if self.pace is None else round(self.pace * (self.steps - self.step), 2)
 
 
 @dataclass(eq=False)
@@ -69,7 +80,7 @@ class Job:
     record: JobRecord
     settled: Settled
     pictures: dict[int, Picture] = field(default_factory=dict)
-    journal: Journal = field(default_factory=Journal)
+    journal: Journal = field(default_factory=lambda: Journal(first=int(time.time() * 1e6)))
     data: dict[int, bytes] = field(default_factory=dict)
     given_up: bool = False
     ended: Flag = field(default_factory=Flag)
@@ -98,7 +109,7 @@ class Job:
     def under_way(self) -> list[Request]:
         """Requests of the pictures that have not ended."""
         with self.lock:
-            return [picture.request for picture in self.pictures.values() if not picture.ended]
+            return [picture.request for picture in self.pictures.values() if picture.request is not None]
 
     def tell(self, event: str, told: dict[str, Any], key: str | None = None) -> None:
         """Add an event to its journal."""
@@ -110,6 +121,15 @@ class Job:
         self.tell(status, {"job": self.view(), **({"error": self.record.error} if status == "failed" else {})})
         if status in LAST:
             self.ended.set()
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for its last event, for so many seconds at most; whether it has been told."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                async for event in self.journal.follow():
+                    if event is not None and event.type in LAST:
+                        return True
+        return self.journal.ended
 
     def view(self, queue_position: int | None = None) -> dict[str, Any]:
         """The job as clients see it."""
@@ -160,7 +180,7 @@ class Job:
         """Steps taken and to be taken, over all pictures, and seconds left where that is known."""
         pictures = list(self.pictures.values())
         steps = len(self.settled.seeds) * self.settled.steps
-        made_before = len(self.settled.seeds) - len(pictures)
+        made_before = sum(info.index not in self.pictures for info in self.record.pictures)
         taken = made_before * self.settled.steps + sum(picture.step for picture in pictures)
         left = [picture.seconds_left for picture in pictures]
         known = [seconds for seconds in left if seconds is not None]

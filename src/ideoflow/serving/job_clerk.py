@@ -6,8 +6,10 @@ import base64
 import io
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from .job import Job
 from .job_table import JobTable
 from .metrics import Metrics
 from .records import PictureInfo, Status
-from .store import Store
+from .server_settings import without_folders
+from .store import Store, StoreError, UnknownJob
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class Clerk:
         self._store = store
         self._metrics = metrics
         self._cancel = cancel
+        self._unwritten: deque[Job] = deque()  # jobs that have ended, which the database does not know yet
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="clerk")
 
     def hear(self, event: Event) -> None:
@@ -50,12 +54,24 @@ class Clerk:
         for index in job.pictures:
             self._thread.submit(self._fail, job, index, error)
 
+    def give_up(self, job: Job, kind: str, message: str, resume: bool = False) -> None:
+        """Have a job fail for a reason that is not its own.
+
+        Args:
+            job: the job.
+            kind: the type of its error.
+            message: the error in words.
+            resume: a job that is stored stays as it is in the database, for the next start.
+        """
+        self._thread.submit(self._give_up, job, kind, message, resume)
+
     def settle(self, job: Job) -> None:
         """Give a job of which no picture is under way its end."""
         self._thread.submit(self._settle, job)
 
     def close(self) -> None:
         """Write down what was heard so far, and end."""
+        self._thread.submit(self._catch_up)
         self._thread.shutdown(wait=True)
 
     def _note(self, event: Event, now: float) -> None:
@@ -116,28 +132,52 @@ class Clerk:
             kind = "timeout" if isinstance(error, TimeoutError) else "failed"
             job.record.error = {"type": kind, "message": _message(error)}
             for request in job.under_way:
-                if request is not job.pictures[index].request:
-                    self._cancel(request)
+                self._cancel(request)
         self._end_picture(job, index)
+
+    def _give_up(self, job: Job, kind: str, message: str, resume: bool) -> None:
+        if not self._table.is_unfinished(job):
+            return
+        job.record.error = {"type": kind, "message": message}
+        for request in job.under_way:
+            self._cancel(request)
+        for index in job.pictures:
+            self._table.end_picture(job, index)
+        self._settle(job, written=not (resume and job.settled.stored))
 
     def _end_picture(self, job: Job, index: int) -> None:
         if self._table.end_picture(job, index):
             self._settle(job)
 
-    def _settle(self, job: Job) -> None:
+    def _settle(self, job: Job, written: bool = True) -> None:
+        if not self._table.is_unfinished(job):
+            return
         whole = not job.missing
         if self.stopping and job.settled.stored and not (whole or job.given_up or job.record.error is not None):
             return
         status: Status = "failed" if job.record.error is not None else "finished" if whole else "cancelled"
-        try:
-            self._change(job, status=status, finished_at=time.time(), error=job.record.error)
-            if job.settled.stored:
-                self._store.retain()
-        except Exception:  # such as a full disk: the next start takes it up again, and nobody waits for it until then
-            logger.exception("%s has ended, and that could not be written down", job.id)
+        with job.lock:
+            job.record.status, job.record.finished_at = status, time.time()
+        if written and job.settled.stored:
+            self._unwritten.append(job)
+            self._catch_up()
         self._metrics.count_end(job.record)
         self._table.end(job)
         job.tell_status()
+
+    def _catch_up(self) -> None:
+        """Write down how jobs have ended; what cannot be written, such as to a full disk, is tried again later."""
+        try:
+            while self._unwritten:
+                record = self._unwritten[0].record
+                with suppress(UnknownJob):  # it was forgotten meanwhile
+                    self._store.update(
+                        record.id, status=record.status, finished_at=record.finished_at, error=record.error
+                    )
+                self._unwritten.popleft()
+            self._store.retain()
+        except Exception:
+            logger.exception("%d jobs have ended, and that could not be written down", len(self._unwritten))
 
     def _change(self, job: Job, **changes: Any) -> None:
         with job.lock:
@@ -149,15 +189,15 @@ class Clerk:
 
 def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with the names of files in place of paths on this machine, which are nobody's business."""
-    if not settings.get("model"):
-        return settings
-    model = Path(settings["model"])
-    loras = [{**lora, "path": Path(lora["path"]).name} for lora in settings["loras"]]
-    return {**settings, "model": model.name if model.is_absolute() else settings["model"], "loras": loras}
+    named = {key: without_folders(settings[key]) for key in ("model", "base") if settings.get(key)}
+    loras = [{**lora, "path": Path(lora["path"]).name} for lora in settings.get("loras", [])]
+    return {**settings, **named, "loras": loras} if named else settings
 
 
 def _message(error: Exception) -> str:
     """An error in words that may leave the machine: without paths of files."""
+    if isinstance(error, StoreError):
+        return "The picture was drawn and could not be kept: the server's log says why."
     if isinstance(error, OSError) and error.filename is not None:
         return f"{type(error).__name__}: {error.strerror}"
     return f"{error}" if str(error) else type(error).__name__

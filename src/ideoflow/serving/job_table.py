@@ -31,7 +31,7 @@ class JobTable:
     def reserve(self) -> bool:
         """Keep a place for a job that is being made, until `release`; whether there was one."""
         with self._lock:
-            if len(self._unfinished) + self._reserved >= self.places:
+            if self.full:
                 return False
             self._reserved += 1
             return True
@@ -46,7 +46,15 @@ class JobTable:
         with self._lock:
             self._unfinished[job.id] = job
             for index, picture in job.pictures.items():
-                self._of_request[picture.request] = job, index
+                if picture.request is not None:
+                    self._of_request[picture.request] = job, index
+
+    def drop(self, job: Job) -> None:
+        """Let go of a job that could not be accepted after all."""
+        with self._lock:
+            self._unfinished.pop(job.id, None)
+            for request in job.under_way:
+                self._of_request.pop(request, None)
 
     def find(self, id: str) -> Job | None:
         """The job of this id; None if it is not in memory."""
@@ -62,9 +70,10 @@ class JobTable:
         """Note that a picture is finished, failed or cancelled; whether it was the job's last."""
         with self._lock, job.lock:
             picture = job.pictures[index]
-            picture.ended = True
-            self._of_request.pop(picture.request, None)
-            return all(one.ended for one in job.pictures.values())
+            if picture.request is not None:
+                self._of_request.pop(picture.request, None)
+                picture.request = None
+            return all(one.request is None for one in job.pictures.values())
 
     def end(self, job: Job) -> None:
         """Count a job among those that have ended, and let go of the oldest of them."""
@@ -74,6 +83,12 @@ class JobTable:
             held = sum(_bytes(one) for one in self._ended.values())
             while len(self._ended) > ENDED_JOBS or (held > ENDED_BYTES and len(self._ended) > 1):
                 held -= _bytes(self._ended.popitem(last=False)[1])
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no place for another job."""
+        with self._lock:
+            return len(self._unfinished) + self._reserved >= self.places
 
     def forget(self, id: str) -> None:
         """Let go of a job that has ended."""

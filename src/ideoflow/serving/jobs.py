@@ -12,29 +12,32 @@ import secrets
 import string
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from ..engine import Request
 from ..pipeline import Ideogram4Pipeline, preview_map_of
-from ..text_encoder import tokenise
+from ..text_encoder import CaptionTooLong, tokenise
 from .api_errors import ApiError
 from .job import Job, Picture
 from .job_clerk import Clerk
-from .job_settings import Order, Served, Settled, settle, unusual_size
+from .job_settings import MOST_TEXT, Order, Served, Settled, settle, unusual_size
 from .job_table import JobTable
 from .metrics import Metrics
 from .prompts import ReadPrompt, read_prompt
 from .records import JobRecord, PictureInfo, Status
+from .server_settings import without_folders
 from .store import DuplicateKey, Store, UnknownJob
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
 
 LETTERS = string.ascii_letters + string.digits
-PATIENCE = 3.0  # seconds that a cancellation is waited for, which comes with the next step
+ATTEMPTS = 3  # times that a job may be running when the server is killed: it may be what kills it
+TOKENS_OF_A_PASS = 65_536  # sixteen pictures of 1024 x 1024 pixels, of which memory holds one pass on most devices
+PACE_SECONDS = 1.0  # for which a measured time to a free place is told again
 
 
 class Jobs:
@@ -55,19 +58,25 @@ class Jobs:
         self._store = store
         self._engine = pipe.engine(
             policy=served.settings.policy,
-            max_tokens=served.settings.max_tokens,
+            max_tokens=served.settings.max_tokens or (TOKENS_OF_A_PASS if pipe.plan is None else None),
             output_type="pil",
             preview_every=1,
             previews=preview_map_of(pipe.vae, served.settings.data),
         )
         self._clerk = Clerk(self.table, store, metrics, self._engine.cancel)
-        self._worker = Worker(self._engine, self._clerk.hear, metrics.count_pass)
+        self._worker = Worker(self._engine, self._clerk.hear, metrics.count_pass, self._give_up_all)
+        self._to_a_place = (0.0, 0)  # until when seconds to a free place are told again, and those
         metrics.watch(self)
 
     # What routes ask for
 
     def submit(
-        self, order: Order, prompt: ReadPrompt | None = None, key: str | None = None, digest: str | None = None
+        self,
+        order: Order,
+        prompt: ReadPrompt | None = None,
+        key: str | None = None,
+        digest: str | None = None,
+        field: str = "caption",
     ) -> tuple[Job, bool]:
         """Accept a job.
 
@@ -76,6 +85,7 @@ class Jobs:
             prompt: its caption as read; None to read it here.
             key: the client's idempotency key.
             digest: digest of the body that came with it.
+            field: what the client calls the caption.
 
         Returns:
             The job, and whether it is new: an idempotency key that is known gives the job that it came with.
@@ -86,9 +96,12 @@ class Jobs:
         """
         if key is not None and (known := self._store.by_key(key)) is not None:
             return self._same(known, digest), False
-        self._check_open()
+        self.check_room()
         settled = settle(order, self.served)
+        if key is not None and not settled.stored:
+            raise ApiError(400, "An idempotency key needs a job that is stored.", code="invalid_value", param="stored")
         prompt = prompt or _read(order)
+        self._check_length(prompt, field)
         if not self.table.reserve():
             raise self._full()
         try:
@@ -96,18 +109,24 @@ class Jobs:
                 id=f"job_{''.join(secrets.choice(LETTERS) for _ in range(22))}",
                 status="queued",
                 created_at=time.time(),
-                request={**settled.as_request(prompt.caption or prompt.line), "model": self.served.settings.model},
+                request=settled.as_request(prompt.caption or prompt.line),
                 prompt=prompt.line,
                 prompt_was=prompt.was,
                 revised_prompt=prompt.revised,
                 warnings=self._remarks(prompt, settled),
                 key=key,
                 body_digest=digest,
+                model=self.served.settings.model,
             )
             job = Job(record, settled)
             self._make(job)
-            if settled.stored:
-                self._store.put(record)
+            self.table.add(job)
+            try:
+                if settled.stored:
+                    self._store.put(record)
+            except BaseException:
+                self.table.drop(job)
+                raise
             self._begin(job)
         except DuplicateKey:  # two of one key at one moment
             known = self._store.by_key(key or "")
@@ -151,46 +170,40 @@ class Jobs:
             ) from None
         return [self._of_record(record) for record in found]
 
-    def cancel(self, id: str) -> Job:
-        """Give up a job that is not finished, and wait, shortly, for its last event.
-
-        Raises:
-            ApiError: with status 404 if there is none.
-        """
-        job = self.get(id)
+    def cancel(self, job: Job) -> None:
+        """Give up a job, if it is not finished; its last event comes with the engine's next step. At once."""
         if self.table.is_unfinished(job):
             job.given_up = True
             for request in job.under_way:
                 self._engine.cancel(request)
-            job.ended.wait(PATIENCE)
-        return job
 
-    def forget(self, id: str) -> None:
-        """Cancel a job if need be, and remove it with its pictures.
+    def forget(self, job: Job) -> None:
+        """Remove a job that has ended, with its pictures.
 
         Raises:
-            ApiError: with status 404 if there is none, 409 where it has not ended yet.
+            ApiError: with status 409 where it has not ended.
         """
-        job = self.cancel(id)
-        if not job.ended.wait(PATIENCE):
+        if self.table.is_unfinished(job):
             raise ApiError(409, f"{job.id} is still being ended: try again in a moment.", code="busy")
-        self.table.forget(id)
-        self._store.forget(id)
+        self.table.forget(job.id)
+        self._store.forget(job.id)
 
-    def picture(self, id: str, index: int) -> tuple[PictureInfo, Path | bytes]:
-        """A finished picture of a job: what is known of it, and its file, or its bytes where the job is not stored.
+    def picture(self, id: str, index: int) -> tuple[PictureInfo, bytes]:
+        """A finished picture of a job: what is known of it, and its bytes.
 
         Raises:
             ApiError: with status 404 if there is none.
         """
         job = self.get(id)
         info = next((info for info in job.record.pictures if info.index == index), None)
-        found: Path | bytes | None = job.data.get(index)
-        if info is not None and found is None and job.settled.stored:
-            found = self._store.picture(id, index)
-        if info is None or found is None:
+        data = job.data.get(index)
+        if info is not None and data is None and job.settled.stored:
+            path = self._store.picture(id, index)
+            with suppress(FileNotFoundError):  # it was forgotten just now
+                data = path.read_bytes() if path is not None else None
+        if info is None or data is None:
             raise ApiError(404, f"{job.id} has no picture {index}.", code="not_found", param="index")
-        return info, found
+        return info, data
 
     def view(self, job: Job) -> dict[str, Any]:
         """A job as clients see it, with its place in the queue."""
@@ -233,25 +246,42 @@ class Jobs:
         """Accept no more jobs."""
         self.draining = True
 
+    def stop_unstored(self) -> None:
+        """Have the jobs fail that are not stored, for the server is about to stop."""
+        for job in self.table.unfinished:
+            if not job.settled.stored:
+                self._clerk.give_up(job, "stopping", "The server is stopping: ask again in a moment.")
+
     def close(self) -> None:
-        """Stop at once. Stored jobs that are not finished stay as they are, for the next start; others are lost."""
+        """Stop at once. Stored jobs that are not finished are queued for the next start; others are lost."""
         self.drain()
         self._clerk.stopping = True
         for request in self.table.requests:
             self._engine.cancel(request)
         self._worker.close(timeout=60)
         self._clerk.close()
+        for job in self.table.unfinished:
+            if job.settled.stored:
+                self._store.update(job.id, status="queued", started_at=None)
 
     def seconds_to_a_place(self) -> int:
         """Seconds until a job is done, on average, at the engine's pace of late."""
+        until, seconds = self._to_a_place
+        if time.monotonic() < until:
+            return seconds
         backlog = self._worker.backlog
-        if backlog is None:
-            return 5
-        return max(1, min(3600, math.ceil(backlog / max(1, self.unfinished))))
+        seconds = 5 if backlog is None else max(1, min(3600, math.ceil(backlog / max(1, self.unfinished))))
+        self._to_a_place = time.monotonic() + PACE_SECONDS, seconds
+        return seconds
 
     # Accepting
 
-    def _check_open(self) -> None:
+    def check_room(self) -> None:
+        """See that a job could be accepted now: before any work is done for it.
+
+        Raises:
+            ApiError: with status 429 where the queue is full, 503 where the server is about to stop or has failed.
+        """
         if self.draining:
             raise ApiError(
                 503,
@@ -261,6 +291,28 @@ class Jobs:
             )
         if not self.healthy:
             raise ApiError(503, "The engine has failed: the server has to be restarted.", code="engine_failed")
+        if self.table.full:
+            raise self._full()
+
+    def _check_length(self, prompt: ReadPrompt, field: str) -> None:
+        """See that the model can read a caption of this length; the engine may have to wait while it is tokenised."""
+        too_long = None
+        if len(prompt.line) > MOST_TEXT:
+            too_long = f"The caption has {len(prompt.line)} characters: give at most {MOST_TEXT}."
+        else:
+            try:
+                tokenise(self._pipe.tokenizer, [prompt.line])
+            except CaptionTooLong as error:
+                too_long = str(error)
+        if too_long:
+            raise ApiError(400, too_long, code="invalid_caption", param=field)
+
+    def _give_up_all(self) -> None:
+        """Have every job fail, for the engine has; those that are stored are taken up by the next start."""
+        for job in self.table.unfinished:
+            again = " This job is taken up again after that." if job.settled.stored else ""
+            message = f"The engine has failed: the server has to be restarted.{again}"
+            self._clerk.give_up(job, "engine_failed", message, resume=True)
 
     def _full(self) -> ApiError:
         seconds = self.seconds_to_a_place()
@@ -306,7 +358,7 @@ class Jobs:
                 defer=True,
                 priority=settled.priority,
                 adapters=dict(settled.adapters) if self.served.adapters else None,
-                deadline=None if settled.timeout is None else time.monotonic() + settled.timeout,
+                deadline=None if settled.timeout is None else time.monotonic() + _left(job),
                 preview_every=settled.preview_every,
                 **options,
             )
@@ -314,15 +366,14 @@ class Jobs:
             raise ApiError(400, str(error), code="invalid_value") from None
         for index, request in zip(missing, requests, strict=True):
             request.id = f"{job.id} picture {index}"
-            job.pictures[index] = Picture(request)
+            job.pictures[index] = Picture.of(request)
 
     def _begin(self, job: Job) -> None:
-        """Put a job into the queue and its requests into the engine.
+        """Put the requests of a job, which is in the table, into the engine.
 
         Raises:
             ApiError: with status 400 where the engine refuses one, such as one that is too large.
         """
-        self.table.add(job)
         job.tell("queued", {"queue_position": self._position(job)})
         requests: list[Request] = job.under_way
         try:
@@ -330,28 +381,38 @@ class Jobs:
         except ValueError as error:
             self._clerk.refuse(job, error)
             raise ApiError(400, str(error), code="invalid_value") from None
+        if job.given_up:  # meanwhile
+            self.cancel(job)
         if not requests:
             self._clerk.settle(job)
 
     def _take_up(self, record: JobRecord) -> None:
         """Put a job that was unfinished when the server stopped into the queue again."""
         settings = self.served.settings
-        asked = dict(record.request)
-        model = asked.pop("model", settings.model)
         if settings.on_restart == "fail":
             raise ApiError(503, "the server was told not to take up jobs.")
-        if model != settings.model:
-            raise ApiError(503, f"it was for the model {model!r}, and this server has {settings.model!r}.")
+        if record.model != settings.model:
+            own, other = without_folders(settings.model), without_folders(record.model)
+            raise ApiError(503, f"it was for the model {other!r}, and this server has {own!r}.")
+        record.attempts += record.status == "running"
+        if record.attempts >= ATTEMPTS:
+            raise ApiError(503, f"the server was killed {record.attempts} times while it was running.")
         record.status, record.started_at = "queued", None
-        job = Job(record, settle(Order.model_validate(asked), self.served))
+        job = Job(record, settle(Order.model_validate(record.request), self.served))
         if job.missing:
             self._make(job)
-        self._store.update(record.id, status="queued", started_at=None)
+        self._store.update(record.id, status="queued", started_at=None, attempts=record.attempts)
+        self.table.add(job)
         self._begin(job)
 
     def _position(self, job: Job) -> int:
         """How many jobs go before this one, as far as can be told now."""
         return self.table.position(job, self._engine.requests)
+
+
+def _left(job: Job) -> float:
+    """Seconds of a job's time limit that are left."""
+    return job.record.created_at + (job.settled.timeout or 0) - time.time()
 
 
 def _read(order: Order) -> ReadPrompt:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -23,6 +22,7 @@ from .records import STATUSES, is_job_id
 
 MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 NO_BUFFERING = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+PATIENCE = 3.0  # seconds that a cancellation is waited for, which comes with the next step
 MOST_NUMBER = 2**53  # of an event's number
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
@@ -170,10 +170,13 @@ async def cancel(
     forget: Annotated[bool, Query(description="Remove the job and its pictures too.")] = False,
 ) -> Any:
     """Give up a job that is not finished: the engine is free of it with its next step."""
+    job = await run_in_threadpool(jobs.get, id)
+    jobs.cancel(job)
+    await job.wait(PATIENCE)
     if forget:
-        await run_in_threadpool(jobs.forget, id)
+        await run_in_threadpool(jobs.forget, job)
         return Response(status_code=204)
-    return await run_in_threadpool(lambda: jobs.view(jobs.cancel(id)))
+    return await run_in_threadpool(jobs.view, job)
 
 
 @router.get(
@@ -227,8 +230,7 @@ async def picture(
     download: Annotated[bool, Query(description="Have browsers save it as a file.")] = False,
 ) -> Response:
     """A finished picture. It never changes."""
-    info, found = await run_in_threadpool(jobs.picture, id, n)
-    data = await run_in_threadpool(found.read_bytes) if isinstance(found, Path) else found
+    info, data = await run_in_threadpool(jobs.picture, id, n)
     headers = {"Cache-Control": "private, max-age=31536000, immutable"}
     if download:
         headers["Content-Disposition"] = f'attachment; filename="{id}-{n}.{info.format}"'

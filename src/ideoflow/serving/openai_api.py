@@ -7,7 +7,6 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
@@ -55,8 +54,9 @@ async def generate(request: Request, body: ImageBody, jobs: TheJobs) -> Any:
     Closing the connection gives up what is not drawn yet, unless links were asked for: those pictures are kept.
     """
     _check_model(body.model, request.app.state.settings)
+    jobs.check_room()
     prompt = await run_in_threadpool(read, body)
-    job, _ = await run_in_threadpool(jobs.submit, body.order(), prompt)
+    job, _ = await run_in_threadpool(jobs.submit, body.order(), prompt, field="prompt")
     request.state.job = job.id
     if body.stream:
         events = _stream(request, jobs, job, body)
@@ -105,7 +105,7 @@ async def watched(request: Request, jobs: Jobs, job: Job) -> AsyncIterator[JobEv
     finally:
         gone.cancel()
         if not job.settled.stored and not job.ended.is_set():
-            asyncio.get_running_loop().run_in_executor(None, jobs.cancel, job.id)
+            jobs.cancel(job)
 
 
 _END = "end"
@@ -159,10 +159,8 @@ def _picture(jobs: Jobs, job: Job, index: int, body: ImageBody, base: str) -> di
 
 
 def picture_bytes(jobs: Jobs, job: Job, index: int) -> bytes:
-    if (kept := job.data.get(index)) is not None:
-        return kept
-    _, found = jobs.picture(job.id, index)
-    return found.read_bytes() if isinstance(found, Path) else found
+    kept = job.data.get(index)
+    return jobs.picture(job.id, index)[1] if kept is None else kept
 
 
 def _base64(data: bytes) -> str:
@@ -171,8 +169,8 @@ def _base64(data: bytes) -> str:
 
 def _usage(job: Job, pictures: int | None = None) -> dict[str, Any]:
     """Tokens of a job, or of so many of its pictures."""
-    request = job.pictures[0].request
-    text, image = request.text_tokens, request.image_tokens * (pictures or len(job.settled.seeds))
+    one = job.pictures[0]
+    text, image = one.text_tokens, one.image_tokens * (pictures or len(job.settled.seeds))
     return {
         "input_tokens": text,
         "input_tokens_details": {"text_tokens": text, "image_tokens": 0},

@@ -59,6 +59,8 @@ class JobRecord:
         error: Why it failed: "type" and "message".
         key: The client's idempotency key; no two jobs have the same.
         body_digest: Digest of the body that came with the key.
+        model: The model that it is for, as the server was given it; nothing for clients.
+        attempts: How often the server was killed while it was running.
         pictures: Its finished pictures, by index. The store fills this in: `Store.add_picture` adds them.
     """
 
@@ -75,4 +77,6 @@ class JobRecord:
     error: dict[str, Any] | None = None
     key: str | None = None
     body_digest: str | None = None
+    model: str = ""
+    attempts: int = 0
     pictures: list[PictureInfo] = field(default_factory=list)

@@ -123,7 +123,7 @@ async def draw(request: Request, body: DrawBody, jobs: TheJobs) -> Any:
         preview_every=1,
         stored=False,
     )
-    job, _ = await run_in_threadpool(jobs.submit, order, prompt)
+    job, _ = await run_in_threadpool(jobs.submit, order, prompt, field="prompt")
     request.state.job = job.id
     under_way = _under_way(request)
     under_way.append(job)
@@ -217,7 +217,7 @@ def _progress(share: float, left: float, job: str, count: int, steps: tuple[int,
 async def interrupt(request: Request, jobs: TheJobs) -> Any:
     """Give up the jobs of this API, and no others."""
     for job in list(_under_way(request)):
-        await run_in_threadpool(jobs.cancel, job.id)
+        jobs.cancel(job)
     return {}
 
 

@@ -26,7 +26,7 @@ class ServerSettings(BaseModel):
         memory: amount of the device's memory to fit into, as `fit_memory` takes it.
         quantize: precision of one byte a weight; None for the weights as they are.
         policy: who goes first in the engine.
-        max_tokens: tokens of one pass; None for no limit, or what the plan of `memory` chose.
+        max_tokens: tokens of one pass; None for what the plan of `memory` chose, or `TOKENS_OF_A_PASS`.
         host: address to listen on.
         port: port to listen on; 0 for a free one.
         api_keys: keys of which a request must bear one; empty for none.
@@ -100,6 +100,12 @@ class ServerSettings(BaseModel):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+
+def without_folders(model: str) -> str:
+    """The name of a model for others than the one who serves it: a path without its folders, a hub id as it is."""
+    path = Path(model).expanduser()
+    return path.name if path.is_absolute() or path.exists() else model
 
 
 def read_keys(text: str) -> tuple[str, ...]:

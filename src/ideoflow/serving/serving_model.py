@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ..bundled import SKETCH
 from ..devices import best_device
 from ..dtypes import of_name
@@ -12,7 +10,7 @@ from ..pipeline.opening import open_pipeline
 from ..sizes import SIDE_LIMITS
 from ..sketch import GUIDANCE
 from .job_settings import Served
-from .server_settings import ServerSettings
+from .server_settings import ServerSettings, without_folders
 
 SKETCH_SIZE, DEFAULT_SIZE = (128, 128), (1024, 1024)
 DEFAULT_PRESET = "V4_DEFAULT_20"
@@ -58,5 +56,4 @@ def served_by(settings: ServerSettings, pipe: Ideogram4Pipeline | None) -> Serve
 
 def name_of_model(settings: ServerSettings) -> str:
     """The model's name for clients: a path without its folders."""
-    path = Path(settings.model).expanduser()
-    return path.name if path.exists() else settings.model
+    return without_folders(settings.model)

@@ -43,7 +43,18 @@ BUSY_SECONDS = 5.0  # for which a write waits while somebody looks into the data
 
 _FILE = re.compile(rf"job_[A-Za-z0-9]{{22}}-\d{{1,4}}\.(?:{'|'.join(FORMATS)})")
 _CHANGEABLE = frozenset(
-    ("status", "started_at", "finished_at", "request", "prompt", "prompt_was", "revised_prompt", "warnings", "error")
+    (
+        "status",
+        "started_at",
+        "finished_at",
+        "request",
+        "prompt",
+        "prompt_was",
+        "revised_prompt",
+        "warnings",
+        "error",
+        "attempts",
+    )
 )
 
 _log = logging.getLogger(__name__)
@@ -100,6 +111,8 @@ class _Job(_Table):
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     key: Mapped[str | None] = mapped_column(unique=True)
     body_digest: Mapped[str | None]
+    model: Mapped[str]
+    attempts: Mapped[int]
     pictures: Mapped[list[_Picture]] = relationship(order_by=_Picture.index, viewonly=True)
 
     def record(self) -> JobRecord:
@@ -117,6 +130,8 @@ class _Job(_Table):
             error=self.error,
             key=self.key,
             body_digest=self.body_digest,
+            model=self.model,
+            attempts=self.attempts,
             pictures=[picture.info() for picture in self.pictures],
         )
 

@@ -7,7 +7,10 @@ import threading
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
+import torch
+
 from ..engine import Engine, Event, Request
+from ..engine.out_of_memory import out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +25,7 @@ class Worker:
         engine: the engine, which nobody else steps.
         on_event: called with each event, in the worker's thread; it returns at once.
         on_pass: called after each pass with its tokens, its requests and its seconds.
+        on_broken: called once, in the worker's thread, when the engine is given up.
     """
 
     def __init__(
@@ -29,10 +33,12 @@ class Worker:
         engine: Engine,
         on_event: Callable[[Event], None],
         on_pass: Callable[[int, int, float], None] = lambda tokens, requests, seconds: None,
+        on_broken: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine = engine
         self._on_event = on_event
         self._on_pass = on_pass
+        self._on_broken = on_broken
         self._pace: float | None = None  # tokens a second
         self._broken = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -91,15 +97,23 @@ class Worker:
                 faults += 1
                 logger.exception("the engine failed in a step")
                 if faults == FAULTS:
-                    self._broken = True
-                    for request in self.engine.requests:
-                        self.engine.cancel(request)
+                    self._break()
                     return
                 continue
             faults = 0
             self._measure(events, perf_counter() - started)
             for event in events:
                 self._on_event(event)
+            if any(_breaks_the_device(event.error) for event in events):
+                logger.error("the device has failed, and with it all that would follow in this process")
+                self._break()
+                return
+
+    def _break(self) -> None:
+        self._broken = True
+        for request in self.engine.requests:
+            self.engine.cancel(request)
+        self._on_broken()
 
     def _measure(self, events: Sequence[Event], seconds: float) -> None:
         stepped = [event for event in events if event.kind == "step"]
@@ -109,6 +123,11 @@ class Worker:
         pace = tokens / max(seconds, 1e-6)
         self._pace = pace if self._pace is None else self._pace + MEMORY * (pace - self._pace)
         self._on_pass(tokens, len(stepped), seconds)
+
+
+def _breaks_the_device(error: Exception | None) -> bool:
+    """Whether an error is one after which nothing more can be computed in this process, such as an illegal access."""
+    return isinstance(error, torch.AcceleratorError) and not out_of_memory(error)
 
 
 def _remaining(request: Request) -> int:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-from ideoflow.ops import backends, ragged_attention
+from ideoflow.ops import attention_backends as backends
+from ideoflow.ops import ragged_attention
 from ideoflow.ops.ragged_attention import attend
 from ideoflow.packing import Bounds
 
