@@ -170,6 +170,14 @@ def test_a_cancelled_job_shows_no_steps_that_were_not_taken(own_server, tmp_path
     assert own_server(tmp_path / "data").http.get(f"/v1/jobs/{job['id']}").json()["progress"]["step"] < 100
 
 
+@pytest.mark.parametrize(
+    ("change", "said"), [({"caption": "a red circle"}, "box"), ({"guidance_scale": 0}, "guidance of 0"), ({}, None)]
+)
+def test_what_would_be_a_picture_of_something_else_is_said(server, change, said):
+    warnings = server.job(**{"size": "96x96", **change})["warnings"]
+    assert any(said in warning for warning in warnings) if said else not warnings
+
+
 def test_a_key_for_a_job_that_is_not_stored_is_refused(server):
     answer = server.http.post("/v1/jobs", json=small(stored=False), headers={"Idempotency-Key": "one"})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "stored"

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from ..bundled import SKETCH
+from ..captions.schema import is_placed
 from ..engine import Request
 from ..pipeline import Ideogram4Pipeline, preview_map_of
 from ..text_encoder import CaptionTooLong, tokenise
@@ -34,6 +36,10 @@ from .worker import Worker
 
 logger = logging.getLogger(__name__)
 
+UNPLACED = (
+    "the bundled model draws elements with a box (`bbox`) alone, and this caption has others: it shows an empty"
+    " field there. Give a background and boxes, such as those in examples/captions/."
+)
 LETTERS = string.ascii_letters + string.digits
 ATTEMPTS = 3  # times that a job may be running when the server is killed: it may be what kills it
 TOKENS_OF_A_PASS = 65_536  # sixteen pictures of 1024 x 1024 pixels, of which memory holds one pass on most devices
@@ -337,8 +343,14 @@ class Jobs:
         return self.table.find(record.id) or Job.ended_before(record)
 
     def _remarks(self, prompt: ReadPrompt, settled: Settled) -> list[str]:
-        size = unusual_size(settled.width, settled.height, self.served.side_limits)
-        return [*prompt.warnings, *([size] if size else [])]
+        remarks = [*prompt.warnings]
+        if size := unusual_size(settled.width, settled.height, self.served.side_limits):
+            remarks.append(size)
+        if self.served.settings.model == SKETCH and not is_placed(prompt.line):
+            remarks.append(UNPLACED)
+        if settled.guidance == 0:
+            remarks.append("a guidance of 0 leaves the caption out: the picture shows anything.")
+        return remarks
 
     def _make(self, job: Job) -> None:
         """Make the requests of a job's pictures that are missing.

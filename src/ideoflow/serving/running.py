@@ -83,7 +83,7 @@ def run(settings: ServerSettings, announce: Callable[[str, Path], None], open_br
     Raises:
         OSError: an address that cannot be listened on.
     """
-    warnings.simplefilter("ignore")  # what clients should know is in their jobs
+    warnings.simplefilter("ignore")  # what clients should know is among the warnings of their jobs
     set_up(settings.log_json)
     listener = socket.create_server(
         (settings.host, settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET, backlog=2048
