@@ -91,6 +91,14 @@ def test_weights_of_layers_are_looked_at_one_by_one(adapted, owner, wrong):
     assert scalings(adapted.transformer) == before
 
 
+@pytest.mark.parametrize("given", [{"transfomer": 0.3}, {"transformer": 0.3, "unet": 0.3}, [{"text_encoder": 0.3}]])
+def test_a_weight_of_a_component_without_adapters_is_refused(adapted, given):
+    before = scalings(adapted.transformer)
+    with pytest.raises(ValueError, match="which has no adapters: give 'transformer'"):
+        adapted.set_adapters("x", given)
+    assert scalings(adapted.transformer) == before
+
+
 @pytest.mark.parametrize("wrong", NAMES)
 def test_an_adapter_that_is_not_loaded_is_named_and_changes_nothing(adapted, owner, wrong):
     names, error, message = NAMES[wrong]

@@ -38,6 +38,17 @@ def check_count(names: Sequence[str], weights: Any) -> None:
         )
 
 
+def check_components(weights: Any, components: Sequence[str]) -> None:
+    """Raise a ValueError for weights of parts of a pipeline that have no adapters, which would change nothing."""
+    for weight in weights if isinstance(weights, list) else [weights]:
+        unknown = [name for name in weight if name not in components] if isinstance(weight, Mapping) else []
+        if unknown:
+            raise ValueError(
+                f"`adapter_weights` has a weight for {unknown[0]!r}, which has no adapters: give"
+                f" {' or '.join(map(repr, components))}."
+            )
+
+
 def checked_weights(model: Any, names: Sequence[str], weights: Any) -> list[Any]:
     """A weight for each adapter: a finite number, or finite numbers by parts of layers' names.
 

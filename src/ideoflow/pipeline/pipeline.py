@@ -33,7 +33,7 @@ from ..engine import Denoiser, Engine, Policy, Request
 from ..fitting import Plan, fit_memory
 from ..model import Ideogram4Transformer2DModel
 from ..ops import quantize_
-from ..ops.adapter_weights import check_count, check_names
+from ..ops.adapter_weights import check_components, check_count, check_names
 from ..ops.adapters import adapter_layers
 from ..ops.exclusive import exclusive
 from ..ops.hooks import is_offloaded
@@ -706,10 +706,12 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
 
         Raises:
             TypeError: weights that are no numbers, or names that are no text.
-            ValueError: adapters that are not loaded, weights that are not finite, or not one for each.
+            ValueError: adapters that are not loaded, weights that are not finite, not one for each, or of another
+                component.
         """
         names = check_names(self.transformer, adapter_names)
         check_count(names, adapter_weights)
+        check_components(adapter_weights, self._lora_loadable_modules)
         super().set_adapters(names, adapter_weights)  # the transformer's own, which looks at each weight
 
     fuse_lora = between_calls(Ideogram4LoraLoaderMixin.fuse_lora)
