@@ -1,10 +1,15 @@
 """What the README and the docs show works, each page in order in one empty folder; links lead somewhere."""
 
+import contextlib
 import os
+import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -46,8 +51,11 @@ ORDER = {page: ran for page in PAGES if (ran := [block for block in RUNNABLE if 
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: list[str]) -> Path:
-    """An empty folder to run in, with the examples in it as in a checkout; `ideoflow` starts without importing anew."""
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: list[str]) -> Iterator[Path]:
+    """An empty folder to run in, with the examples in it as in a checkout; `ideoflow` starts without importing anew.
+
+    What a page leaves running, as the files `*.pid` in its folder say, is stopped.
+    """
     program = tmp_path / "bin" / "ideoflow"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {shlex.join(warm)} -m ideoflow "$@"\n')
@@ -58,7 +66,22 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: list[str]) 
     folder.mkdir()
     (folder / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(folder)
-    return folder
+    yield folder
+    for file in folder.glob("*.pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(file.read_text()), signal.SIGTERM)
+
+
+def with_free_ports(page: list[Block]) -> list[Block]:
+    """A page's blocks with free ports in place of those that its servers listen on: others may run it as well."""
+    ports = {}
+    for port in re.findall(r"--port (\d{4})", "".join(block.text for block in page)):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            ports[port] = str(free.getsockname()[1])
+    if not ports:
+        return page
+    found = re.compile(rf"\b({'|'.join(ports)})\b")
+    return [replace(block, text=found.sub(lambda match: ports[match[1]], block.text)) for block in page]
 
 
 def run(block: Block) -> None:
@@ -73,8 +96,17 @@ def run(block: Block) -> None:
 
 @pytest.mark.parametrize("page", ORDER, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_runs_in_order_in_one_folder(page: Path, workplace: Path):
-    for block in ORDER[page]:
+    for block in with_free_ports(ORDER[page]):
         run(block)
+
+
+def test_a_page_has_ports_of_its_own():
+    page = [
+        Block(ROOT / "docs" / "x.md", 1, "sh", True, text) for text in ("serve --port 8431", "curl localhost:8431/84")
+    ]
+    first, second = with_free_ports(page), with_free_ports(page)
+    assert first[0].text != page[0].text and first[0].text.split()[-1] in first[1].text
+    assert "8431" not in first[1].text and first[1].text.endswith("/84") and second != page
 
 
 def test_the_pages_have_blocks_of_both_kinds():
