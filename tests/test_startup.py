@@ -17,7 +17,10 @@ CAPTION = Path(__file__).parent.parent / "examples" / "captions" / "heart.json"
 LIGHT = {
     "help": ["--help"],
     "version": ["--version"],
-    **{f"help of {name}": [name, "--help"] for name in ("generate", "simulate", "plan", "train", "convert", "inspect")},
+    **{
+        f"help of {name}": [name, "--help"]
+        for name in ("generate", "serve", "simulate", "plan", "train", "convert", "inspect")
+    },
     "help of caption": ["caption", "check", "--help"],
     "inspect a pipeline": ["inspect", "sketch"],
     "inspect, for programs": ["inspect", "sketch", "--json"],

@@ -59,6 +59,7 @@ def serve(place: str) -> None:
 
     import ideoflow
     import ideoflow.cli
+    import ideoflow.serving.running
     import ideoflow.training.run
 
     for name in ideoflow.__all__:

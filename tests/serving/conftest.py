@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -40,6 +39,10 @@ class Running:
             time.sleep(0.02)
         return job
 
+    def stop(self):
+        """Tell it to stop, as SIGTERM does."""
+        self.server.handle_exit(signal.SIGTERM, None)
+
     def close(self):
         """Stop it as SIGTERM does after its drain."""
         self.http.close()
@@ -53,27 +56,23 @@ def small(**order):
     return {"caption": HEART, "size": "32x32", "num_inference_steps": 1, "seed": 3, **order}
 
 
-def serve(data, **options):
-    """Start a server of the bundled model in a thread; ready."""
-    import uvicorn
-
+def serve(data, ready=True, **options):
+    """Start a server of the bundled model in a thread, and wait until it is ready unless told otherwise."""
     from ideoflow.serving.app import create_app
-    from ideoflow.serving.running import MOST_HEADERS
+    from ideoflow.serving.running import DrainingServer, config_of
     from ideoflow.serving.server_settings import ServerSettings
 
     settings = ServerSettings(data=data, **options)
     app = create_app(settings)
-    config = uvicorn.Config(
-        app, http="h11", ws="none", lifespan="on", log_config=None, h11_max_incomplete_event_size=MOST_HEADERS
-    )
-    server = uvicorn.Server(config)
+    server = DrainingServer(config_of(app, settings), app.state, settings.drain)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     keys = [key.get_secret_value() for key in settings.api_keys]
     headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
     running = Running(f"http://127.0.0.1:{listener.getsockname()[1]}", app, server, thread, headers)
-    until_ready(running.http)
+    if ready:
+        until_ready(running.http)
     return running
 
 
@@ -112,11 +111,11 @@ def own_server(tmp_path):
 class Process(Running):
     """A server in a process of its own, as users start it."""
 
-    def __init__(self, data, *options, environment=None):
+    def __init__(self, python, data, *options, environment=None):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ideoflow", "serve", "--port", str(port), "--data", str(data), *options],
+            [*python, "-m", "ideoflow", "serve", "--port", str(port), "--data", str(data), *options],
             env={**os.environ, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -134,12 +133,12 @@ class Process(Running):
 
 
 @pytest.fixture
-def process(tmp_path):
+def process(tmp_path, warm):
     """A function that starts a server in a process of its own, with options."""
     started = []
 
     def start(*options, data=None, environment=None):
-        started.append(Process(data or tmp_path / "data", *options, environment=environment))
+        started.append(Process(warm, data or tmp_path / "data", *options, environment=environment))
         return started[-1]
 
     yield start

@@ -9,8 +9,6 @@ import pytest
 
 from tests.serving.conftest import HEART, small
 
-pytestmark = pytest.mark.long  # servers and clients that wait for each other, for minutes on a busy machine
-
 
 def long_order(**more):
     return small(size="96x96", num_inference_steps=100, **more)

@@ -1,5 +1,6 @@
 """What every request goes through: keys, sizes, origins, and paths that lead nowhere."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -8,11 +9,13 @@ import statistics
 import time
 from pathlib import Path
 
+import httpx2 as httpx
 import pytest
 from pydantic import ValidationError
 
+from ideoflow.serving import connections, guard
 from ideoflow.serving.api_errors import ApiError
-from ideoflow.serving.guard import DEPTH, Keys, check_depth
+from ideoflow.serving.guard import DEPTH, MOST_FILES, Keys, check_text
 from ideoflow.serving.server_settings import ServerSettings, read_keys
 from tests.serving.conftest import small
 
@@ -190,6 +193,26 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(server):
     assert answer.status_code == 413  # without a length in its head
 
 
+def test_many_parts_lift_no_limit(server):
+    """A body of multipart/form-data may be larger where files belong, and nowhere else."""
+    kind = {"content-type": "multipart/form-data; boundary=part"}
+
+    def body(size):
+        yield b'--part\r\ncontent-disposition: form-data; name="prompt"\r\n\r\n'
+        for _ in range(size // 2**16):
+            yield b"x" * 2**16
+
+    for path, size in (
+        ("/v1/jobs", 2**21),
+        ("/v1/images/generations", 2**21),
+        ("/v1/images/edits", MOST_FILES + 2**17),
+    ):
+        whole = server.http.post(path, content=b"".join(body(size)), headers=kind)
+        without_length = server.http.post(path, content=body(size), headers=kind)
+        for answer in (whole, without_length):
+            assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large", path
+
+
 def test_headers_that_are_too_large_are_refused(server):
     assert server.http.get("/v1/jobs", headers={"X-Long": "x" * 40_000}).status_code == 431
 
@@ -199,12 +222,33 @@ def test_json_that_is_nested_too_deeply_is_refused(server):
         body = opening * 100_000 + "1" + closing * 100_000
         answer = server.http.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "too_deep"
-    check_depth(b"[" * DEPTH + b"]" * DEPTH)
-    check_depth(json.dumps({"caption": "[" * 1000 + '\\"' + "{" * 1000}).encode())  # brackets in a text are none
+    check_text(b"[" * DEPTH + b"]" * DEPTH)
+    check_text(json.dumps({"caption": "[" * 1000 + '\\"' + "{" * 1000}).encode())  # brackets in a text are none
     with pytest.raises(ApiError):
-        check_depth(b"[" * (DEPTH + 1))
+        check_text(b"[" * (DEPTH + 1))
     with pytest.raises(ApiError):
-        check_depth(b'"a\\"b",' + b"[" * (DEPTH + 1))
+        check_text(b'"a\\"b",' + b"[" * (DEPTH + 1))
+
+
+def test_a_text_that_does_not_end_is_looked_through_once():
+    check_text(b'"' + b'\\"' * 500_000)  # it would take hours, were each quotation mark looked at as a beginning
+    check_text(b"[" * DEPTH + b'"' + b'\\"[' * 500_000)
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be", "latin-1"])
+def test_json_that_is_not_utf8_is_refused(server, coding):
+    """Python's reader takes UTF-16 for JSON too, in which no bracket is found."""
+    word = "é" if coding == "latin-1" else "e"  # in UTF-16 of ASCII every byte is one of UTF-8 as well
+    body = ('{"caption": "' + word + "[" * 1000 + '"}').encode(coding)
+    for path in ("/v1/jobs", "/v1/images/generations", "/v1/captions/check"):
+        answer = server.http.post(path, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "not_utf8", path
+
+
+def test_what_a_client_made_up_is_not_told_whole(server):
+    for change in ({"preset": "x" * 5000}, {"size": "9" * 5000}, {"adapters": {"x" * 5000: "a"}}, {"x" * 5000: 1}):
+        answer = server.http.post("/v1/jobs", json=small(**change))
+        assert answer.status_code == 400 and len(answer.text) < 600
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
@@ -218,6 +262,24 @@ def test_pages_of_others_may_not_use_it(server, origin):
 def test_a_name_that_was_made_to_point_here_is_refused(server):
     answer = server.http.get("/v1/jobs", headers={"Host": "evil.example"})
     assert answer.status_code == 403 and answer.json()["error"]["code"] == "wrong_host"
+
+
+@pytest.mark.parametrize("name", ["localhost", "LocalHost", "localhost.", "127.0.0.1", "127.0.0.2", "[::1]"])
+def test_every_name_of_this_machine_is_answered(server, name):
+    for host in (name, f"{name}:8000"):
+        assert server.http.get("/v1/jobs", headers={"Host": host}).status_code == 200
+
+
+def test_names_that_were_allowed_are_answered(own_server):
+    server = own_server(allowed_hosts=("studio.example",))
+    for host in ("studio.example", "Studio.Example:443", "studio.example."):
+        assert server.http.get("/v1/jobs", headers={"Host": host}).status_code == 200
+    assert server.http.get("/v1/jobs", headers={"Host": "other.example"}).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "Localhost", "localhost."])
+def test_any_spelling_of_a_local_host_needs_no_key(host):
+    assert ServerSettings(host=host).is_local
 
 
 def test_an_origin_that_was_let_in_may(own_server):
@@ -239,12 +301,107 @@ def test_every_answer_has_a_strict_policy(server):
 
 
 def test_an_error_of_the_server_shows_no_traceback(own_server, monkeypatch):
-    server = own_server()
+    server = own_server(cors_origins=("https://editor.example",))
     monkeypatch.setattr(server.app.state.jobs, "page", lambda *given: 1 / 0)
-    answer = server.http.get("/v1/jobs")
+    answer = server.http.get("/v1/jobs", headers={"Origin": "https://editor.example"})
     assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["access-control-allow-origin"] == "https://editor.example"
     assert "ZeroDivision" not in answer.text and "Traceback" not in answer.text
     assert server.http.get("/v1/server").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/jobs", "GET, POST"),
+        ("/v1/jobs/job_aaaaaaaaaaaaaaaaaaaaaa", "GET, DELETE"),
+        ("/v1/images/generations", "POST"),
+        ("/v1/server", "GET"),
+        ("/studio/studio.css", "GET, HEAD"),
+        ("/sdapi/v1/options", "GET, POST"),
+    ],
+)
+def test_a_method_that_a_path_does_not_take_is_told_which_it_does(server, path, allowed):
+    answer = server.http.request("PATCH", path)
+    assert answer.status_code == 405 and answer.headers["allow"] == allowed
+
+
+# Connections
+
+
+def connect(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def heard(line):
+    """All that a connection says until it is closed: the status, and the error's code."""
+    text = b""
+    while part := line.recv(65536):
+        text += part
+    head, _, body = text.partition(b"\r\n\r\n")
+    return (int(head.split()[1]), json.loads(body)["error"]["code"]) if text else None
+
+
+def test_a_connection_too_many_is_told_to_come_again(own_server):
+    server = own_server(max_connections=4)
+    lines = [connect(server) for _ in range(5)]
+    try:
+        answer = httpx.get(f"{server.url}/v1/jobs")
+        assert answer.status_code == 503 and answer.headers["retry-after"]
+        assert answer.json()["error"]["code"] == "too_many_connections"
+        assert httpx.get(f"{server.url}/health/live").status_code == 200
+    finally:
+        for line in lines:
+            line.close()
+    end = time.monotonic() + 30
+    while httpx.get(f"{server.url}/v1/jobs").status_code == 503:
+        assert time.monotonic() < end
+
+
+def test_far_too_many_connections_are_closed(own_server, monkeypatch):
+    monkeypatch.setattr(connections, "SPARE", 2)
+    server = own_server(max_connections=4)
+    lines = [connect(server) for _ in range(12)]
+    with contextlib.suppress(ConnectionError):
+        assert lines[-1].recv(10) == b""
+    for line in lines:
+        line.close()
+
+
+def test_a_head_that_trickles_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    with connect(server) as line:
+        for byte in b"GET /health/live HT":
+            line.sendall(bytes([byte]))
+            time.sleep(0.002)
+        assert heard(line) == (408, "head_too_slow")
+    with connect(server) as line:
+        assert heard(line) is None  # nothing was asked, nothing is answered
+
+
+def test_a_body_that_trickles_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.5)
+    for length in ("content-length: 1000", "transfer-encoding: chunked"):
+        with connect(server) as line:
+            line.sendall(f"POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\n{length}\r\n\r\n".encode())
+            assert heard(line) == (408, "body_too_slow")
+
+
+def test_a_body_that_nobody_reads_is_not_waited_for_either(server, monkeypatch):
+    monkeypatch.setattr(connections, "LAST_SECONDS", 0.5)
+    with connect(server) as line:
+        line.sendall(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n")
+        assert line.recv(65536).startswith(b"HTTP/1.1 200")
+        while line.recv(65536):
+            pass
+
+
+def test_what_is_no_http_is_answered_in_the_shape_of_all_errors(server):
+    with connect(server) as line:
+        line.sendall(b"hello there\r\n\r\n")
+        assert heard(line) == (400, "bad_http")
 
 
 def test_digests_of_keys_are_what_is_compared():

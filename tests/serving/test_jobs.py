@@ -11,6 +11,7 @@ from PIL import Image
 
 from ideoflow import sketch
 from ideoflow.pictures import read_settings
+from ideoflow.serving.serving_model import load_model
 from tests.serving.conftest import HEART, small
 
 
@@ -234,6 +235,23 @@ def test_the_server_tells_what_it_has(server):
     assert [preset["name"] for preset in told["presets"]] == ["V4_QUALITY_48", "V4_DEFAULT_20", "V4_TURBO_12"]
 
 
+def test_the_sides_that_a_model_was_trained_on_are_told(own_server, monkeypatch):
+    def load(settings):
+        pipe = load_model(settings)
+        pipe.register_to_config(side_limits=[64, 320])
+        return pipe
+
+    monkeypatch.setattr("ideoflow.serving.app.load_model", load)
+    assert own_server().http.get("/v1/server").json()["sizes"]["trained"] == [64, 320]
+
+
+def test_a_server_that_drains_is_not_ready(own_server):
+    server = own_server()
+    server.app.state.jobs.drain()
+    assert not server.http.get("/v1/server").json()["ready"]
+    assert server.http.get("/health/ready").json() == {"status": "draining"}
+
+
 def test_its_examples_are_those_of_the_repository(server):
     from pathlib import Path
 
@@ -249,6 +267,7 @@ def test_metrics_count_what_was_done(own_server):
     text = server.http.get("/metrics").text
     for line in (
         'ideoflow_jobs_total{status="finished"} 1.0',
+        'ideoflow_jobs_total{status="cancelled"} 0.0',
         "ideoflow_pictures_total 2.0",
         "ideoflow_jobs_running 0.0",
         "ideoflow_queue_seconds_count 1.0",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from ideoflow.serving.journal import Journal
+from ideoflow.serving.journal import SLACK, Journal
 
 
 def told(journal, steps):
@@ -25,21 +25,34 @@ def test_who_comes_later_is_told_the_latest_of_each_key_and_the_end():
     assert asyncio.run(follow()) == [(1, "queued", {}), (6, "step", {"step": 4}), (7, "finished", {})]
 
 
-def test_who_follows_is_told_every_event_however_fast_they_come():
+def follow_late(steps):
+    """What a reader is told of so many steps that all come before it has a turn."""
     journal = Journal()
 
     async def follow():
         events = journal.follow()
         journal.tell("queued", {})
         first = await anext(events)
-        thread = threading.Thread(target=told, args=(journal, 100))
+        thread = threading.Thread(target=told, args=(journal, steps))
         thread.start()
-        thread.join()  # all of them, before the loop has a turn
+        thread.join()
         return [first, *[event async for event in events]]
 
-    events = asyncio.run(follow())
-    assert [event.type for event in events] == ["queued", *["step"] * 100, "finished"]
-    assert [event.number for event in events] == list(range(1, 103))
+    return asyncio.run(follow())
+
+
+def test_who_follows_is_told_every_event():
+    events = follow_late(SLACK - 2)
+    assert [event.type for event in events] == ["queued", *["step"] * (SLACK - 2), "finished"]
+    assert [event.number for event in events] == list(range(1, SLACK + 1))
+
+
+def test_a_slow_reader_is_told_the_latest_steps_and_no_more_than_some_tens_wait_for_it():
+    events = follow_late(10_000)
+    assert len(events) <= SLACK + 2
+    assert [event.type for event in (events[0], events[-1])] == ["queued", "finished"]
+    assert events[-2].data == {"step": 9_999}
+    assert [event.number for event in events] == sorted({event.number for event in events})
 
 
 def test_events_that_are_known_are_not_told_again():

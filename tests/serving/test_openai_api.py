@@ -15,7 +15,7 @@ from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent, Imag
 from PIL import Image, ImageChops
 
 from ideoflow.captions import Caption
-from ideoflow.serving.openai_api import due_steps
+from ideoflow.serving.openai_answer import due_steps
 
 CAPTION = Caption.from_text("a red circle").line()
 SMALL = {"num_inference_steps": 3, "seed": 7}
@@ -175,6 +175,12 @@ def test_a_stream_has_its_partial_pictures_and_then_the_picture(client):
     assert [event.partial_image_index for event in events[:2]] == [0, 1]
     assert events[2].b64_json == draw(client).data[0].b64_json
     assert events[2].usage.output_tokens == 8
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_partial_pictures_are_counted_from_0_where_there_are_fewer_steps_than_are_asked_for(client, steps):
+    events = list(draw(client, stream=True, partial_images=3, extra_body={"num_inference_steps": steps}))
+    assert [event.partial_image_index for event in events[:-1]] == list(range(steps - 1))
 
 
 def test_a_stream_without_partial_pictures_has_one_event(client):

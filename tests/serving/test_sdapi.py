@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ideoflow.captions import Caption
+from ideoflow.serving.waiting import picture_base64
 
 LINE = Caption.from_text("a red circle").line()
 BODY = {"prompt": "a red circle", "width": 64, "height": 32, "steps": 2, "seed": 7}
@@ -31,6 +32,18 @@ def test_pictures_come_with_what_they_were_drawn_with(server):
     info = json.loads(answer["info"])
     assert (info["seed"], info["all_seeds"], info["prompt"]) == (7, [7], LINE)
     assert (info["width"], info["height"], info["sampler_name"], info["sd_model_name"]) == (64, 32, "Euler", "sketch")
+
+
+def test_pictures_are_read_beside_the_loop_that_answers_everyone(server, monkeypatch):
+    threads = []
+
+    def note(*given):
+        threads.append(threading.current_thread())
+        return picture_base64(*given)
+
+    monkeypatch.setattr("ideoflow.serving.sdapi.picture_base64", note)
+    assert draw(server, batch_size=2)["images"]
+    assert len(threads) == 2 and server.thread not in threads
 
 
 def test_batches_and_repeats_are_pictures_of_seeds_that_count_on(server):

@@ -13,7 +13,6 @@ from .commands import SETTINGS, Command, Commands, Renamed
 from .console import out
 from .generate import generate
 from .plan import plan
-from .serve import serve
 from .simulate import simulate
 
 app = typer.Typer(
@@ -24,7 +23,13 @@ app = typer.Typer(
     context_settings=SETTINGS,
 )
 app.command(cls=Command)(generate)
-app.command(cls=Command)(serve)
+
+
+@app.command()
+def serve() -> None:
+    """Serve pictures over HTTP, and the studio page to lay them out with boxes."""
+
+
 app.command(cls=Command)(simulate)
 app.command(cls=Command)(plan)
 app.command("fit", cls=Renamed, hidden=True)(plan)

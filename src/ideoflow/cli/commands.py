@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -10,6 +11,7 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from ..interrupts import interrupts_raise
+from ..standard_streams import FAILED
 from .console import fail, plain_errors, warn
 from .other_options import instead
 
@@ -75,15 +77,24 @@ def _plain(text: str | None) -> str | None:
 
 
 class Commands(TyperGroup):
-    """Has `train` built when it is called: its options come from models that take as long to import as all else."""
+    """Has `train` and `serve` built when they are called: their options come from models that take long to import."""
 
     def resolve_command(self, context: Any, arguments: list[str]) -> tuple[Any, Any, list[str]]:
         """The command that the arguments name, whole."""
         name, command, rest = super().resolve_command(context, arguments)
+        function: Callable[..., None] | None = None
         if name == "train":
             from .train import command as train
 
+            function = train()
+        elif name == "serve":
+            try:
+                from .serve import serve
+            except ImportError as error:  # which says what to install
+                fail(str(error), FAILED)
+            function = serve
+        if function is not None:
             alone = typer.Typer(add_completion=False, context_settings=SETTINGS)
-            alone.command(name, cls=Command)(train())
+            alone.command(name, cls=Command)(function)
             command = typer.main.get_command(alone)
         return name, command, rest

@@ -1,4 +1,7 @@
-"""`ideoflow serve`: the server with its studio page, from the command line to the last job."""
+"""`ideoflow serve`: the server with its studio page, from the command line to the last job.
+
+What an option is where it is left out, and what it may be, is the settings' to say.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ..bundled import SKETCH
 from ..checks import printable
+from ..serving.server_settings import ServerSettings, read_keys
+from ..standard_streams import FAILED
 from .console import err, plain_errors, starting
 from .values import expanded, parse_amount, parse_device, parse_dtype, parse_model, parse_quantize
 
 KEYS = "IDEOFLOW_API_KEYS"
+DEFAULTS = ServerSettings()
 
 
 def serve(
@@ -24,7 +29,7 @@ def serve(
             help="A model folder or hub id in the diffusers layout, or a transformer's file of any form.",
             show_default="sketch, the small model that comes with ideoflow",
         ),
-    ] = SKETCH,
+    ] = DEFAULTS.model,
     base: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="With a transformer alone: where everything else comes from."),
@@ -36,8 +41,8 @@ def serve(
             help="An adapter that requests may name, of any form; may be repeated. Nothing is drawn with it unasked.",
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = DEFAULTS.host,
+    port: Annotated[int, typer.Option(metavar="N", help="Port to listen on; 0 for a free one.")] = DEFAULTS.port,
     api_key_file: Annotated[
         str | None,
         typer.Option(
@@ -53,9 +58,16 @@ def serve(
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Let pages of this origin use the server; may be repeated."),
     ] = None,
-    data: Annotated[str, typer.Option(metavar="FOLDER", help="Where jobs and pictures are kept.")] = "outputs/server",
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name beside localhost that a server without keys answers to, such as a proxy's; may be repeated.",
+        ),
+    ] = None,
+    data: Annotated[str, typer.Option(metavar="FOLDER", help="Where jobs and pictures are kept.")] = str(DEFAULTS.data),
     keep_jobs: Annotated[
-        int | None, typer.Option(min=1, help="Finished jobs to keep; the oldest go first.", show_default="all")
+        int | None, typer.Option(metavar="N", help="Finished jobs to keep; the oldest go first.", show_default="all")
     ] = None,
     keep_bytes: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Pictures to keep: 500MB, 20GB.", show_default="all")
@@ -65,22 +77,28 @@ def serve(
         typer.Option(
             metavar="requeue|fail", help="What becomes of jobs that were unfinished when the server last stopped."
         ),
-    ] = "requeue",
-    max_queue: Annotated[int, typer.Option(min=1, help="Jobs that wait or run at a time; more are told to wait.")] = 64,
-    max_pixels: Annotated[int, typer.Option(min=256, help="Pixels of a picture.")] = 2048 * 2048,
-    max_steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps of a picture.")] = 100,
-    max_pictures: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of a job.")] = 10,
+    ] = DEFAULTS.on_restart,
+    max_queue: Annotated[
+        int, typer.Option(metavar="N", help="Jobs that wait or run at a time; more are told to wait.")
+    ] = DEFAULTS.max_queue,
+    max_pixels: Annotated[int, typer.Option(metavar="N", help="Pixels of a picture.")] = DEFAULTS.max_pixels,
+    max_steps: Annotated[int, typer.Option(metavar="N", help="Denoising steps of a picture.")] = DEFAULTS.max_steps,
+    max_pictures: Annotated[int, typer.Option(metavar="N", help="Pictures of a job.")] = DEFAULTS.max_pictures,
+    max_connections: Annotated[
+        int, typer.Option(metavar="N", help="Connections that are open at a time; more are told to come again.")
+    ] = DEFAULTS.max_connections,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds that a job may take from its arrival.", show_default="no limit")
     ] = None,
     drain: Annotated[
-        float, typer.Option(min=0, help="Seconds that jobs are given to end when the server is told to stop.")
-    ] = 30,
+        float, typer.Option(help="Seconds that jobs are given to end when the server is told to stop.")
+    ] = DEFAULTS.drain,
     policy: Annotated[
         str, typer.Option(metavar="fair|fifo|priority", help="Who goes first where not all fit: see docs/engine.md.")
-    ] = "fair",
+    ] = DEFAULTS.policy,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of one pass.", show_default="65536, or what --memory plans")
+        int | None,
+        typer.Option(metavar="N", help="Tokens of one pass.", show_default="65536, or what --memory plans"),
     ] = None,
     memory: Annotated[
         str | None,
@@ -136,6 +154,7 @@ def serve(
             "api_keys": _keys(api_key_file),
             "no_auth": no_auth,
             "cors_origins": tuple(cors_origin or ()),
+            "allowed_hosts": tuple(allowed_host or ()),
             "data": expanded("--data", data),
             "keep_jobs": keep_jobs,
             "keep_bytes": parse_amount(keep_bytes) if keep_bytes else None,
@@ -144,6 +163,7 @@ def serve(
             "max_pixels": max_pixels,
             "max_steps": max_steps,
             "max_pictures": max_pictures,
+            "max_connections": max_connections,
             "timeout": timeout,
             "drain": drain,
             "log_json": log_json,
@@ -151,7 +171,8 @@ def serve(
         with starting("importing the server"):
             from ..serving.running import read_settings, run
         checked = read_settings(settings)
-    run(checked, announce=_announce, open_browser=open_browser)
+    if not run(checked, announce=_announce, open_browser=open_browser):
+        raise typer.Exit(FAILED)
 
 
 def _announce(address: str, data: Path) -> None:
@@ -169,8 +190,6 @@ def _adapter(value: str) -> tuple[str, str]:
 
 def _keys(file: str | None) -> tuple[str, ...]:
     """The keys of a file and of the environment."""
-    from ..serving.server_settings import read_keys
-
     keys = read_keys(os.environ.get(KEYS, ""))
     if file is not None:
         own = read_keys(expanded("--api-key-file", file).read_text("utf-8"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
+from starlette.types import Send
 
 TYPES = {
     400: "invalid_request_error",
@@ -13,6 +15,7 @@ TYPES = {
     403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "invalid_request_error",
     409: "conflict_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
@@ -71,7 +74,21 @@ class ApiError(Exception):
         return ErrorBody(error=detail).model_dump()
 
 
+def invalid_caption(error: Exception, param: str) -> ApiError:
+    """What a client is told of a caption, in the field of this name, that cannot be read."""
+    return ApiError(400, str(error), code="invalid_caption", param=param)
+
+
+async def answer(error: ApiError, send: Send) -> None:
+    """Send an error as JSON."""
+    body = json.dumps(error.body).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What OpenAPI says of a route's errors; those that any route may answer are among them."""
-    always = (400, 401, 403, 413, 415, 431, 500)
+    always = (400, 401, 403, 408, 413, 415, 431, 500, 503)
     return {status: {"model": ErrorBody} for status in sorted({*always, *statuses})}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,30 +15,29 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 
 from .._version import __version__
-from ..bundled import SKETCH
-from ..sizes import UNIT
-from . import captions_api, health, jobs_api, openai_api, sdapi, studio_page
+from . import captions_api, health, jobs_api, openai_api, sdapi, server_api, studio_page
 from .api_errors import ApiError
 from .guard import Guard, SecurityHeaders
-from .job_settings import preset_list
 from .jobs import Jobs
-from .logs import AccessLog
+from .logs import METHODS, AccessLog, OwnFailures
 from .metrics import Metrics
-from .records import FORMATS
 from .server_settings import ServerSettings
 from .serving_model import load_model, name_of_model, served_by
 from .store import Store
 
 logger = logging.getLogger("ideoflow.serving")
-EXAMPLES = Path(__file__).parent / "examples.json"
+LONGEST_PLACE = 100  # characters of the name of a wrong field, which may be a key that a client made up
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
     """The server as an ASGI application.
 
-    It answers at once; the model is loaded meanwhile, and jobs are accepted once it is there.
+    It answers at once; the model is loaded meanwhile, and jobs are accepted once it is there. `app.state` has `jobs`
+    (None until then), `failure` (what kept the model from being loaded, else None) and `stopping`, an event: once it is
+    set, whoever waits for a job is told that the server stops.
 
     Args:
         settings: the server's options.
@@ -48,25 +47,25 @@ def create_app(settings: ServerSettings) -> FastAPI:
     """
     metrics = Metrics()
     store = Store(settings.data, settings.keep_jobs, settings.keep_bytes)
+    loading = Loading(settings, store, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.get_running_loop().run_in_executor(None, _load, app, settings, store, metrics)
+        loading.start(app.state)
         try:
             yield
         finally:
-            await loading
-            if app.state.jobs is not None:
-                await asyncio.get_running_loop().run_in_executor(None, app.state.jobs.close)
+            app.state.stopping.set()
+            await asyncio.get_running_loop().run_in_executor(None, loading.end)
             store.close()
 
     app = FastAPI(
         title="ideoflow", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.jobs, app.state.failure, app.state.metrics = None, None, metrics
-    app.state.settings = settings
-    app.state.told = tell(settings, ready=False)
+    app.state.settings, app.state.stopping = settings, asyncio.Event()
     app.include_router(jobs_api.router)
+    app.include_router(server_api.router)
     app.include_router(openai_api.router)
     app.include_router(sdapi.router)
     app.include_router(captions_api.router)
@@ -78,6 +77,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     # The last one added sees a request first.
     app.add_middleware(Guard, settings=settings, open_paths=(studio_page.FILES,))
+    app.add_middleware(OwnFailures)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -86,52 +86,52 @@ def create_app(settings: ServerSettings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
             expose_headers=["Location", "Retry-After"],
         )
-    app.add_middleware(SecurityHeaders)
     app.add_middleware(AccessLog, metrics=metrics)
+    app.add_middleware(SecurityHeaders)
     return app
 
 
-def _load(app: FastAPI, settings: ServerSettings, store: Store, metrics: Metrics) -> None:
-    """Load the model and begin to work at jobs; what fails is kept for those who ask."""
-    try:
-        pipe = load_model(settings)
-        jobs = Jobs(pipe, served_by(settings, pipe), store, metrics)
-        jobs.start()
-    except Exception as error:
-        logger.exception("the model could not be loaded")
-        app.state.failure = f"{type(error).__name__}"
-        return
-    app.state.jobs, app.state.told = jobs, tell(settings, ready=True)
-    logger.info("ready: %s", name_of_model(settings))
+class Loading:
+    """Loads the model in a thread of its own, which nobody waits for when the server stops meanwhile.
 
+    Args:
+        settings: the server's options.
+        store: where jobs are kept.
+        metrics: what is counted.
+    """
 
-def tell(settings: ServerSettings, ready: bool) -> dict[str, Any]:
-    """What clients are told of the server."""
-    served = served_by(settings, None)
-    return {
-        "version": __version__,
-        "model": name_of_model(settings),
-        "bundled": settings.model == SKETCH,
-        "ready": ready,
-        "auth": bool(settings.api_keys),
-        "limits": {
-            "max_pixels": settings.max_pixels,
-            "max_steps": settings.max_steps,
-            "max_pictures": settings.max_pictures,
-            "max_queue": settings.max_queue,
-            "multiple": UNIT,
-        },
-        "sizes": {
-            "default": "{}x{}".format(*served.default_size),
-            "trained": list(served.side_limits),
-        },
-        "presets": preset_list(),
-        "default_preset": served.default_preset,
-        "default_guidance": served.default_guidance,
-        "adapters": list(served.adapters),
-        "formats": list(FORMATS),
-        "examples": json.loads(EXAMPLES.read_text("utf-8")) if settings.model == SKETCH else [],
-    }
+    def __init__(self, settings: ServerSettings, store: Store, metrics: Metrics) -> None:
+        self._settings, self._store, self._metrics = settings, store, metrics
+        self._ended = False
+        self._lock = threading.Lock()  # held while jobs are taken up and when they are given up
+        self._jobs: Jobs | None = None
+
+    def start(self, state: Any) -> None:
+        """Begin; the application's state gets `jobs`, or `failure`."""
+        threading.Thread(target=self._load, args=(state,), name="loading", daemon=True).start()
+
+    def end(self) -> None:
+        """Stop: jobs are given up, or never taken up where the model is still being loaded."""
+        self._ended = True
+        with self._lock:
+            if self._jobs is not None:
+                self._jobs.close()
+
+    def _load(self, state: Any) -> None:
+        try:
+            pipe = load_model(self._settings)
+            with self._lock:
+                if self._ended:
+                    return
+                self._jobs = Jobs(pipe, served_by(self._settings, pipe), self._store, self._metrics)
+                self._jobs.start()
+        except Exception as error:
+            logger.error("the model could not be loaded: %s: %s", type(error).__name__, error)
+            logger.debug("where it failed:", exc_info=error)
+            state.failure = error
+            return
+        state.jobs = self._jobs
+        logger.info("ready: %s", name_of_model(self._settings))
 
 
 async def _api_error(request: Request, error: Any) -> Response:
@@ -142,7 +142,7 @@ async def _api_error(request: Request, error: Any) -> Response:
 async def _invalid(request: Request, error: Any) -> Response:
     """A body or a parameter of another form, by its first fault: its place, and what is wrong there."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"][1:]) or None
+    place = ".".join(str(part) for part in first["loc"][1:])[:LONGEST_PLACE] or None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "there is no such field"
@@ -153,4 +153,19 @@ async def _invalid(request: Request, error: Any) -> Response:
 async def _http_error(request: Request, error: Any) -> Response:
     told = {404: f"There is nothing at {request.url.path[:80]!r}.", 405: "This path does not take that method."}
     message = told.get(error.status_code, str(error.detail))
-    return await _api_error(request, ApiError(error.status_code, message, headers=error.headers))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_allowed(request))
+    return await _api_error(request, ApiError(error.status_code, message, headers=headers))
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that a path takes, whichever of its routes has them."""
+
+    def fits(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
+
+    if request.url.path.startswith(studio_page.FILES):
+        return ["GET", "HEAD"]
+    return [method for method in METHODS if fits(method)]

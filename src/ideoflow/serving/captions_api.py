@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..captions import Breach, Caption, CaptionError
 from ..captions.reading import data_of, find
 from ..captions.unquoted import lost_marks, restore
-from .api_errors import ApiError, responses
+from .api_errors import invalid_caption, responses
 from .job_settings import Given
 from .jobs import Jobs
-from .prompts import REBUILT
+from .prompts import REBUILT, check_characters
 
 router = APIRouter(prefix="/v1/captions", tags=["captions"])
 
@@ -98,7 +97,7 @@ def _repair(given: str | dict[str, Any], drop_unknown: bool) -> CaptionRepair:
             changes = ["the caption: wrapped plain text into a minimal caption"]
             return CaptionRepair(caption=wrapped.data(), line=wrapped.line(), changes=changes, breaches=[])
     except CaptionError as error:
-        raise ApiError(400, str(error), code="invalid_caption", param="caption") from None
+        raise invalid_caption(error, "caption") from None
     mended, done = caption.mended(drop_unknown=drop_unknown)
     return CaptionRepair(
         caption=mended.data(),
@@ -124,10 +123,7 @@ def _read(given: str | dict[str, Any]) -> tuple[Caption | None, list[Breach]]:
         caption = Caption.of_found(found)
     else:
         return None, []
-    try:
-        json.dumps(caption.data(), ensure_ascii=False, allow_nan=False).encode()
-    except ValueError:  # of which UnicodeEncodeError is one
-        raise CaptionError("the caption holds half of a surrogate pair, or a number such as NaN.") from None
+    check_characters(caption.data(), "the caption")
     return caption, slips
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
-import json
 import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
@@ -12,15 +13,20 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .api_errors import ApiError
-from .server_settings import ServerSettings
+from .api_errors import ApiError, answer
+from .server_settings import MEBIBYTE, ServerSettings, is_loopback, plain_name
 
 MOST_HEADERS = 32 * 1024  # bytes of all headers but the key
-POURED = 64 * 2**20  # bytes of a body that is too large which are read before it is answered
+BODY_SECONDS = 60  # from a request's head to the end of its body
+POURED, POURING_SECONDS = 64 * MEBIBYTE, 10  # of a body that is too large, which are read before it is answered
 DEPTH = 64  # of JSON: captions have no more either
-TEXTS, BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL), re.compile(rb"[][{}]")  # of JSON
+# Of JSON. A text that does not end reaches to the end; what has matched is never looked at again, or a body of
+# quotation marks would take as many looks as the square of its bytes.
+TEXTS, BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL), re.compile(rb"[][{}]")
 OPEN = ("/health/live", "/health/ready")  # without a key, as are the page's own files
-LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
+FILES_PATH = "/v1/images/edits"  # where bodies have files in them
+MOST_FILES = 8 * MEBIBYTE  # bytes of such a body: more once pictures are edited, and not only looked at
+OVER_LIMIT = "over_limit"  # in the state of a request whose connection is one too many
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -83,6 +89,13 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         path = scope["path"]
+        if path not in OPEN and scope.get("state", {}).get(OVER_LIMIT):
+            raise ApiError(
+                503,
+                f"The server has its {self._settings.max_connections} connections already: try again in a moment.",
+                code="too_many_connections",
+                headers={"Retry-After": "5", "Connection": "close"},
+            )
         needs_key = self._keys and path not in OPEN and not self._is_page(path)
         if needs_key and scope["method"] != "OPTIONS" and not self._keys.fit(headers.get("authorization")):
             raise ApiError(
@@ -106,67 +119,69 @@ class Guard:
         read the answers.
         """
         host = headers.get("host", "")
-        if self._settings.is_local and not self._keys and _name(host) not in LOCAL:
-            raise ApiError(403, f"This server answers to localhost alone, not to {host[:80]!r}.", code="wrong_host")
+        if self._settings.is_local and not self._keys and not self._answers_to(host):
+            message = (
+                f"This server answers to localhost alone, not to {host[:80]!r}: start it with --allowed-host to have it"
+                " answer to another name."
+            )
+            raise ApiError(403, message, code="wrong_host")
         origin = headers.get("origin")
         if origin is None or origin in self._settings.cors_origins or "*" in self._settings.cors_origins:
             return
-        if urlsplit(origin).netloc != host:
+        if urlsplit(origin).netloc.lower() != host.lower():
             raise ApiError(
                 403,
                 f"Pages of {origin[:80]!r} may not use this server: start it with --cors-origin to let them.",
                 code="wrong_origin",
             )
 
+    def _answers_to(self, host: str) -> bool:
+        """Whether a `Host` header means this server."""
+        name, _, port = host.rpartition(":")
+        name = name if port.isdecimal() else host
+        known = (self._settings.host, *self._settings.allowed_hosts)
+        return is_loopback(name) or plain_name(name) in map(plain_name, known)
+
     async def _checked_body(self, scope: Scope, receive: Receive) -> Receive:
-        """Read a JSON body as far as it may go, and give it again; other bodies are counted as they come."""
+        """Read a body as far, and for as long, as it may go; check it, and give it again."""
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):  # which no route reads
+            return receive
         headers = Headers(scope=scope)
-        most = self._settings.max_body
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "multipart/form-data":
-            most = max(most, 256 * 2**20)
+        has_files = kind == "multipart/form-data" and scope["path"] == FILES_PATH
+        most = MOST_FILES if has_files else self._settings.max_body
         length = headers.get("content-length", "")
         if length.isascii() and length.isdecimal() and int(length[:20]) > most:
             raise _too_large(most)
-        if kind == "multipart/form-data":
-            return _counted(receive, most)
-        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            return receive
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return _again(bytes(body), receive, message)
-            body += message.get("body", b"")
-            if len(body) > most:
-                raise _too_large(most)
-            if not message.get("more_body", False):
-                break
-        check_depth(bytes(body))
-        return _again(bytes(body), receive, None)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body, last = await _whole_body(receive, most)
+        except TimeoutError:
+            message = f"The body has not come within {BODY_SECONDS} seconds."
+            raise ApiError(408, message, code="body_too_slow", headers={"Connection": "close"}) from None
+        if last is None and not has_files:
+            check_text(body)
+        return _again(body, receive, last)
 
 
-def check_depth(body: bytes) -> None:
-    """See that JSON is not nested too deeply to be read.
+def check_text(body: bytes) -> None:
+    """See that a body of JSON is UTF-8, as the standard has it, and not nested too deeply to be read.
 
     Raises:
-        ApiError: with status 400 if it is.
+        ApiError: with status 400 if it is not.
     """
-    depth = most = 0
-    for bracket in BRACKETS.findall(TEXTS.sub(b"", body)):
-        depth += 1 if bracket in b"[{" else -1
-        most = max(most, depth)
-    if most > DEPTH:
-        raise ApiError(400, f"The JSON is nested {most} levels deep: {DEPTH} is the most.", code="too_deep")
-
-
-async def answer(error: ApiError, send: Send) -> None:
-    """Send an error as JSON."""
-    body = json.dumps(error.body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    try:
+        body.decode()
+        wrong = b"\0" in body  # which JSON has nowhere, and UTF-16 and UTF-32 have everywhere
+    except UnicodeDecodeError:
+        wrong = True
+    if wrong:
+        raise ApiError(400, "The body is not UTF-8, in which JSON is sent.", code="not_utf8")
+    depth = 0
+    for bracket in BRACKETS.finditer(TEXTS.sub(b"", body)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > DEPTH:
+            raise ApiError(400, f"The JSON is nested more than {DEPTH} levels deep.", code="too_deep")
 
 
 class SecurityHeaders:
@@ -188,38 +203,40 @@ class SecurityHeaders:
         await self._app(scope, receive, with_headers)
 
 
-def _name(host: str) -> str:
-    """The name in a `Host` header, without its port."""
-    return host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and ":" in host else host
-
-
 def _too_large(most: int) -> ApiError:
     return ApiError(
         413, f"The body is too large: {most} bytes is the most.", code="body_too_large", headers={"Connection": "close"}
     )
 
 
+async def _whole_body(receive: Receive, most: int) -> tuple[bytes, Message | None]:
+    """A body of at most so many bytes; and what came instead of its end, if that did not come.
+
+    Raises:
+        ApiError: with status 413 for a larger one.
+    """
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return bytes(body), message
+        body += message.get("body", b"")
+        if len(body) > most:
+            raise _too_large(most)
+        if not message.get("more_body", False):
+            return bytes(body), None
+
+
 async def _pour_away(receive: Receive) -> None:
     """Read what a client is still sending, within bounds: before it is done, few clients look at the answer."""
     got = 0
-    while got < POURED:
-        message = await receive()
-        got += len(message.get("body", b""))
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            return
-
-
-def _counted(receive: Receive, most: int) -> Receive:
-    """Receive no more than so many bytes: the body ends there as if the client had gone."""
-    got = 0
-
-    async def counted() -> Message:
-        nonlocal got
-        message = await receive()
-        got += len(message.get("body", b""))
-        return {"type": "http.disconnect"} if got > most else message
-
-    return counted
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(POURING_SECONDS):
+            while got < POURED:
+                message = await receive()
+                got += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
 
 
 def _again(body: bytes, receive: Receive, last: Message | None) -> Receive:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -19,21 +19,28 @@ class Health(BaseModel):
     status: str
 
 
+def status_of(state: Any) -> Literal["loading", "ready", "draining", "failed"]:
+    """How the server is that has this application state."""
+    if state.failure is not None:
+        return "failed"
+    if state.jobs is None:
+        return "loading"
+    if not state.jobs.healthy:
+        return "failed"
+    return "draining" if state.jobs.draining else "ready"
+
+
 @router.get("/health/live", response_model=Health, responses={503: {"model": Health}})
 async def live(request: Request) -> Any:
     """Whether the process works; if not, restart it."""
-    jobs = request.app.state.jobs
-    failed = request.app.state.failure is not None or (jobs is not None and not jobs.healthy)
+    failed = status_of(request.app.state) == "failed"
     return JSONResponse({"status": "failed" if failed else "live"}, 503 if failed else 200)
 
 
 @router.get("/health/ready", response_model=Health, responses={503: {"model": Health}})
 async def ready(request: Request) -> Any:
     """Whether jobs are accepted; if not, send them elsewhere."""
-    jobs = request.app.state.jobs
-    if jobs is None:
-        return JSONResponse({"status": "loading"}, 503)
-    status = "draining" if jobs.draining else "ready" if jobs.healthy else "failed"
+    status = status_of(request.app.state)
     return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
 
@@ -13,12 +13,12 @@ from ..captions.schema import encodes
 from ..presets import PRESETS, find_preset
 from ..sizes import MAX_ASPECT, misfit
 from .api_errors import ApiError
+from .records import Format
 from .server_settings import ServerSettings
 
 SEEDS = 2**64  # how many a torch generator takes
 FRESH_SEEDS = 2**32  # of those drawn here: programs that read JSON numbers as doubles keep them
 MOST_TEXT = 100_000  # characters of a caption
-Format = Literal["png", "jpeg", "webp"]
 
 
 def _object_or_text(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -44,8 +44,10 @@ class Order(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     caption: Given = Field(description="A caption as a JSON object, the same as text, or prose.")
-    size: str | None = Field(None, description='"WxH" in pixels, multiples of 16; the server\'s default if left out.')
-    preset: str | None = Field(None, description="V4_QUALITY_48, V4_DEFAULT_20 or V4_TURBO_12.")
+    size: str | None = Field(
+        None, max_length=40, description='"WxH" in pixels, multiples of 16; the server\'s default if left out.'
+    )
+    preset: str | None = Field(None, max_length=100, description="V4_QUALITY_48, V4_DEFAULT_20 or V4_TURBO_12.")
     num_inference_steps: int | None = Field(None, ge=1, description="Steps instead of the preset's.")
     guidance_scale: float | None = Field(
         None, ge=0, le=100, allow_inf_nan=False, description="One guidance for all steps instead of the preset's."

@@ -1,4 +1,4 @@
-"""The routes of jobs, of their events and pictures; and /v1/server, which tells what there is to ask for."""
+"""The routes of jobs, of their events and pictures."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from pydantic import BaseModel
 from .api_errors import ApiError, responses
 from .job import Job
 from .job_settings import Order
-from .jobs import Jobs
 from .journal import JobEvent
-from .records import STATUSES, is_job_id
+from .records import FORMATS, STATUSES, Format, Status, is_job_id
+from .waiting import NO_BUFFERING, TheJobs, followed
 
-MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-NO_BUFFERING = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+MEDIA: dict[str, str] = {form: f"image/{form}" for form in FORMATS}
 PATIENCE = 3.0  # seconds that a cancellation is waited for, which comes with the next step
 MOST_NUMBER = 2**53  # of an event's number
 
@@ -35,7 +34,7 @@ class PictureView(BaseModel):
     seed: int
     width: int
     height: int
-    format: Literal["png", "jpeg", "webp"]
+    format: Format
     bytes: int
     url: str
 
@@ -60,7 +59,7 @@ class JobView(BaseModel):
 
     id: str
     object: Literal["job"]
-    status: Literal["queued", "running", "finished", "failed", "cancelled"]
+    status: Status
     created_at: float
     started_at: float | None
     finished_at: float | None
@@ -85,20 +84,6 @@ class JobList(BaseModel):
     has_more: bool
 
 
-async def jobs_of(request: Request) -> Jobs:
-    """The server's jobs.
-
-    Raises:
-        ApiError: with status 503 while the model is loaded.
-    """
-    jobs: Jobs | None = request.app.state.jobs
-    if jobs is None:
-        failed = request.app.state.failure
-        message = f"The model could not be loaded: {failed}" if failed else "The model is being loaded."
-        raise ApiError(503, message, code="loading", headers={"Retry-After": "5"})
-    return jobs
-
-
 def job_id(request: Request, id: Annotated[str, PathParameter(description="The job's id.")]) -> str:
     """An id of a job, noted for the log.
 
@@ -111,7 +96,6 @@ def job_id(request: Request, id: Annotated[str, PathParameter(description="The j
     return id
 
 
-TheJobs = Annotated[Jobs, Depends(jobs_of)]
 JobId = Annotated[str, Depends(job_id)]
 
 
@@ -188,6 +172,7 @@ async def cancel(
     },
 )
 async def events(
+    request: Request,
     id: JobId,
     jobs: TheJobs,
     last_event_id: Annotated[str | None, Header(max_length=40)] = None,
@@ -197,15 +182,15 @@ async def events(
     number = int(known) if known.isascii() and known.isdecimal() else 0
     job = await run_in_threadpool(jobs.get, id)
     return StreamingResponse(
-        stream(job, min(number, MOST_NUMBER)), media_type="text/event-stream", headers=NO_BUFFERING
+        stream(request.app.state, job, min(number, MOST_NUMBER)), media_type="text/event-stream", headers=NO_BUFFERING
     )
 
 
-async def stream(job: Job, after: int) -> AsyncIterator[str]:
-    """A job's events as text; comments keep the connection alive."""
+async def stream(state: Any, job: Job, after: int) -> AsyncIterator[str]:
+    """A job's events as text, up to the last or until the server stops; comments keep the connection alive."""
     if job.journal.ended:  # whoever comes late is told of the end alone, whatever numbers were seen
         after = min(after, job.journal.after(0)[-1].number - 1)
-    async for event in job.journal.follow(after):
+    async for event in followed(state, job, after):
         yield ": still here\n\n" if event is None else as_text(event)
 
 
@@ -235,30 +220,3 @@ async def picture(
     if download:
         headers["Content-Disposition"] = f'attachment; filename="{id}-{n}.{info.format}"'
     return Response(data, media_type=MEDIA[info.format], headers=headers)
-
-
-class ServerView(BaseModel):
-    """What a server has, and how much of it may be asked for."""
-
-    version: str
-    model: str
-    bundled: bool
-    ready: bool
-    auth: bool
-    limits: dict[str, int]
-    sizes: dict[str, Any]
-    presets: list[dict[str, Any]]
-    default_preset: str
-    default_guidance: float | None
-    adapters: list[str]
-    formats: list[str]
-    examples: list[dict[str, Any]]
-
-
-@router.get("/server", response_model=ServerView, responses=responses(503), tags=["server"])
-async def server(request: Request) -> Any:
-    """What this server has, for pages and programs that ask for pictures."""
-    return request.app.state.told
-
-
-__all__ = ["JobView", "router"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
-LAST = ("finished", "failed", "cancelled")  # after which nothing follows
+from .records import ENDED
+
+LAST: tuple[str, ...] = ENDED  # after which nothing follows
+SLACK = 32  # events that may wait for a reader before steps and previews are dropped for newer ones
 
 
 @dataclass(frozen=True)
@@ -60,35 +63,45 @@ class Journal:
         with self._lock:
             return [event for event in self._events if event.number > number]
 
-    async def follow(self, number: int = 0, pause: float = 10.0) -> AsyncIterator[JobEvent | None]:
-        """Events after `number`, as they come, up to the last: every one of those that come meanwhile.
+    async def follow(self, number: int = 0, pause: float = 10.0) -> AsyncGenerator[JobEvent | None, None]:
+        """Events after `number`, as they come, up to the last.
+
+        Whoever reads them as fast as they come is told every one. For a slow reader no more than some tens wait: of
+        steps and previews the latest of each picture, as for those who come later.
 
         Args:
             number: of the last event that is known already.
             pause: seconds after which None is given where nothing happens, so that a connection is kept alive.
         """
         loop = asyncio.get_running_loop()
-        waiting: asyncio.Queue[JobEvent] = asyncio.Queue()
+        news = asyncio.Event()
+        waiting: list[JobEvent] = []  # changed under the lock
 
         def hear(event: JobEvent) -> None:
+            if len(waiting) >= SLACK and event.key is not None:
+                waiting[:] = [one for one in waiting if one.key != event.key]
+            waiting.append(event)
             with suppress(RuntimeError):  # the loop was closed
-                loop.call_soon_threadsafe(waiting.put_nowait, event)
+                loop.call_soon_threadsafe(news.set)
 
         with self._lock:
-            earlier = [event for event in self._events if event.number > number]
+            waiting += [event for event in self._events if event.number > number]
             ended = bool(self._events) and self._events[-1].type in LAST
             self._followers.add(hear)
         try:
-            for event in earlier:
-                yield event
-            while not ended:
+            while True:
+                with self._lock:
+                    events, waiting[:] = waiting[:], []
+                for event in events:
+                    yield event
+                    ended = ended or event.type in LAST
+                if ended:
+                    return
                 try:
-                    event = await asyncio.wait_for(waiting.get(), pause)
+                    await asyncio.wait_for(news.wait(), pause)
                 except TimeoutError:
                     yield None
-                else:
-                    yield event
-                    ended = event.type in LAST
+                news.clear()
         finally:
             with self._lock:
                 self._followers.discard(hear)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -10,8 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..checks import printable
-from .api_errors import ApiError
-from .guard import answer
+from .api_errors import ApiError, answer
 from .metrics import Metrics
 
 METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
@@ -82,12 +82,6 @@ class AccessLog:
         scope.setdefault("state", {})
         try:
             await self._app(scope, receive, noted)
-        except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"][:200])
-            if status:
-                raise  # in the middle of an answer, which ends here
-            message = "The server has met an error of its own, of which its log tells more."
-            await answer(ApiError(500, message), noted)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in METHODS else "OTHER"  # or clients could make up thousands
@@ -113,3 +107,37 @@ class AccessLog:
                 about,
                 extra={"fields": fields},
             )
+
+
+class OwnFailures:
+    """Answers what failed in the application with an error that tells nothing of the inside; the log does.
+
+    Where the server stops and has waited long enough, it ends what is still being answered.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except asyncio.CancelledError:  # by uvicorn, which would answer in words of its own
+            if not begun:
+                message = "The server is stopping: ask again in a moment."
+                await answer(ApiError(503, message, code="stopping", headers={"Retry-After": "5"}), send)
+        except Exception:
+            logger.exception("%s %s failed", scope["method"], scope["path"][:200])
+            if begun:
+                raise  # in the middle of an answer, which ends here
+            await answer(ApiError(500, "The server has met an error of its own, of which its log tells more."), send)

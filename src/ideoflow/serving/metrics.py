@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
-from .records import JobRecord
+from .records import ENDED, JobRecord
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 TOKENS = (100, 300, 1000, 3000, 10_000, 30_000, 100_000, 300_000)
@@ -37,8 +37,9 @@ class Metrics:
             "ideoflow_http_requests", "Requests answered, by route and status.", ("method", "route", "status"), **own
         )
         self.jobs = Counter("ideoflow_jobs", "Jobs that have ended, by how.", ("status",), **own)
+        for status in ENDED:
+            self.jobs.labels(status)  # 0 is told from the start
         self.pictures = Counter("ideoflow_pictures", "Pictures finished.", **own)
-        self.cancelled = Counter("ideoflow_cancelled", "Jobs cancelled.", **own)
         self.queue_seconds = Histogram(
             "ideoflow_queue_seconds", "Seconds from a job's arrival to its first step.", buckets=SECONDS, **own
         )
@@ -76,8 +77,6 @@ class Metrics:
         """Count a job that has ended."""
         self.jobs.labels(record.status).inc()
         self.job_seconds.labels(record.status).observe(max(0.0, time.time() - record.created_at))
-        if record.status == "cancelled":
-            self.cancelled.inc()
 
     def count_request(self, method: str, route: str, status: int) -> None:
         """Count an answered request."""

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from .job_settings import SEEDS, Format, Given, Order, wrong
+from .job_settings import SEEDS, Given, Order, wrong
+from .records import Format
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 PRESETS = {

@@ -20,7 +20,7 @@ Was = Literal["json", "repaired", "wrapped", "written"]
 Writer = Callable[[str], Caption]
 
 REBUILT = "the prompt had lost its quotation marks on the way; they could be put back for certain"
-HALF = "the prompt holds half of a surrogate pair, which is no character: write the whole one."
+HALF = "{} holds half of a surrogate pair, which is no character: write the whole one."
 UNCERTAIN = (
     "the prompt is like a caption whose quotation marks were lost on the way, and they cannot be put back for certain"
     " ({}): it was taken for words"
@@ -67,7 +67,7 @@ def read_prompt(
     if not caption.is_one():
         raise CaptionError(f"the prompt is no caption: it has none of {', '.join(Caption.model_fields)}.")
     data, line = caption.data(), caption.line()
-    _check_characters(data)
+    check_characters(data, "the prompt")
     remarks += [f"mended {breach.mended}" for breach in mended] + [str(breach) for breach in caption.check()]
     sent = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, separators=(",", ":"))
     was: Was = "repaired" if mended or REBUILT in remarks else "json"
@@ -81,7 +81,7 @@ def _of_mapping(prompt: Mapping[str, Any]) -> Caption:
 def _read_text(text: str) -> tuple[Caption | None, list[str]]:
     """The caption that a text holds, None for words; and what is to be said of it."""
     if not encodes(text):
-        raise CaptionError(HALF)
+        raise CaptionError(HALF.format("the prompt"))
     if not lost_marks(text):
         found = find(text, "the prompt")
         return (Caption.of_found(found) if found else None), []
@@ -110,8 +110,12 @@ def _of_words(words: str, remarks: list[str], write: Writer | None) -> ReadPromp
     return ReadPrompt(line, caption.data(), "written" if write else "wrapped", tuple(remarks), line)
 
 
-def _check_characters(data: dict[str, Any]) -> None:
+def check_characters(data: dict[str, Any], what: str) -> None:
     """See that a caption can be sent and kept: that JSON and UTF-8 can hold it.
+
+    Args:
+        data: the caption.
+        what: what an error calls it.
 
     Raises:
         CaptionError: if not.
@@ -119,6 +123,6 @@ def _check_characters(data: dict[str, Any]) -> None:
     try:
         json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
-        raise CaptionError(HALF) from None
+        raise CaptionError(HALF.format(what)) from None
     except ValueError:
-        raise CaptionError("the prompt holds a number that is none, such as NaN: give finite ones.") from None
+        raise CaptionError(f"{what} holds a number that is none, such as NaN: give finite ones.") from None

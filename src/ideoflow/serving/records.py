@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args
 Status = Literal["queued", "running", "finished", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 UNFINISHED: tuple[Status, ...] = ("queued", "running")
-FORMATS = ("png", "jpeg", "webp")
+ENDED: tuple[Status, ...] = tuple(status for status in STATUSES if status not in UNFINISHED)
+Format = Literal["png", "jpeg", "webp"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 MOST_PICTURES = 10_000  # pictures of one job: what a name of a file has digits for
 
 _ID = re.compile(r"job_[A-Za-z0-9]{22}")

@@ -11,14 +11,17 @@ import time
 import warnings
 import webbrowser
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 
 from .app import create_app
+from .connections import Connection
 from .jobs import Jobs
 from .logs import set_up
 from .server_settings import ServerSettings
@@ -26,6 +29,12 @@ from .server_settings import ServerSettings
 logger = logging.getLogger("ideoflow.serving")
 MOST_HEADERS = 4 * 2**20  # bytes that are read of a request's head: the guard answers what is too long
 LAST_ANSWERS = 5  # seconds that open connections have once the jobs are done
+GIVING_UP = 2.0  # seconds in which jobs that are given up come to their ends
+OPTIONS = {
+    "loras": "--lora",
+    "cors_origins": "--cors-origin",
+    "allowed_hosts": "--allowed-host",
+}  # that come several times
 
 
 def read_settings(options: Mapping[str, Any]) -> ServerSettings:
@@ -38,14 +47,21 @@ def read_settings(options: Mapping[str, Any]) -> ServerSettings:
         return ServerSettings.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
-        name = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else ""
+        field = str(first["loc"][0]) if first["loc"] else ""
+        name = OPTIONS.get(field, "--" + field.replace("_", "-")) if field else ""
         message = str(first["msg"]).removeprefix("Value error, ")
         given = f" {first['input']!r}" if name and name != "--api-keys" else ""
         raise ValueError(f"{name}{given}: {message}" if name else message) from None
 
 
 class DrainingServer(uvicorn.Server):
-    """A server that, told to stop, accepts no more jobs and lets those that are there end, for so many seconds."""
+    """A server that, told to stop, accepts no more jobs and lets those that are there end, for so many seconds.
+
+    Args:
+        config: uvicorn's options.
+        state: the application's state.
+        seconds: how long jobs are waited for.
+    """
 
     def __init__(self, config: uvicorn.Config, state: Any, seconds: float) -> None:
         super().__init__(config)
@@ -55,8 +71,11 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; a second signal stops at once."""
         jobs: Jobs | None = self._state.jobs
-        if jobs is None or self._until is not None:
+        if self._until is not None or self.should_exit:
             super().handle_exit(sig, frame)
+            return
+        if jobs is None:
+            self.should_exit = True
             return
         jobs.drain()
         self._until = time.monotonic() + self._seconds
@@ -66,19 +85,53 @@ class DrainingServer(uvicorn.Server):
             )
 
     async def on_tick(self, counter: int) -> bool:
-        """Stop once the jobs are done, or the time is over."""
-        if self._until is not None and (self._state.jobs.unfinished == 0 or time.monotonic() > self._until):
+        """Stop once the jobs are done, or the time is over; or where the model cannot be loaded."""
+        jobs: Jobs | None = self._state.jobs
+        if self._until is not None and jobs is not None and (jobs.unfinished == 0 or time.monotonic() > self._until):
             self.should_exit = True
+        if self._state.failure is not None:
+            self.should_exit = True
+        if self.should_exit and not self._state.stopping.is_set():
+            if jobs is not None and jobs.unfinished:
+                await _give_up(jobs)
+            self._state.stopping.set()  # whoever still waits for a job is told
         return await super().on_tick(counter)
 
 
-def run(settings: ServerSettings, announce: Callable[[str, Path], None], open_browser: bool = False) -> None:
+async def _give_up(jobs: Jobs) -> None:
+    """End the jobs that are not stored, and let those who follow them hear of it."""
+    jobs.drain()
+    await asyncio.get_running_loop().run_in_executor(None, jobs.stop_unstored)
+    end = time.monotonic() + GIVING_UP
+    while any(not job.settled.stored for job in jobs.table.unfinished) and time.monotonic() < end:
+        await asyncio.sleep(0.05)
+
+
+def config_of(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        app,
+        http=partial(Connection, most=settings.max_connections),  # type: ignore[arg-type]
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        h11_max_incomplete_event_size=MOST_HEADERS,
+        timeout_graceful_shutdown=LAST_ANSWERS,
+    )
+
+
+def run(settings: ServerSettings, announce: Callable[[str, Path], None], open_browser: bool = False) -> bool:
     """Serve until told to stop.
 
     Args:
         settings: the options.
         announce: called with the address and the folder of jobs, once connections are accepted.
         open_browser: whether to open the page.
+
+    Returns:
+        Whether the model could be loaded; if not, the log has said why.
 
     Raises:
         OSError: an address that cannot be listened on.
@@ -92,22 +145,12 @@ def run(settings: ServerSettings, announce: Callable[[str, Path], None], open_br
     shown = f"[{host}]" if ":" in host else "localhost" if host in ("127.0.0.1", "0.0.0.0") else host
     address = f"http://{shown}:{port}/"
     app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        h11_max_incomplete_event_size=MOST_HEADERS,
-        timeout_graceful_shutdown=LAST_ANSWERS,
-    )
-    server = DrainingServer(config, app.state, settings.drain)
+    server = DrainingServer(config_of(app, settings), app.state, settings.drain)
     announce(address, settings.data)
     if open_browser and _has_display():
         webbrowser.open(address)
     asyncio.run(server.serve(sockets=[listener]))
+    return app.state.failure is None
 
 
 def _has_display() -> bool:

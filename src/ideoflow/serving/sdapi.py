@@ -5,7 +5,6 @@ Programs send it dozens of fields of samplers and scripts: those that mean nothi
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Annotated, Any
 
@@ -14,13 +13,13 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..captions import CaptionError
-from .api_errors import ApiError, responses
+from .api_errors import ApiError, invalid_caption, responses
 from .job import Job
-from .job_settings import SEEDS, Format, Order, wrong
-from .jobs_api import TheJobs
-from .openai_api import check_end, picture_bytes, watched
-from .prompts import ReadPrompt, read_prompt
+from .job_settings import SEEDS, Order, wrong
+from .prompts import read_prompt
+from .records import Format
 from .serving_model import name_of_model
+from .waiting import TheJobs, check_end, picture_base64, watched
 
 SAMPLER = "Euler"
 
@@ -112,7 +111,11 @@ async def draw(request: Request, body: DrawBody, jobs: TheJobs) -> Any:
     """Draw pictures of a prompt. Interrupted, it answers with those that are finished."""
     if (body.width is None) != (body.height is None):
         raise wrong("width", "`width` and `height` go together: give both, or neither.")
-    prompt = await run_in_threadpool(_read, body.prompt)
+    jobs.check_room()
+    try:
+        prompt = await run_in_threadpool(read_prompt, body.prompt)
+    except CaptionError as error:
+        raise invalid_caption(error, "prompt") from None
     order = Order(
         caption=body.prompt,
         size=None if body.width is None else f"{body.width}x{body.height}",
@@ -135,19 +138,11 @@ async def draw(request: Request, body: DrawBody, jobs: TheJobs) -> Any:
     if job.record.status != "cancelled":
         check_end(job)
     made = [picture.index for picture in job.record.pictures]
-    images = [base64.b64encode(picture_bytes(jobs, job, index)).decode("ascii") for index in made]
     return {
-        "images": images,
+        "images": [await run_in_threadpool(picture_base64, jobs, job, index) for index in made],
         "parameters": body.model_dump(),
         "info": json.dumps(_info(job, body, made, _model(request))),
     }
-
-
-def _read(text: str) -> ReadPrompt:
-    try:
-        return read_prompt(text)
-    except CaptionError as error:
-        raise ApiError(400, str(error), code="invalid_caption", param="prompt") from None
 
 
 def _info(job: Job, body: DrawBody, made: list[int], model: str) -> dict[str, Any]:

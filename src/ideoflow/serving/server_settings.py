@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,6 +33,7 @@ class ServerSettings(BaseModel):
         api_keys: keys of which a request must bear one; empty for none.
         no_auth: whether a public host may be served without a key.
         cors_origins: origins of other pages that may use the server from a browser.
+        allowed_hosts: names that a server of this machine alone is asked by beside its own, such as that of a proxy.
         data: folder of jobs and pictures.
         keep_jobs: finished jobs that are kept, the oldest go first; None for all.
         keep_bytes: bytes of pictures that are kept; None for all.
@@ -41,6 +43,7 @@ class ServerSettings(BaseModel):
         max_steps: denoising steps of a picture.
         max_pictures: pictures of a job.
         max_body: bytes of a request's body.
+        max_connections: connections that are open at a time.
         timeout: seconds that a job may take from its arrival; None for no limit.
         drain: seconds that running jobs are given when the server is told to stop.
         log_json: whether each line of the log is a JSON object.
@@ -62,6 +65,7 @@ class ServerSettings(BaseModel):
     api_keys: tuple[SecretStr, ...] = ()
     no_auth: bool = False
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     data: Path = Path("outputs/server")
     keep_jobs: Annotated[int, Field(ge=1)] | None = None
     keep_bytes: Annotated[int, Field(ge=1)] | None = None
@@ -71,6 +75,7 @@ class ServerSettings(BaseModel):
     max_steps: int = Field(100, ge=1, le=1000)
     max_pictures: int = Field(10, ge=1, le=1000)
     max_body: int = Field(MEBIBYTE, ge=1024)
+    max_connections: int = Field(512, ge=1)
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     drain: float = Field(30, ge=0, allow_inf_nan=False)
     log_json: bool = False
@@ -84,6 +89,14 @@ class ServerSettings(BaseModel):
                 raise ValueError("a key has 8 to 512 printable ASCII characters and no space; another one was given.")
         return keys
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not re.fullmatch(r"[\w.-]+|\[?[0-9a-fA-F:.]+\]?", host):
+                raise ValueError("give names such as studio.example.org, without scheme, port and path.")
+        return hosts
+
     @model_validator(mode="after")
     def _guarded(self) -> ServerSettings:
         if not (self.api_keys or self.no_auth or self.is_local):
@@ -96,10 +109,21 @@ class ServerSettings(BaseModel):
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the server."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
+
+
+def plain_name(host: str) -> str:
+    """A host's name or address without what changes nothing: case, a dot at the end, and an IPv6 address's brackets."""
+    return host.strip("[]").rstrip(".").lower()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address leads to the machine itself, whoever asks."""
+    plain = plain_name(host)
+    try:
+        return ipaddress.ip_address(plain).is_loopback
+    except ValueError:
+        return plain == "localhost"
 
 
 def without_folders(model: str) -> str:
