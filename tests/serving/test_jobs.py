@@ -216,7 +216,7 @@ def test_a_body_that_is_no_json_is_refused(server):
         assert answer.status_code == 400 and answer.json()["error"]["message"], body
 
 
-def test_a_reader_that_goes_away_leaves_a_stored_job_alone(server):
+def test_a_reader_that_goes_away_leaves_a_stored_job_alone(server, caplog):
     job = server.job(num_inference_steps=30)
     with (
         pytest.raises(httpx.ReadTimeout),
@@ -226,6 +226,7 @@ def test_a_reader_that_goes_away_leaves_a_stored_job_alone(server):
         for _ in answer.iter_lines():
             time.sleep(0.001)
     assert server.wait(job["id"])["status"] == "finished"
+    assert "Traceback" not in caplog.text
 
 
 def test_the_server_tells_what_it_has(server):

@@ -54,24 +54,24 @@ async def followed(
         gone: done once nobody waits any longer.
     """
     ends = [asyncio.ensure_future(state.stopping.wait()), *([gone] if gone else [])]
+    events = job.journal.follow(after)
     coming: asyncio.Future[Any] | None = None
     try:
-        async with aclosing(job.journal.follow(after)) as events:
-            while True:
-                coming = asyncio.ensure_future(anext(events, _END))
-                await asyncio.wait([coming, *ends], return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    coming.cancel()
-                    await asyncio.wait([coming])  # before that the events cannot be closed
-                    return
-                event = coming.result()
-                if event is _END:
-                    return
-                yield event
+        while True:
+            coming = asyncio.ensure_future(anext(events, _END))
+            await asyncio.wait([coming, *ends], return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                return
+            event = coming.result()
+            if event is _END:
+                return
+            yield event
     finally:
         ends[0].cancel()
-        if coming is not None:
-            coming.cancel()
+        if coming is not None and not coming.done():
+            coming.cancel()  # which ends the events too
+        else:
+            await events.aclose()
 
 
 async def watched(request: Request, jobs: Jobs, job: Job) -> AsyncGenerator[JobEvent | None, None]:
