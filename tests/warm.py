@@ -28,7 +28,8 @@ def command() -> Iterator[list[str]]:
     with tempfile.TemporaryDirectory(prefix="warm-") as folder:
         place = str(Path(folder) / "socket")
         server = [sys.executable, __file__, place]
-        with subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # a fork has the thread that forks, and no other
+        with subprocess.Popen(server, env=alone, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stdout and process.stdin
             assert process.stdout.readline() == b"ready\n", "the server of warm processes did not start"
             yield [sys.executable, "-S", "-E", __file__, place]
