@@ -17,9 +17,14 @@ export function textArea(properties) {
   return h("textarea.words", { rows: 2, spellcheck: true, ...properties });
 }
 
-/** Set a control's value unless it is being typed into with the same value. */
+const typing = new WeakSet(); // controls with something typed that no `change` has told of yet
+document.addEventListener("input", (event) => typing.add(event.target), true);
+document.addEventListener("change", (event) => typing.delete(event.target), true);
+
+/** Show a value in a control, but for one in which somebody is typing: news from the server come at any moment. */
 export function setValue(control, value) {
   const text = value === null || value === undefined ? "" : String(value);
+  if (typing.has(control) && control === document.activeElement) return;
   if (control.value !== text) control.value = text;
 }
 
