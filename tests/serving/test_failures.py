@@ -178,6 +178,25 @@ def test_what_would_be_a_picture_of_something_else_is_said(server, change, said)
     assert any(said in warning for warning in warnings) if said else not warnings
 
 
+def test_a_disk_that_is_full_is_told_as_that(own_server, monkeypatch, caplog):
+    running = own_server()
+
+    def full(*_, **__):
+        raise StoreError("/somewhere/jobs.sqlite: database or disk is full")
+
+    done = running.wait(running.job()["id"])
+    for method in ("put", "forget"):
+        monkeypatch.setattr(jobs_of(running)._store, method, full)
+    for answer in (
+        running.http.post("/v1/jobs", json=small()),
+        running.http.delete(f"/v1/jobs/{done['id']}", params={"forget": True}),
+    ):
+        assert answer.status_code == 507 and answer.json()["error"]["code"] == "storage_failed"
+        assert "somewhere" not in answer.text
+    assert "/somewhere/jobs.sqlite" in caplog.text and "Traceback" not in caplog.text
+    assert running.wait(running.job(stored=False)["id"])["status"] == "finished"
+
+
 def test_a_key_for_a_job_that_is_not_stored_is_refused(server):
     answer = server.http.post("/v1/jobs", json=small(stored=False), headers={"Idempotency-Key": "one"})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "stored"

@@ -184,7 +184,7 @@ def test_a_job_that_is_not_stored_is_there_for_a_while_and_in_no_list(server):
     [
         ({"size": "100x100"}, "size", "96x96 and 112x112"),
         ({"size": "9999999x16"}, "size", "WIDTHxHEIGHT"),
-        ({"size": "4096x4096"}, "size", "at most 4194304 pixels"),
+        ({"size": "4096x4096"}, "size", "at most 262144 pixels"),
         ({"n": 11}, "n", "at most 10 pictures"),
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"preset": "fast"}, "preset", "V4_TURBO_12"),
@@ -208,6 +208,34 @@ def test_what_cannot_be_drawn_is_refused_by_the_field(server, change, field, tol
     error = answer.json()["error"]
     assert answer.status_code == 400 and error["param"] == field and told in error["message"], error
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers"),
+    [
+        ("/v1/jobs", {"caption": {"high_level_description": "\ud800"}, "size": "32x32"}, {"Idempotency-Key": "half"}),
+        ("/v1/images/generations", {"prompt": "a", "width": int("1" * 50), "height": 16}, {}),
+        ("/v1/images/generations", {"prompt": "a", "n": int("1" * 4000)}, {}),
+        ("/sdapi/v1/txt2img", {"prompt": "a", "width": int("1" * 50), "height": 16}, {}),
+        ("/sdapi/v1/txt2img", {"prompt": "a", "batch_size": int("1" * 4000), "n_iter": int("1" * 4000)}, {}),
+        ("/sdapi/v1/txt2img", {"prompt": "a", "width": 32, "height": 32, "negative_prompt": "\ud800"}, {}),
+        ("/v1/jobs", {"caption": "a", "num_inference_steps": int("1" * 4000)}, {}),
+    ],
+)
+def test_numbers_and_characters_beyond_all_bounds_are_refused_in_few_words(server, path, body, headers):
+    answer = server.http.post(path, json=body, headers=headers)
+    assert answer.status_code == 400 and len(answer.text) < 2000, answer.text
+
+
+def test_what_is_called_otherwise_elsewhere_is_told_its_name_here(server):
+    ask = server.http.post
+    assert (
+        "`num_inference_steps`"
+        in ask("/v1/images/generations", json={"prompt": "a", "steps": 4}).text.split("Known")[0]
+    )
+    assert "takes none" in ask("/v1/images/generations", json={"prompt": "a", "negative_prompt": "b"}).text
+    assert "end `base_url` in /v1" in ask("/images/generations", json={"prompt": "a"}).text
+    assert "/v1/images/generations" in ask("/v1/chat/completions", json={}).text
 
 
 def test_a_body_that_is_no_json_is_refused(server):

@@ -466,6 +466,27 @@ class TestPanels:
         assert request["num_inference_steps"] == 3 and request["guidance_scale"] == 1.5 and request["seed"] == 77
         page.wait_for_selector("#jobs .job-state[data-status=finished]")
 
+    def test_what_shows_nothing_that_was_meant_is_not_sent(self, page: Any) -> None:
+        page.click("summary:has-text('Examples')")
+        page.click("#examples button:has-text('Empty canvas')")
+        page.click("#generate")
+        expect(page.locator(".notice[data-kind=error]").last).to_contain_text("nothing to draw yet")
+        open_caption(page, composition({**RED, "bbox": [500, 100, 100, 400]}))
+        expect(page.locator("#json-problems li").first).to_be_attached()
+        page.click("#generate")
+        expect(page.locator(".notice[data-kind=error]").last).to_contain_text("A box is not where it seems")
+        expect(page.locator("#jobs .job")).to_have_count(0)
+
+    def test_words_typed_into_a_box_stay_however_it_is_left(self, page: Any) -> None:
+        for number, key in enumerate(("Enter", "Escape")):
+            page.locator("#stage").focus()
+            page.keyboard.press("Shift+O")
+            page.keyboard.type(f"words {number}")
+            page.keyboard.press(key)
+            assert (
+                elements_of(page)[-1]["desc"] == f"words {number}" or elements_of(page)[0]["desc"] == f"words {number}"
+            )
+
     def test_an_error_of_the_server_stands_at_its_field(self, page: Any) -> None:
         page.get_by_label("Width in pixels").fill("100")
         page.keyboard.press("Tab")
@@ -548,7 +569,9 @@ class TestImport:
         page.click("#import")
         page.fill("#import-text", "a red circle")
         page.click("#import-open")
-        expect(page.locator(".notice[data-kind=error]")).to_contain_text("no caption")
+        expect(page.locator("#import-problem")).to_contain_text("no caption")
+        assert page.input_value("#import-text") == "a red circle", "what was pasted is still there to be mended"
+        page.click("#import-close")
         assert caption_of(page) == before
 
     def test_a_dropped_picture_restores_everything(self, visit: Callable[..., Any], tmp_path: Path) -> None:

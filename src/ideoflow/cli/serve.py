@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..checks import printable
-from ..serving.server_settings import ServerSettings, read_keys
+from ..serving.server_settings import ServerSettings, read_keys, read_settings
 from ..standard_streams import FAILED
 from .console import err, plain_errors, starting
 from .values import expanded, parse_amount, parse_device, parse_dtype, parse_model, parse_quantize
@@ -81,7 +81,10 @@ def serve(
     max_queue: Annotated[
         int, typer.Option(metavar="N", help="Jobs that wait or run at a time; more are told to wait.")
     ] = DEFAULTS.max_queue,
-    max_pixels: Annotated[int, typer.Option(metavar="N", help="Pixels of a picture.")] = DEFAULTS.max_pixels,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Pixels of a picture.", show_default="4194304; 262144 with the bundled model"),
+    ] = DEFAULTS.max_pixels,
     max_steps: Annotated[int, typer.Option(metavar="N", help="Denoising steps of a picture.")] = DEFAULTS.max_steps,
     max_pictures: Annotated[int, typer.Option(metavar="N", help="Pictures of a job.")] = DEFAULTS.max_pictures,
     max_connections: Annotated[
@@ -168,9 +171,11 @@ def serve(
             "drain": drain,
             "log_json": log_json,
         }
-        with starting("importing the server"):
-            from ..serving.running import read_settings, run
         checked = read_settings(settings)
+        if not err.is_terminal:
+            err.print("starting: the address follows, and `ready` once the model is there")
+        with starting("importing the server"):
+            from ..serving.running import run
     if not run(checked, announce=_announce, open_browser=open_browser):
         raise typer.Exit(FAILED)
 
@@ -192,7 +197,11 @@ def _keys(file: str | None) -> tuple[str, ...]:
     """The keys of a file and of the environment."""
     keys = read_keys(os.environ.get(KEYS, ""))
     if file is not None:
-        own = read_keys(expanded("--api-key-file", file).read_text("utf-8"))
+        try:
+            own = read_keys(expanded("--api-key-file", file).read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is no text"
+            raise ValueError(f"--api-key-file {file!r}: {why}. Make one by: openssl rand -hex 32 > {file}") from None
         if not own:
             raise ValueError(f"--api-key-file {file!r} holds no key: write one a line.")
         keys += own

@@ -23,6 +23,7 @@ TYPES = {
     431: "invalid_request_error",
     501: "not_implemented_error",
     503: "service_unavailable_error",
+    507: "storage_error",
 }
 
 
@@ -90,5 +91,5 @@ async def answer(error: ApiError, send: Send) -> None:
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What OpenAPI says of a route's errors; those that any route may answer are among them."""
-    always = (400, 401, 403, 408, 413, 415, 431, 500, 503)
+    always = (400, 401, 403, 408, 413, 415, 431, 500, 503, 507)
     return {status: {"model": ErrorBody} for status in sorted({*always, *statuses})}

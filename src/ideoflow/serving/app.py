@@ -26,7 +26,7 @@ from .logs import METHODS, AccessLog, OwnFailures
 from .metrics import Metrics
 from .server_settings import ServerSettings
 from .serving_model import load_model, name_of_model, served_by
-from .store import Store
+from .store import Store, StoreError
 
 logger = logging.getLogger("ideoflow.serving")
 LONGEST_PLACE = 100  # characters of the name of a wrong field, which may be a key that a client made up
@@ -73,6 +73,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.include_router(studio_page.router)
     app.mount(studio_page.FILES, studio_page.StudioFiles())
     app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(StoreError, _not_kept)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     # The last one added sees a request first.
@@ -139,6 +140,12 @@ async def _api_error(request: Request, error: Any) -> Response:
     return Response(json.dumps(error.body), error.status, error.headers, "application/json")
 
 
+async def _not_kept(request: Request, error: Any) -> Response:
+    logger.error("%s %s: %s", request.method, request.url.path, error)
+    message = "The server cannot write to its folder, such as where the disk is full: its log says more."
+    return await _api_error(request, ApiError(507, message, code="storage_failed"))
+
+
 async def _invalid(request: Request, error: Any) -> Response:
     """A body or a parameter of another form, by its first fault: its place, and what is wrong there."""
     first = error.errors()[0]
@@ -151,7 +158,12 @@ async def _invalid(request: Request, error: Any) -> Response:
 
 
 async def _http_error(request: Request, error: Any) -> Response:
-    told = {404: f"There is nothing at {request.url.path[:80]!r}.", 405: "This path does not take that method."}
+    path = request.url.path
+    told = {404: f"There is nothing at {path[:80]!r}.", 405: "This path does not take that method."}
+    if path.startswith(("/images/", "/models")):
+        told[404] += f" OpenAI's API is under /v1 (/v1{path[:80]}): end `base_url` in /v1."
+    elif path.startswith("/v1/"):
+        told[404] += " This server draws: /v1/images/generations, /v1/jobs, and what /openapi.json lists."
     message = told.get(error.status_code, str(error.detail))
     headers = dict(error.headers or {})
     if error.status_code == 405:

@@ -128,7 +128,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is None or origin in self._settings.cors_origins or "*" in self._settings.cors_origins:
             return
-        if urlsplit(origin).netloc.lower() != host.lower():
+        if _place(origin) != host.lower():
             raise ApiError(
                 403,
                 f"Pages of {origin[:80]!r} may not use this server: start it with --cors-origin to let them.",
@@ -247,3 +247,11 @@ def _again(body: bytes, receive: Receive, last: Message | None) -> Receive:
         return waiting.pop(0) if waiting else await receive()
 
     return again
+
+
+def _place(origin: str) -> str | None:
+    """Host and port of an origin, in small letters; None for what is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None

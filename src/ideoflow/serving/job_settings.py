@@ -18,6 +18,8 @@ from .server_settings import ServerSettings
 
 SEEDS = 2**64  # how many a torch generator takes
 FRESH_SEEDS = 2**32  # of those drawn here: programs that read JSON numbers as doubles keep them
+MOST_SIDE = 100_000  # of numbers that are looked at any further; what the server takes is far less
+MOST_COUNT = 10_000
 MOST_TEXT = 100_000  # characters of a caption
 
 
@@ -48,12 +50,12 @@ class Order(BaseModel):
         None, max_length=40, description='"WxH" in pixels, multiples of 16; the server\'s default if left out.'
     )
     preset: str | None = Field(None, max_length=100, description="V4_QUALITY_48, V4_DEFAULT_20 or V4_TURBO_12.")
-    num_inference_steps: int | None = Field(None, ge=1, description="Steps instead of the preset's.")
+    num_inference_steps: int | None = Field(None, ge=1, le=MOST_COUNT, description="Steps instead of the preset's.")
     guidance_scale: float | None = Field(
         None, ge=0, le=100, allow_inf_nan=False, description="One guidance for all steps instead of the preset's."
     )
     seed: int | None = Field(None, ge=0, lt=SEEDS, description="Picture i has seed + i; drawn at random if left out.")
-    n: int = Field(1, ge=1, description="Pictures.")
+    n: int = Field(1, ge=1, le=MOST_COUNT, description="Pictures.")
     adapters: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = Field(
         None, description="Names and weights of the server's adapters; none if left out."
     )
@@ -170,9 +172,9 @@ def settle(order: Order, served: Served) -> Settled:
     """
     settings = served.settings
     width, height = read_size(order.size, served.default_size)
-    if width * height > settings.max_pixels:
+    if width * height > settings.pixel_limit:
         raise wrong(
-            "size", f"`size` is {width}x{height}: this server draws at most {settings.max_pixels} pixels a picture."
+            "size", f"`size` is {width}x{height}: this server draws at most {settings.pixel_limit} pixels a picture."
         )
     if order.n > settings.max_pictures:
         raise wrong("n", f"`n` is {order.n}: this server draws at most {settings.max_pictures} pictures a job.")

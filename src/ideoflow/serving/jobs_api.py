@@ -112,7 +112,7 @@ async def submit(
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
 ) -> Any:
     """Ask for pictures of one caption. The answer comes at once; the pictures follow."""
-    digest = hashlib.sha256(order.model_dump_json().encode()).hexdigest() if idempotency_key else None
+    digest = hashlib.sha256(json.dumps(order.model_dump()).encode()).hexdigest() if idempotency_key else None
     job, new = await run_in_threadpool(jobs.submit, order, None, idempotency_key, digest)
     request.state.job = job.id
     view = await run_in_threadpool(jobs.view, job)

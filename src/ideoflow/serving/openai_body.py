@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from .job_settings import SEEDS, Given, Order, wrong
+from .job_settings import MOST_COUNT, MOST_SIDE, SEEDS, Given, Order, wrong
 from .records import Format
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
@@ -31,6 +31,20 @@ MOST_PARTIAL = 3
 Compression = Annotated[int, Field(ge=0, le=100)]
 
 
+# What other programs call it, and what there is here.
+ELSEWHERE = {
+    "steps": "It is called `num_inference_steps`.",
+    "cfg_scale": "It is called `guidance_scale`.",
+    "guidance": "It is called `guidance_scale`.",
+    "batch_size": "It is called `n`.",
+    "num_images": "It is called `n`.",
+    "loras": "It is called `adapters`: names and weights of those that the server was started with.",
+    "negative_prompt": "The model takes none: say in the caption what there is to be instead.",
+    "sampler": "There is one sampler; `preset` chooses its steps.",
+    "scheduler": "There is one sampler; `preset` chooses its steps.",
+}
+
+
 class ImageBody(BaseModel):
     """A body of `POST /v1/images/generations`. A null means what leaving the field out does."""
 
@@ -42,7 +56,7 @@ class ImageBody(BaseModel):
     model: Annotated[str, Field(max_length=500)] | None = Field(
         None, description="The name that /v1/models gives, or one of OpenAI's models, which stands for it."
     )
-    n: Annotated[int, Field(ge=1)] | None = Field(None, description="Pictures; 1 if left out.")
+    n: Annotated[int, Field(ge=1, le=MOST_COUNT)] | None = Field(None, description="Pictures; 1 if left out.")
     size: Annotated[str, Field(max_length=40)] | None = Field(
         None, description='"WxH" in pixels, multiples of 16; the server\'s default if left out, or "auto".'
     )
@@ -77,7 +91,9 @@ class ImageBody(BaseModel):
     preset: Annotated[str, Field(max_length=100)] | None = Field(
         None, description="V4_QUALITY_48, V4_DEFAULT_20 or V4_TURBO_12."
     )
-    num_inference_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Steps instead of the preset's.")
+    num_inference_steps: Annotated[int, Field(ge=1, le=MOST_COUNT)] | None = Field(
+        None, description="Steps instead of the preset's."
+    )
     guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = Field(
         None, description="One guidance for all steps instead of the preset's."
     )
@@ -85,8 +101,12 @@ class ImageBody(BaseModel):
         None, description="Names and weights of the server's adapters."
     )
     format: Format | None = Field(None, description="Another name of `output_format`.")
-    width: Annotated[int, Field(ge=1)] | None = Field(None, description="With `height`, another way to give `size`.")
-    height: Annotated[int, Field(ge=1)] | None = Field(None, description="With `width`, another way to give `size`.")
+    width: Annotated[int, Field(ge=1, le=MOST_SIDE)] | None = Field(
+        None, description="With `height`, another way to give `size`."
+    )
+    height: Annotated[int, Field(ge=1, le=MOST_SIDE)] | None = Field(
+        None, description="With `width`, another way to give `size`."
+    )
     output_quality: Compression | None = Field(None, description="Another name of `output_compression`.")
     drop_unknown: bool = Field(False, description="Leave out all keys of the caption that are not the schema's.")
 
@@ -96,7 +116,8 @@ class ImageBody(BaseModel):
         """Refuse what is not known, by name: a misspelt field would otherwise change nothing, unseen."""
         if isinstance(data, dict) and (unknown := [name for name in data if name not in cls.model_fields]):
             close = get_close_matches(unknown[0], cls.model_fields, 1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
+            meant = ELSEWHERE.get(unknown[0]) or (f"Did you mean `{close[0]}`?" if close else "")
+            hint = f" {meant}" if meant else ""
             named = ", ".join(f"`{name[:40]}`" for name in unknown[:5])
             known = ", ".join(cls.model_fields)
             message = f"{named} is not known here.{hint} Known are {known}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -10,7 +11,7 @@ import sys
 import time
 import warnings
 import webbrowser
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,6 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from pydantic import ValidationError
 
 from .app import create_app
 from .connections import Connection
@@ -30,28 +30,6 @@ logger = logging.getLogger("ideoflow.serving")
 MOST_HEADERS = 4 * 2**20  # bytes that are read of a request's head: the guard answers what is too long
 LAST_ANSWERS = 5  # seconds that open connections have once the jobs are done
 GIVING_UP = 2.0  # seconds in which jobs that are given up come to their ends
-OPTIONS = {
-    "loras": "--lora",
-    "cors_origins": "--cors-origin",
-    "allowed_hosts": "--allowed-host",
-}  # that come several times
-
-
-def read_settings(options: Mapping[str, Any]) -> ServerSettings:
-    """The settings of these options.
-
-    Raises:
-        ValueError: naming the first option that does not fit.
-    """
-    try:
-        return ServerSettings.model_validate(options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
-        name = OPTIONS.get(field, "--" + field.replace("_", "-")) if field else ""
-        message = str(first["msg"]).removeprefix("Value error, ")
-        given = f" {first['input']!r}" if name and name != "--api-keys" else ""
-        raise ValueError(f"{name}{given}: {message}" if name else message) from None
 
 
 class DrainingServer(uvicorn.Server):
@@ -138,9 +116,7 @@ def run(settings: ServerSettings, announce: Callable[[str, Path], None], open_br
     """
     warnings.simplefilter("ignore")  # what clients should know is among the warnings of their jobs
     set_up(settings.log_json)
-    listener = socket.create_server(
-        (settings.host, settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET, backlog=2048
-    )
+    listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else "localhost" if host in ("127.0.0.1", "0.0.0.0") else host
     address = f"http://{shown}:{port}/"
@@ -151,6 +127,18 @@ def run(settings: ServerSettings, announce: Callable[[str, Path], None], open_br
         webbrowser.open(address)
     asyncio.run(server.serve(sockets=[listener]))
     return app.state.failure is None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise OSError(
+            errno.EADDRINUSE, f"port {port} of {host} is in use, perhaps by another server: give another --port, or 0"
+        ) from None
 
 
 def _has_display() -> bool:

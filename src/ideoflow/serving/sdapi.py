@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..captions import CaptionError
+from ..captions.schema import encodes
 from .api_errors import ApiError, invalid_caption, responses
 from .job import Job
-from .job_settings import SEEDS, Order, wrong
+from .job_settings import MOST_COUNT, MOST_SIDE, SEEDS, Order, wrong
 from .prompts import read_prompt
 from .records import Format
 from .serving_model import name_of_model
@@ -26,20 +27,29 @@ SAMPLER = "Euler"
 router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111's API"])
 
 
+def _whole_characters(text: str) -> str:
+    """Refuse half of a surrogate pair, which the answer could not repeat."""
+    if not encodes(text):
+        raise ValueError("it holds half of a surrogate pair, which is no character")
+    return text
+
+
 class DrawBody(BaseModel):
     """What is asked for. Other fields than these are let pass."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     prompt: Annotated[str, Field(min_length=1, max_length=100_000)]
-    negative_prompt: str | None = Field(None, description="Without effect: the model takes none.")
-    width: Annotated[int, Field(ge=1)] | None = None
-    height: Annotated[int, Field(ge=1)] | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
+    negative_prompt: Annotated[str, AfterValidator(_whole_characters)] | None = Field(
+        None, description="Without effect: the model takes none."
+    )
+    width: Annotated[int, Field(ge=1, le=MOST_SIDE)] | None = None
+    height: Annotated[int, Field(ge=1, le=MOST_SIDE)] | None = None
+    steps: Annotated[int, Field(ge=1, le=MOST_COUNT)] | None = None
     cfg_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=-1, lt=SEEDS)] | None = Field(None, description="-1 for one drawn at random.")
-    batch_size: Annotated[int, Field(ge=1)] | None = None
-    n_iter: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=100)] | None = None
+    n_iter: Annotated[int, Field(ge=1, le=100)] | None = None
 
 
 class Drawn(BaseModel):

@@ -59,7 +59,7 @@ async def server(request: Request) -> Any:
         "ready": status_of(state) == "ready",
         "auth": bool(settings.api_keys),
         "limits": {
-            "max_pixels": settings.max_pixels,
+            "max_pixels": settings.pixel_limit,
             "max_steps": settings.max_steps,
             "max_pictures": settings.max_pictures,
             "max_queue": settings.max_queue,

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from ..bundled import SKETCH
 from ..engine.scheduler import Policy
 
 MEBIBYTE = 2**20
+OPTIONS = {
+    "loras": "--lora",
+    "cors_origins": "--cors-origin",
+    "allowed_hosts": "--allowed-host",
+}  # that come several times
 
 
 class ServerSettings(BaseModel):
@@ -39,7 +45,8 @@ class ServerSettings(BaseModel):
         keep_bytes: bytes of pictures that are kept; None for all.
         on_restart: what becomes of jobs that were not finished when the server stopped.
         max_queue: jobs that are unfinished at a time.
-        max_pixels: pixels of a picture.
+        max_pixels: pixels of a picture; None for those of 2048 x 2048, and of 512 x 512 with the bundled model, which
+            was trained on a sixteenth of that.
         max_steps: denoising steps of a picture.
         max_pictures: pictures of a job.
         max_body: bytes of a request's body.
@@ -71,7 +78,7 @@ class ServerSettings(BaseModel):
     keep_bytes: Annotated[int, Field(ge=1)] | None = None
     on_restart: Literal["requeue", "fail"] = "requeue"
     max_queue: int = Field(64, ge=1)
-    max_pixels: int = Field(2048 * 2048, ge=256)
+    max_pixels: Annotated[int, Field(ge=256)] | None = None
     max_steps: int = Field(100, ge=1, le=1000)
     max_pictures: int = Field(10, ge=1, le=1000)
     max_body: int = Field(MEBIBYTE, ge=1024)
@@ -101,10 +108,15 @@ class ServerSettings(BaseModel):
     def _guarded(self) -> ServerSettings:
         if not (self.api_keys or self.no_auth or self.is_local):
             raise ValueError(
-                f"`host` is {self.host!r}, which others can reach, and there is no key: give --api-key-file or"
+                f"--host {self.host} is an address that others can reach, and there is no key: give --api-key-file or"
                 " IDEOFLOW_API_KEYS, or say --no-auth to serve everyone."
             )
         return self
+
+    @property
+    def pixel_limit(self) -> int:
+        """Pixels that a picture may have."""
+        return self.max_pixels or (512 * 512 if self.model == SKETCH else 2048 * 2048)
 
     @property
     def is_local(self) -> bool:
@@ -124,6 +136,23 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(plain).is_loopback
     except ValueError:
         return plain == "localhost"
+
+
+def read_settings(options: Mapping[str, Any]) -> ServerSettings:
+    """The settings of these options.
+
+    Raises:
+        ValueError: naming the first option that does not fit.
+    """
+    try:
+        return ServerSettings.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0]) if first["loc"] else ""
+        name = OPTIONS.get(field, "--" + field.replace("_", "-")) if field else ""
+        message = str(first["msg"]).removeprefix("Value error, ")
+        given = f" {first['input']!r}" if name and name != "--api-keys" else ""
+        raise ValueError(f"{name}{given}: {message}" if name else message) from None
 
 
 def without_folders(model: str) -> str:

@@ -169,7 +169,7 @@ class Store:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(mode=0o700, exist_ok=True)
         with ExitStack() as stack:
-            stack.enter_context(lock(self.folder / "lock", f"the folder {folder}"))
+            stack.enter_context(lock(self.folder / "lock", f"the folder {folder} (--data)"))
             is_new = self._look()
             if is_new and (left := sum(1 for _ in self._files())):
                 raise StoreError(

@@ -100,23 +100,22 @@ export class Canvas {
     put(editor, element.box);
     this.editor = editor;
     let open = true;
-    const finish = (keep) => {
+    const finish = () => {
       if (!open) return;
       open = false;
       this.editor = null;
-      if (keep && editor.value !== element[field]) this.studio.change(id, { [field]: editor.value });
+      if (editor.value !== element[field]) this.studio.change(id, { [field]: editor.value });
       editor.remove();
       this.focusBox(id);
     };
     editor.addEventListener("keydown", (event) => {
       event.stopPropagation();
-      if (event.key === "Escape") finish(false);
-      else if (event.key === "Enter" && !event.shiftKey) finish(true);
-      else return;
+      if (event.key !== "Escape" && (event.key !== "Enter" || event.shiftKey)) return;
+      finish();
       event.preventDefault();
     });
     editor.addEventListener("pointerdown", (event) => event.stopPropagation());
-    editor.addEventListener("blur", () => finish(true));
+    editor.addEventListener("blur", finish);
     this.stage.append(editor);
     editor.focus();
     editor.select();

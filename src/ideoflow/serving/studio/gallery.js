@@ -10,7 +10,7 @@ export function nameOfCaption(caption, line = "") {
   const composition = caption?.compositional_deconstruction;
   const elements = Array.isArray(composition?.elements) ? composition.elements : [];
   const named = elements.map((one) => (one?.text ? `“${one.text}”` : one?.desc)).filter(Boolean);
-  return caption?.high_level_description || named.slice(0, 3).join(", ") || composition?.background || line || "Picture";
+  return caption?.high_level_description || named.slice(0, 3).join(", ") || composition?.background || (line.startsWith("{") ? "Untitled" : line) || "Untitled";
 }
 
 export class Gallery {

@@ -17,7 +17,7 @@ import { announce, askKey, confirmed, notify, reportError, setAway } from "./not
 import { PicturePanel } from "./picture-panel.js";
 import { Pointer } from "./pointer.js";
 import { SettingsPanel } from "./settings-panel.js";
-import { parseSize } from "./sizes.js";
+import { judgeSize, parseSize } from "./sizes.js";
 import { loadWork, ofBrowser, ofTab, saveWork } from "./storage.js";
 import { Studio } from "./studio.js";
 
@@ -42,7 +42,30 @@ new Keyboard(studio, canvas, pointer, { generate, zoom, help: () => byId("help")
 async function generate() {
   if (!studio.server) return;
   settings.clearErrors();
-  const body = settings.request();
+  const problem = whatIsMissing();
+  if (problem) return notify(problem, "error");
+  await send(settings.request());
+}
+
+/** Why nothing that was meant can be drawn of this layout; null where something can. */
+function whatIsMissing() {
+  const { layout, breaches, server } = studio;
+  const { background, elements: all, description } = layout;
+  if (!all.some(({ desc, text }) => desc.trim() || text?.trim()) && !background.trim() && !description.trim())
+    return "There is nothing to draw yet: say what the background is, or draw a box and say what is in it.";
+  const { error } = judgeSize(layout.settings.width, layout.settings.height, server);
+  if (error) {
+    showPanel("settings");
+    return error;
+  }
+  if (breaches.some(({ path }) => /\.bbox\b/.test(path))) {
+    showPanel("json");
+    return "A box is not where it seems: its problem is listed beside the JSON, with what repairs it.";
+  }
+  return null;
+}
+
+async function send(body) {
   announce("Sent to the server.");
   try {
     await jobs.submit(body);
@@ -114,19 +137,22 @@ async function look(entry) {
 
 // ---------------------------------------------------------------- what comes in
 
-function openText(text) {
-  return open(({ readText }) => readText(text, api, studio.server));
+function openText(text, tell) {
+  return open(({ readText }) => readText(text, api, studio.server), tell);
 }
 
 function openFile(file) {
   return open(({ readFile }) => readFile(file, api, studio.server));
 }
 
-async function open(read) {
+/** Open what was read; whether it could be. What is wrong is told by `tell`. */
+async function open(read, tell = reportError) {
   try {
     take(await read(await import("./importing.js")));
+    return true;
   } catch (error) {
-    reportError(error);
+    tell(error);
+    return false;
   }
 }
 
@@ -150,7 +176,7 @@ function bindImports() {
   const input = byId("import-file");
   byId("import").onclick = () => {
     closeMenus();
-    byId("import-text").value = "";
+    byId("import-problem").hidden = true;
     byId("import-dialog").showModal();
   };
   byId("import-choose").onclick = () => input.click();
@@ -159,9 +185,14 @@ function bindImports() {
     if (input.files[0]) openFile(input.files[0]);
     input.value = "";
   };
-  byId("import-open").onclick = () => {
+  byId("import-open").onclick = async () => {
+    const tell = (error) => {
+      byId("import-problem").textContent = error.message;
+      byId("import-problem").hidden = false;
+    };
+    if (!(await openText(byId("import-text").value, tell))) return;
+    byId("import-text").value = "";
     byId("import-dialog").close();
-    openText(byId("import-text").value);
   };
   byId("import-close").onclick = () => byId("import-dialog").close();
   const hasFile = (event) => [...event.dataTransfer.types].some((type) => type === "Files" || type === "text/plain");
