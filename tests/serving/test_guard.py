@@ -251,7 +251,7 @@ def test_what_a_client_made_up_is_not_told_whole(server):
         assert answer.status_code == 400 and len(answer.text) < 600
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://[", "http://[zz]:1"])
 def test_pages_of_others_may_not_use_it(server, origin):
     answer = server.http.post("/v1/jobs", json=small(), headers={"Origin": origin})
     assert answer.status_code == 403 and answer.json()["error"]["code"] == "wrong_origin"
