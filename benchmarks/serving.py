@@ -82,7 +82,7 @@ def run_alone(options: Any, environment: dict[str, str]) -> dict[str, float]:
 
 
 def engine_alone(seconds: float, places: int) -> None:
-    """Step a full queue of the mix for so many seconds; print tokens a second, and of how many jobs a second they are."""
+    """Step a full queue of the mix for so many seconds; print tokens a second, and how many jobs they are."""
     import torch
 
     from ideoflow import sketch

@@ -75,6 +75,18 @@ def test_diffusers_name_fuses_attention_alone(ours):
     assert not any(block.attention.fused_projections for block in ours.layers)
 
 
+def test_processors_of_diffusers_find_the_fused_projection(ours):
+    attention = ours.layers[0].attention
+    assert not hasattr(attention, "to_qkv") and not hasattr(ours.layers[0].feed_forward, "to_qkv")
+    names = list(ours.state_dict())
+    ours.fuse_qkv_projections()
+    x = torch.randn(5, attention.to_q.in_features, generator=torch.Generator().manual_seed(0))
+    apart = torch.cat([layer(x) for layer in (attention.to_q, attention.to_k, attention.to_v)], dim=-1)
+    assert torch.allclose(attention.to_qkv(x), apart, rtol=1e-5, atol=1e-6) and list(ours.state_dict()) == names
+    ours.unfuse_qkv_projections()
+    assert not hasattr(attention, "to_qkv")
+
+
 def test_gradients_of_the_weights_are_those_of_separate_layers(make_pair, inputs):
     together, apart = make_pair()[1], make_pair()[1]
     together.fuse_projections()

@@ -18,6 +18,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read: the message names the file, the tensor where there is one, and what to do."""
 
 
+class UnknownSettingsError(CheckpointError, TypeError):
+    """Settings of an adapter that the peft which is installed does not know."""
+
+
 class ConfigNeededError(CheckpointError):
     """Weights whose shapes alone do not tell the model's configuration."""
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
+import peft
 import torch
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.utils.peft_utils import get_adapter_name
 from peft import LoHaConfig, LoKrConfig, LoraConfig
 from torch import Tensor
 
+from ..checks import printable
 from ..ops.factored import add_factored
-from .errors import CheckpointError
+from .errors import CheckpointError, UnknownSettingsError, some
 from .hub import HUB_ARGUMENTS, find_lora
 from .lora import Lora, read_lora
 from .lora_convert import loadable, peft_settings, to_diffusers
+from .lora_strength import HEADER
 
 OWN = ("transformer", None)  # prefixes of the model itself, under which all forms are known
 _CONFIGS = {"LoKr": LoKrConfig, "LoHa": LoHaConfig}
@@ -81,12 +85,31 @@ def load_adapter(
     read = read_any(source, model.config, ignore_unknown, kwargs, None if prefix in OWN else prefix)
     if hotswap and (read.factored or not isinstance(loaded[adapter_name], LoraConfig)):
         raise CheckpointError("`hotswap` exchanges LoRA alone: unload an adapter of LoKr or LoHa, and load the other.")
+    _check_settings(read)
     if read.layers:
         lora = to_diffusers(replace(read, factored={}))
         _load_lora(model, theirs, lora, adapter_name, hotswap, _pipeline, kwargs.get("low_cpu_mem_usage", False))
     if read.factored:
         with _not_offloaded(model, _pipeline):
             _load_factored(model, read, adapter_name)
+
+
+def _check_settings(read: Lora) -> None:
+    """See that peft knows each setting in an adapter's file: one that is passed over may change what the adapter does.
+
+    Raises:
+        UnknownSettingsError: naming those that it does not know.
+    """
+    found = json.loads(read.metadata.get(HEADER, "{}"))
+    named = {key.removeprefix("transformer."): value for key, value in found.items()}
+    known = {field.name for kind in (LoraConfig, *_CONFIGS.values()) for field in fields(kind)}
+    unknown = [name for name, value in named.items() if name not in known and value not in (None, False, [], {})]
+    if unknown:
+        raise UnknownSettingsError(
+            f"{printable(read.origin)} has settings that peft {peft.__version__} does not know:"
+            f" {some([printable(name) for name in unknown])}. Its `LoraConfig` class could not be instantiated"
+            " with them; that of a newer peft may be."
+        )
 
 
 def _load_lora(

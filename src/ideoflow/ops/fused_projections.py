@@ -37,6 +37,14 @@ class FusedProjections:
         self.__dict__.pop("_fused", None)
         self.fused_projections = False
 
+    @property
+    def to_qkv(self) -> nn.Linear:
+        """Queries, keys and values as one layer while they are fused, by the name that diffusers has for it."""
+        self.unfuse_stale()
+        if self._fused is None or self._projections[0] != "to_q":
+            raise AttributeError(f"{type(self).__name__} has no `to_qkv`: its projections are not fused")
+        return self._fused
+
     def unfuse_stale(self) -> None:
         """Unfuse if a weight was put elsewhere: the fused one counts no more. In a graph that cannot be asked."""
         if self._fused is not None and not is_transformed() and not _lie_in(self._fused, self._layers()):
