@@ -105,7 +105,7 @@ def engine_alone(seconds: float, places: int) -> None:
             generator=torch.Generator().manual_seed(added),
             defer=True,
         )
-        costs.append(sum(request.tokens_of(step) for step in range(steps)))
+        costs.append(sum(request.tokens_of(step) for step in range(request.steps)))
         engine.add(request)
         added += 1
 
