@@ -242,6 +242,8 @@ def test_a_preset_supplies_steps_guidance_and_schedule(pipeline):
         (dict(num_inference_steps=14), (7.0,) * 13 + (3.0,)),
         (dict(num_inference_steps=2, guidance_schedule=(2.0, 1.0)), (2.0, 1.0)),
         (dict(guidance_schedule=None), (7.0,) * 11 + (3.0,)),
+        (dict(num_inference_steps=48), (7.0,) * 47 + (3.0,)),
+        (dict(num_inference_steps=48, guidance_schedule=PRESETS["V4_QUALITY_48"].guidance), (7.0,) * 45 + (3.0,) * 3),
     ],
 )
 def test_arguments_win_over_the_preset(pipeline, arguments, guidance):
@@ -257,6 +259,8 @@ def test_mu_and_std_win_over_the_preset(pipeline):
     assert torch.equal(sigmas(mu=0.2, std=1.0), sigmas(mu=0.2, std=1.0))
     assert not torch.equal(sigmas(mu=0.2), sigmas())
     assert not torch.equal(sigmas(std=1.0), sigmas())
+    # Those of the default preset, when they are given, too.
+    assert not torch.equal(sigmas(mu=0.0), sigmas()) and not torch.equal(sigmas(std=1.5), sigmas())
 
 
 def test_a_preset_of_ones_own_is_taken_as_it_is(pipeline):

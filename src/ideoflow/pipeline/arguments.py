@@ -18,7 +18,19 @@ from ..schedule import guidance_per_step, limit_guidance
 from ..sizes import check_size, sizes_of
 from .noise import Generators
 
-DEFAULT = PRESETS["V4_QUALITY_48"]
+
+class _OpenInt(int):
+    """A default that is told from the same number as an argument."""
+
+
+class _OpenFloat(float):
+    """A default that is told from the same number as an argument."""
+
+
+# What diffusers has where nothing is given; `is` tells whether it was, which decides who goes first beside a preset.
+_DEFAULT = PRESETS["V4_QUALITY_48"]
+STEPS, MU, STD = _OpenInt(_DEFAULT.steps), _OpenFloat(_DEFAULT.mu), _OpenFloat(_DEFAULT.std)
+SCHEDULE = tuple([*_DEFAULT.guidance])
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -32,11 +44,11 @@ class Drawing:
     prompt: Any
     height: int = 2048
     width: int = 2048
-    num_inference_steps: int = DEFAULT.steps
+    num_inference_steps: int = STEPS
     guidance_scale: float | None = None
-    guidance_schedule: Sequence[float] | Tensor | None = DEFAULT.guidance
-    mu: float = DEFAULT.mu
-    std: float = DEFAULT.std
+    guidance_schedule: Sequence[float] | Tensor | None = SCHEDULE
+    mu: float = MU
+    std: float = STD
     max_sequence_length: int = 2048
     num_images_per_prompt: int = 1
     generator: Generators = None
@@ -55,7 +67,7 @@ class Drawing:
 
     @property
     def plan(self) -> Preset:
-        """Steps, guidance, mu and std: the arguments alone, or a preset under those that are not the default.
+        """Steps, guidance, mu and std: the arguments alone, or a preset under those that were given.
 
         Raises:
             TypeError: naming the argument that is of another type.
@@ -69,7 +81,19 @@ class Drawing:
         if self.preset is None:
             plan = Preset("", steps, guidance_per_step(steps, scale, values), mu, std)
         else:
-            plan = _over_preset(find_preset(self.preset), steps, scale, values, mu, std)
+            base = find_preset(self.preset)
+            whole("preset", base.steps, 1, " as its steps", most=MAX_STEPS)
+            if self.num_inference_steps is not STEPS:
+                base = base.with_steps(steps)
+            given = None if self.guidance_schedule is SCHEDULE else values
+            guidance = base.guidance if scale is None and given is None else guidance_per_step(base.steps, scale, given)
+            plan = Preset(
+                base.name,
+                base.steps,
+                guidance,
+                base.mu if self.mu is MU else mu,
+                base.std if self.std is STD else std,
+            )
         if self.guidance_interval is None:
             return plan
         return replace(plan, guidance=limit_guidance(plan.guidance, self.guidance_interval))
@@ -93,21 +117,6 @@ def takes_drawing(method: F) -> F:
     by_name = [one for one in (*shared.values(), *own.values()) if one.kind is one.KEYWORD_ONLY]
     method.__signature__ = inspect.Signature([own["self"], *by_place, *by_name])  # type: ignore[attr-defined]
     return method
-
-
-def _over_preset(
-    base: Preset, steps: int, scale: float | None, values: tuple[float, ...] | None, mu: float, std: float
-) -> Preset:
-    """A preset, with what differs from the defaults of a call in its place."""
-    whole("preset", base.steps, 1, " as its steps", most=MAX_STEPS)
-    if steps != DEFAULT.steps:
-        base = base.with_steps(steps)
-    if values == DEFAULT.guidance:
-        values = None
-    guidance = base.guidance if scale is None and values is None else guidance_per_step(base.steps, scale, values)
-    mu = base.mu if mu == DEFAULT.mu else mu
-    std = base.std if std == DEFAULT.std else std
-    return Preset(base.name, base.steps, guidance, mu, std)
 
 
 def warn_of_guidance(guidance: Sequence[float]) -> None:

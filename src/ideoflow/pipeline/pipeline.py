@@ -42,7 +42,17 @@ from ..provenance import doubt
 from ..sizes import check_pair
 from ..text_encoder import TAPS, encode_captions
 from . import loading
-from .arguments import DEFAULT, Drawing, check_arguments, check_attention_kwargs, lines_of, takes_drawing
+from .arguments import (
+    MU,
+    SCHEDULE,
+    STD,
+    STEPS,
+    Drawing,
+    check_arguments,
+    check_attention_kwargs,
+    lines_of,
+    takes_drawing,
+)
 from .callbacks import call_back
 from .calls import Calls, between_calls
 from .decoding import check_output_type, decode, explained, pictures_of, stack
@@ -161,11 +171,11 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         prompt: Any = None,
         height: int = 2048,
         width: int = 2048,
-        num_inference_steps: int = DEFAULT.steps,
+        num_inference_steps: int = STEPS,
         guidance_scale: float | None = None,
-        guidance_schedule: Sequence[float] | Tensor | None = DEFAULT.guidance,
-        mu: float = DEFAULT.mu,
-        std: float = DEFAULT.std,
+        guidance_schedule: Sequence[float] | Tensor | None = SCHEDULE,
+        mu: float = MU,
+        std: float = STD,
         prompt_upsampling: bool = False,
         prompt_upsampling_temperature: float = 1.0,
         max_sequence_length: int = 2048,
@@ -212,7 +222,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             callback_on_step_end_tensor_inputs: What the callback is given: "latents" or nothing.
             size: `(width, height)` in place of `height` and `width`, or one such pair for each prompt.
             preset: Name of one of `PRESETS`, or a `Preset`: supplies steps, guidance, mu and std. An argument that
-                differs from its default wins over it.
+                is given wins over it.
             strict: Refuse a caption that breaks the schema, in place of warning.
             guidance_interval: `(start, stop)`, shares of the steps: guidance is 1 before and after, where a step costs
                 about half. It changes the picture; None guides every step.
