@@ -31,7 +31,7 @@ TINY = {
     "lora": ["--steps", "2", "--prior", "1", "--old", "1", "--asked", "1"],
 }
 
-LONG = ("step, compiled", "ablation, profile")  # minutes of compiling
+LONG = ("step, compiled", "ablation, profile", "attention, backends", "full", "traffic")  # half a minute and more
 
 
 @pytest.mark.slow
