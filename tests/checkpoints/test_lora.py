@@ -462,14 +462,15 @@ def test_a_header_that_makes_no_sense_is_named(tmp_path, header):
 def test_settings_that_peft_does_not_know_are_refused_by_name(tmp_path, untouched):
     """As diffusers does; those that say nothing, as newer versions of peft write them, are let pass."""
     pipe, before = untouched
-    told = {"transformer.r": 4, "transformer.lora_alpha": 4, "transformer.of_next_year": None}
-    save_file(peer_tensors(), tmp_path / "b.safetensors", {HEADER: json.dumps({**told, "transformer.twist": 2})})
+    tensors, header = FORMS["diffusers"](original())
+    told = {**json.loads(header[HEADER]), "transformer.of_next_year": None}
+    save_file(tensors, tmp_path / "b.safetensors", {HEADER: json.dumps({**told, "transformer.twist": 2})})
     for error in (CheckpointError, TypeError):
         with pytest.raises(error, match=r"b\.safetensors.*twist.*`LoraConfig` class could not be instantiated"):
             pipe.load_lora_weights(tmp_path / "b.safetensors")
     assert torch.equal(latents(pipe), before)
     fresh = sketch.load()
-    save_file(peer_tensors(), tmp_path / "a.safetensors", {HEADER: json.dumps(told)})
+    save_file(tensors, tmp_path / "a.safetensors", {HEADER: json.dumps(told)})
     fresh.load_lora_weights(tmp_path / "a.safetensors")
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks.memory import Alive
-from ideoflow.ops import cpu_attention, kernels, scratch
+from ideoflow.ops import cpu_attention, kernels
+from ideoflow.ops import scratch_bytes as scratch
 from ideoflow.ops.quantized_linear import Float8Linear, int8_product
 from ideoflow.ops.rms_norm import RMSNorm
 

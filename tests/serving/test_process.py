@@ -152,7 +152,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_process_with_one_line(warm, tmp_
         timeout=120,
         cwd=tmp_path,
     )
-    address, line = ended.stderr.strip().splitlines()
+    starting, address, line = ended.stderr.strip().splitlines()
+    assert starting.startswith("starting")
     assert ended.returncode == 1 and address.startswith("studio and API")
     assert "the model could not be loaded" in line and "ink.safetensors" in line
 

@@ -350,7 +350,7 @@ def test_a_lost_picture_of_a_job_that_goes_on_is_to_be_made_again(store, status)
 
 
 def test_another_server_on_the_folder_is_refused(store):
-    with pytest.raises(InUseError, match=f"data is in use by process {os.getpid()} on"):
+    with pytest.raises(InUseError, match=rf"data \(--data\) is in use by process {os.getpid()} on"):
         Store(store.folder)
     program = "import sys, pathlib\nfrom ideoflow.serving.store import Store\nStore(pathlib.Path(sys.argv[1]))"
     other = subprocess.run([sys.executable, "-c", program, str(store.folder)], capture_output=True, text=True)
