@@ -5,6 +5,7 @@ import time
 import weakref
 
 import pytest
+import torch
 
 from ideoflow.bundled import SKETCH, SKETCH_FOLDER
 from ideoflow.engine import Request
@@ -82,6 +83,37 @@ def test_an_engine_that_fails_fails_its_jobs_and_the_next_start_takes_up_those_t
     assert again.http.get(f"/v1/jobs/{stored['id']}").json()["status"] in ("queued", "running")
     assert again.http.get(f"/v1/jobs/{fleeting['id']}").status_code == 404
     again.http.delete(f"/v1/jobs/{stored['id']}")
+
+
+def test_a_device_that_fails_for_good_is_not_asked_again(own_server, monkeypatch):
+    running = own_server()
+
+    def broken(requests):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(jobs_of(running)._engine.denoiser, "compute", broken)
+    assert running.wait(running.job()["id"])["status"] == "failed"
+    end = time.monotonic() + 20
+    while running.http.get("/health/live").status_code == 200:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert running.http.post("/v1/jobs", json=small()).json()["error"]["code"] == "engine_failed"
+
+
+def test_a_server_with_a_full_disk_stops_in_order_and_its_jobs_are_taken_up(own_server, tmp_path, monkeypatch, caplog):
+    running = own_server(tmp_path / "data")
+    job = running.job(size="96x96", num_inference_steps=100)
+    running.wait(job["id"], ("running",))
+
+    def full(*_, **__):
+        raise StoreError("database or disk is full")
+
+    monkeypatch.setattr(jobs_of(running)._store, "update", full)
+    running.close()
+    assert f"{job['id']} stays as it is in the database" in caplog.text
+    again = own_server(tmp_path / "data")
+    assert again.http.get(f"/v1/jobs/{job['id']}").json()["status"] in ("queued", "running")
+    again.http.delete(f"/v1/jobs/{job['id']}")
 
 
 def test_a_start_that_cannot_be_written_down_frees_the_engine_and_shows_no_path(own_server, tmp_path, monkeypatch):

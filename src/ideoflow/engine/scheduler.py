@@ -46,7 +46,7 @@ class Scheduler(Generic[J]):
 
     * "fair": the job that has had the fewest tokens goes first, so a small job passes a large one as soon as it comes.
       The count of one that comes late starts at `CREDIT` of all tokens that have passed so far: that much of the
-      machine is left to large jobs however many small ones come.
+      machine is left to each large job however many small ones come.
     * "fifo": the oldest first; a younger one joins only if every older one runs too.
     * "priority": the highest priority first; `AGEING` steps of age are worth one level.
 

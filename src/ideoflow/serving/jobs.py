@@ -31,7 +31,7 @@ from .metrics import Metrics
 from .prompts import ReadPrompt, read_prompt
 from .records import JobRecord, PictureInfo, Status
 from .server_settings import without_folders
-from .store import DuplicateKey, Store, UnknownJob
+from .store import DuplicateKey, Store, StoreError, UnknownJob
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -268,7 +268,10 @@ class Jobs:
         self._clerk.close()
         for job in self.table.unfinished:
             if job.settled.stored:
-                self._store.update(job.id, status="queued", started_at=None)
+                try:
+                    self._store.update(job.id, status="queued", started_at=None)
+                except StoreError as error:  # the next start takes it for one that was killed
+                    logger.error("%s stays as it is in the database: %s", job.id, error)
 
     def seconds_to_a_place(self) -> int:
         """Seconds until a job is done, on average, at the engine's pace of late."""

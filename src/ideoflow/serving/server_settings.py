@@ -33,7 +33,7 @@ class ServerSettings(BaseModel):
         memory: amount of the device's memory to fit into, as `fit_memory` takes it.
         quantize: precision of one byte a weight; None for the weights as they are.
         policy: who goes first in the engine.
-        max_tokens: tokens of one pass; None for what the plan of `memory` chose, or `TOKENS_OF_A_PASS`.
+        max_tokens: tokens of one pass; None for what the plan of `memory` chose, or 65,536.
         host: address to listen on.
         port: port to listen on; 0 for a free one.
         api_keys: keys of which a request must bear one; empty for none.
