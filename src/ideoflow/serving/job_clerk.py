@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import time
 from collections import deque
@@ -108,7 +106,7 @@ class Clerk:
         told = {"picture": index, "step": event.step, "steps": event.request.steps}
         job.tell("step", {**told, "seconds_left": picture.seconds_left}, key=f"step {index}")
         if event.image is not None:
-            shown = {"image": _data_url(event.image), "width": event.image.width, "height": event.image.height}
+            shown = {"image": event.image, "width": event.image.width, "height": event.image.height}
             job.tell("preview", {**told, **shown}, key=f"preview {index}")
 
     def _keep(self, job: Job, index: int, event: Event) -> None:
@@ -201,9 +199,3 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{type(error).__name__}: {error.strerror}"
     return f"{error}" if str(error) else type(error).__name__
-
-
-def _data_url(image: Any) -> str:
-    encoded = io.BytesIO()
-    image.convert("RGB").save(encoded, format="JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"

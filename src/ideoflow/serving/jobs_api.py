@@ -17,6 +17,7 @@ from .api_errors import ApiError, responses
 from .job import Job
 from .job_settings import Order
 from .journal import JobEvent
+from .preview_files import data_url
 from .records import FORMATS, STATUSES, Format, Status, is_job_id
 from .waiting import NO_BUFFERING, TheJobs, followed
 
@@ -197,7 +198,9 @@ async def stream(state: Any, job: Job, after: int) -> AsyncIterator[str]:
 def as_text(event: JobEvent) -> str:
     """An event as it is sent."""
     data = {"type": event.type, **event.data}
-    return f"id: {event.number}\nevent: {event.type}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return (
+        f"id: {event.number}\nevent: {event.type}\ndata: {json.dumps(data, ensure_ascii=False, default=data_url)}\n\n"
+    )
 
 
 @router.get(

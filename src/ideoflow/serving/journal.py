@@ -22,7 +22,7 @@ class JobEvent:
     Attributes:
         number: counted from 1 within the job.
         type: queued, started, step, preview, picture, finished, failed or cancelled.
-        data: what JSON can say of it.
+        data: what JSON can say of it, and the picture of a preview, which becomes a file when somebody looks.
         key: events of one key replace each other for those who come later; None for those that stay.
     """
 

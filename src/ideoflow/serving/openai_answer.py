@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import AsyncIterator
@@ -11,13 +10,12 @@ from typing import Any
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
-from ..images import open_image
-from ..pictures import encode_image
 from .api_errors import ApiError
 from .job import Job
 from .jobs import Jobs
 from .journal import LAST
 from .openai_body import QUALITIES, ImageBody
+from .preview_files import preview_base64
 from .waiting import check_end, picture_base64, watched
 
 
@@ -55,7 +53,7 @@ async def events_of(request: Request, jobs: Jobs, job: Job, body: ImageBody) -> 
                 number = told[index]
                 if number < len(due[index]) and event.data["step"] >= due[index][number]:
                     told[index] += 1
-                    data = await run_in_threadpool(_converted, event.data["image"], job.settled.format)
+                    data = await run_in_threadpool(preview_base64, event.data["image"], job.settled.format)
                     yield _event("partial_image", job, b64_json=data, partial_image_index=number, picture=index)
             elif event.type == "picture":
                 index = event.data["picture"]["index"]
@@ -90,15 +88,6 @@ def _completed(jobs: Jobs, job: Job, index: int, body: ImageBody) -> dict[str, A
     if job.record.revised_prompt is not None:
         told["revised_prompt"] = job.record.revised_prompt
     return told
-
-
-def _converted(data_url: str, form: str) -> str:
-    """A preview's `data:` URL in the format that was asked for, in base64."""
-    head, _, text = data_url.partition(",")
-    if head == f"data:image/{form};base64":
-        return text
-    with open_image(base64.b64decode(text)) as image:
-        return base64.b64encode(encode_image(image.convert("RGB"), form.upper(), None)).decode("ascii")
 
 
 def _about(job: Job) -> dict[str, Any]:

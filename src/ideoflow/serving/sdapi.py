@@ -17,6 +17,7 @@ from ..captions.schema import encodes
 from .api_errors import ApiError, invalid_caption, responses
 from .job import Job
 from .job_settings import MOST_COUNT, MOST_SIDE, SEEDS, Order, wrong
+from .preview_files import preview_base64
 from .prompts import read_prompt
 from .records import Format
 from .serving_model import name_of_model
@@ -204,7 +205,7 @@ async def progress(request: Request, jobs: TheJobs, skip_current_image: bool = F
     job = under_way[0]
     done = (await run_in_threadpool(jobs.view, job))["progress"]
     previews = [event.data["image"] for event in job.journal.after(0) if event.type == "preview"]
-    image = previews[-1].partition(",")[2] if previews and not skip_current_image else None
+    image = preview_base64(previews[-1]) if previews and not skip_current_image else None
     share = done["step"] / done["steps"]
     steps = done["step"] % job.settled.steps, job.settled.steps
     return _progress(share, done["seconds_left"] or 0, job.id, len(under_way), steps, image)

@@ -1,0 +1,22 @@
+"""Previews as the files that clients get, made when somebody looks: most are replaced unseen."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+from PIL import Image
+
+QUALITY = 80  # of JPEG
+
+
+def preview_base64(preview: Image.Image, form: str = "jpeg") -> str:
+    """A preview's file of this format in base64."""
+    encoded = io.BytesIO()
+    preview.convert("RGB").save(encoded, format=form.upper(), **({"quality": QUALITY} if form == "jpeg" else {}))
+    return base64.b64encode(encoded.getvalue()).decode("ascii")
+
+
+def data_url(preview: Image.Image) -> str:
+    """A preview as a `data:` URL of a JPEG."""
+    return f"data:image/jpeg;base64,{preview_base64(preview)}"
