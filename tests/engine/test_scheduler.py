@@ -43,12 +43,12 @@ traces = st.tuples(
 def play(jobs, policy, max_tokens, max_requests):
     """Run a trace to its end, checking every step."""
     scheduler = Scheduler(max_tokens, max_requests, policy)
-    now = passed = 0
+    now, owed = 0, 0.0
     while len(scheduler) or any(job.arrival >= now for job in jobs):
         for job in jobs:
             if job.arrival == now:
                 scheduler.add(job)
-                job.key = {"fair": CREDIT * passed, "fifo": 0.0, "priority": now / AGEING - job.priority}[policy]
+                job.key = {"fair": owed, "fifo": 0.0, "priority": now / AGEING - job.priority}[policy]
             if job.cancelled_at is not None and now >= job.cancelled_at and job in scheduler:
                 scheduler.remove(job)
         chosen = scheduler.pick()
@@ -57,8 +57,8 @@ def play(jobs, policy, max_tokens, max_requests):
         if len(chosen) > 1:
             assert max_tokens is None or sum(job.tokens for job in chosen) <= max_tokens
         assert max_requests is None or len(chosen) <= max_requests
+        owed += CREDIT * sum(job.tokens for job in chosen) / max(1, len(scheduler))
         scheduler.ran(chosen, [job.tokens for job in chosen])
-        passed += sum(job.tokens for job in chosen)
         for job in chosen:
             job.taken += 1
             assert job.taken <= job.steps

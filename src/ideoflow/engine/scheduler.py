@@ -11,7 +11,7 @@ from ..checks import whole
 Policy = Literal["fair", "fifo", "priority"]
 POLICIES: tuple[str, ...] = get_args(Policy)
 
-CREDIT = 0.1  # what a job under "fair" is owed of every token that passes, whoever comes after it
+CREDIT = 0.1  # what all jobs together are owed under "fair" of every token that passes, whoever comes after them
 AGEING = 100  # steps of waiting that are worth one level of priority
 
 
@@ -45,8 +45,8 @@ class Scheduler(Generic[J]):
     the keys of those that come after it grow without bound while its own stands still as long as it waits.
 
     * "fair": the job that has had the fewest tokens goes first, so a small job passes a large one as soon as it comes.
-      The count of one that comes late starts at `CREDIT` of all tokens that have passed so far: that much of the
-      machine is left to each large job however many small ones come.
+      The count of one that comes late starts at what each of those before it has been owed so far, an equal part of
+      `CREDIT` of the tokens that passed: that much of the machine is left to large jobs however many small ones come.
     * "fifo": the oldest first; a younger one joins only if every older one runs too.
     * "priority": the highest priority first; `AGEING` steps of age are worth one level.
 
@@ -75,7 +75,7 @@ class Scheduler(Generic[J]):
         self._entries: dict[J, _Entry[J]] = {}
         self._arrivals = 0
         self._steps = 0
-        self._tokens = 0  # that have passed, of all jobs
+        self._owed = 0.0  # tokens that a job was owed so far which has been here from the beginning
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -92,7 +92,7 @@ class Scheduler(Generic[J]):
         if job in self._entries:
             raise ValueError(f"{job} has been added already: it takes one step at a time.")
         if self.policy == "fair":
-            key = CREDIT * self._tokens
+            key = self._owed
         elif self.policy == "priority":
             key = self._steps / AGEING - job.priority
         else:
@@ -135,7 +135,7 @@ class Scheduler(Generic[J]):
     def ran(self, jobs: Sequence[J], tokens: Sequence[int]) -> None:
         """Count a step that `jobs` took, of so many tokens each."""
         self._steps += 1
-        self._tokens += sum(tokens)
+        self._owed += CREDIT * sum(tokens) / max(1, len(self._entries))
         if self.policy == "fair":
             for job, had in zip(jobs, tokens, strict=True):
                 self._entries[job].key += had
