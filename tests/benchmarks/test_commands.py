@@ -31,7 +31,16 @@ TINY = {
     "lora": ["--steps", "2", "--prior", "1", "--old", "1", "--asked", "1"],
 }
 
-LONG = ("step, compiled", "ablation, profile", "attention, backends", "full", "traffic")  # half a minute and more
+LONG = (
+    "step, compiled",
+    "ablation, profile",
+    "attention, backends",
+    "full",
+    "traffic",
+    "loading",
+    "training",
+    "lora",
+)  # half a minute and more
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.loading import CONFIG, Case, load, write_forms
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_peak_is_what_stays_and_little_more(tmp_path):
     """The file has 170 MB: with its pages kept, or a second copy of the weights, the peak would show it."""
     write_forms(tmp_path, {**CONFIG, "num_layers": 4})

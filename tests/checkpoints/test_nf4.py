@@ -236,6 +236,7 @@ def test_a_folder_with_a_quantization_config_loads_by_what_it_holds(model, tmp_p
     assert torch.equal(kept.state_dict()["layers.0.attention.to_q.weight"], stored["layers.0.attention.to_q.weight"])
 
 
+@pytest.mark.long
 def test_bitsandbytes_is_not_needed_to_expand(model, tmp_path):
     stored = write_four_bits(tmp_path, model, nested=True)
     torch.save(dequantized(stored), tmp_path / "wanted.pt")

@@ -103,7 +103,7 @@ def play(denoiser, make_request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stepwise", [False, True])
+@pytest.mark.parametrize("stepwise", [pytest.param(False, marks=pytest.mark.long), True])
 def test_an_interrupt_at_any_line_loses_and_repeats_nothing(play, stepwise):
     expected, latents, reached, _ = play(0, stepwise)
     assert [[kind for kind, _ in story] for story in expected] == [

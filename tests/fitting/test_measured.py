@@ -32,7 +32,7 @@ def test_the_estimated_peak_is_the_measured_one_in_half_precision(case):
     check(measure_apart(case, pixels=256, small=True))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_writes_a_measured_peak_that_is_the_estimated_one(tmp_path, monkeypatch, capsys):
     out = tmp_path / "figures.json"
     arguments = ["--small", "--cases", "1", "--pixels", "256", "--out", str(out)]

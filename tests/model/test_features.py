@@ -225,6 +225,7 @@ def test_blocks_compiled_for_all_layouts_compile_a_fixed_number_of_graphs(make_p
         assert counter.frame_count == 2 * PIECES
 
 
+@pytest.mark.long
 def test_each_set_of_adapters_compiles_its_own_graphs_once_past_torchs_limit(make_pair):
     """Torch gives up compiling at 8 graphs of one piece; blocks with adapters are blocks of another structure."""
     model = make_pair()[1]

@@ -312,7 +312,7 @@ def test_other_weights_or_another_configuration_have_a_map_of_their_own(fits, tm
     assert len(fits) == len(list(tmp_path.iterdir())) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_digest_is_the_same_in_every_process_and_wherever_the_files_lie(tmp_path):
     make_vae().save_pretrained(tmp_path / "here")
     here = AutoencoderKLFlux2.from_pretrained(tmp_path / "here")

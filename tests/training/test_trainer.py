@@ -133,7 +133,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(pictures, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("parallel", "method"), [("ddp", "lora"), ("fsdp", "full")])
+@pytest.mark.parametrize(
+    ("parallel", "method"), [("ddp", "lora"), pytest.param("fsdp", "full", marks=pytest.mark.long)]
+)
 def test_two_processes_and_one_give_the_same_loss_curve(pictures, tmp_path, launch, finish, parallel, method):
     options = dict(data=str(pictures), cache=str(tmp_path / "cache"), parallel=parallel, method=method)
     options = SMALL | options | dict(steps=4, tokens=400, caption_dropout=0.2, ema=0.9)
@@ -291,7 +293,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(pictures, tmp_path):
     assert all(abs(a - b) <= 1e-6 * a for a, b in zip(plain, saving, strict=True))
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.long)])
 def test_half_precision_stays_near_full(pictures, tmp_path, method):
     options = {"method": method, "lr": 1e-3, "steps": 2, "tokens": 400}
     exact = curve(pictures, tmp_path / "exact", **options)

@@ -293,7 +293,10 @@ except RuntimeWarning as warning:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "triton, printed",
-    [("None", ""), ("types.ModuleType('triton')", "Triton cannot be imported (import of triton.language")],
+    [
+        pytest.param("None", "", marks=pytest.mark.long),
+        ("types.ModuleType('triton')", "Triton cannot be imported (import of triton.language"),
+    ],
     ids=["not installed", "broken"],
 )
 def test_triton_may_be_absent(triton, printed, monkeypatch):
