@@ -2,6 +2,7 @@
 
 import io
 import json
+import statistics
 import threading
 import time
 
@@ -69,6 +70,21 @@ def test_pictures_come_in_the_format_that_was_asked_for(server, form, kind):
     assert answer.headers["content-type"] == f"image/{form}"
     assert answer.headers["content-disposition"] == f'attachment; filename="{job["id"]}-0.{form}"'
     assert len(answer.content) == job["pictures"][0]["bytes"]
+
+
+@pytest.mark.parametrize("form", ["png", "webp"])
+def test_a_thumbnail_is_the_picture_made_smaller(server, form):
+    job = server.wait(server.job(size="128x64", format=form)["id"])
+    url = job["pictures"][0]["url"]
+    whole = Image.open(io.BytesIO(server.http.get(url).content)).convert("RGB")
+    for side, size in ((32, (32, 16)), (2048, (128, 64))):
+        answer = server.http.get(url, params={"side": side})
+        small = Image.open(io.BytesIO(answer.content))
+        assert answer.headers["content-type"] == "image/jpeg" and small.format == "JPEG" and small.size == size
+        wanted = whole.resize(size, Image.Resampling.LANCZOS)
+        difference = statistics.mean(abs(a - b) for a, b in zip(small.tobytes(), wanted.tobytes(), strict=True))
+        assert difference < 8
+    assert server.http.get(url, params={"side": 15}).status_code == 400
 
 
 def test_events_tell_a_job_from_its_queue_to_its_pictures(server):
@@ -304,4 +320,17 @@ def test_metrics_count_what_was_done(own_server):
         'ideoflow_http_requests_total{method="POST",route="/v1/jobs",status="202"} 1.0',
     ):
         assert line in text, line
-    assert "process_resident_memory_bytes" in text
+    assert "process_resident_memory_bytes" in text and "ideoflow_device_memory" not in text
+
+
+def test_metrics_tell_a_devices_memory(monkeypatch):
+    import torch
+
+    from ideoflow.serving.metrics import Metrics
+
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3_000 + device.index)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5_000 + device.index)
+    metrics = Metrics()
+    metrics.watch_device(torch.device("cuda", 7))
+    text = metrics.text().decode()
+    assert "ideoflow_device_memory_bytes 3007.0" in text and "ideoflow_device_memory_peak_bytes 5007.0" in text

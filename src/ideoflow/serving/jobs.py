@@ -73,6 +73,7 @@ class Jobs:
         self._worker = Worker(self._engine, self._clerk.hear, metrics.count_pass, self._give_up_all)
         self._to_a_place = (0.0, 0)  # until when seconds to a free place are told again, and those
         metrics.watch(self)
+        metrics.watch_device(pipe.device)
 
     # What routes ask for
 

@@ -17,7 +17,7 @@ from .api_errors import ApiError, responses
 from .job import Job
 from .job_settings import Order
 from .journal import JobEvent
-from .preview_files import data_url
+from .preview_files import data_url, thumbnail
 from .records import FORMATS, STATUSES, Format, Status, is_job_id
 from .waiting import NO_BUFFERING, TheJobs, followed
 
@@ -216,10 +216,16 @@ async def picture(
     n: Annotated[int, PathParameter(ge=0, le=10_000)],
     jobs: TheJobs,
     download: Annotated[bool, Query(description="Have browsers save it as a file.")] = False,
+    side: Annotated[
+        int | None, Query(ge=16, le=2048, description="A thumbnail: a JPEG of at most so many pixels a side.")
+    ] = None,
 ) -> Response:
     """A finished picture. It never changes."""
     info, data = await run_in_threadpool(jobs.picture, id, n)
+    form: str = info.format
+    if side is not None:
+        form, data = "jpeg", await run_in_threadpool(thumbnail, data, side)
     headers = {"Cache-Control": "private, max-age=31536000, immutable"}
     if download:
-        headers["Content-Disposition"] = f'attachment; filename="{id}-{n}.{info.format}"'
-    return Response(data, media_type=MEDIA[info.format], headers=headers)
+        headers["Content-Disposition"] = f'attachment; filename="{id}-{n}.{form}"'
+    return Response(data, media_type=MEDIA[form], headers=headers)

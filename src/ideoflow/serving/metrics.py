@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
 from .records import ENDED, JobRecord
+
+if TYPE_CHECKING:
+    import torch
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 TOKENS = (100, 300, 1000, 3000, 10_000, 30_000, 100_000, 300_000)
@@ -58,6 +62,18 @@ class Metrics:
         """Look at these jobs when gauges are read."""
         self.running.set_function(lambda: jobs.running)
         self.waiting.set_function(lambda: jobs.unfinished - jobs.running)
+
+    def watch_device(self, device: torch.device) -> None:
+        """Look at this device's memory when gauges are read, if it has its own and torch counts it."""
+        if device.type != "cuda":
+            return
+        import torch
+
+        for name, text, read in (
+            ("ideoflow_device_memory_bytes", "Bytes of tensors on the model's device.", torch.cuda.memory_allocated),
+            ("ideoflow_device_memory_peak_bytes", "The most they took.", torch.cuda.max_memory_allocated),
+        ):
+            Gauge(name, text, registry=self.registry).set_function(partial(read, device))
 
     def count_pass(self, tokens: int, requests: int, seconds: float) -> None:
         """Count a pass of the engine."""

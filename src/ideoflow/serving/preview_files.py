@@ -1,4 +1,4 @@
-"""Previews as the files that clients get, made when somebody looks: most are replaced unseen."""
+"""Previews and thumbnails as files for clients, made when somebody looks: most previews are replaced unseen."""
 
 from __future__ import annotations
 
@@ -20,3 +20,18 @@ def preview_base64(preview: Image.Image, form: str = "jpeg") -> str:
 def data_url(preview: Image.Image) -> str:
     """A preview as a `data:` URL of a JPEG."""
     return f"data:image/jpeg;base64,{preview_base64(preview)}"
+
+
+def thumbnail(picture: bytes, side: int) -> bytes:
+    """A picture's file made smaller, as a JPEG.
+
+    Args:
+        picture: the file of a picture that was drawn here.
+        side: the most pixels of the longer side; smaller pictures keep their size.
+    """
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(picture)) as image:
+        image.draft("RGB", (side, side))
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        image.convert("RGB").save(small, format="JPEG", quality=QUALITY)
+    return small.getvalue()

@@ -4,6 +4,7 @@ import { byId, h } from "./dom.js";
 import { Unreachable } from "./api.js";
 
 const PAGE = 24;
+const THUMBNAIL = 384; // pixels of a side: what a tile shows on a fine screen
 
 /** What a caption is called: its description, or what it shows. */
 export function nameOfCaption(caption, line = "") {
@@ -32,7 +33,7 @@ export class Gallery {
       for (const { isIntersecting, target } of entries) {
         if (!isIntersecting) continue;
         this.seen.unobserve(target);
-        this.api.picture(target.dataset.url).then((url) => (target.src = url), () => {});
+        this.api.picture(`${target.dataset.url}?side=${THUMBNAIL}`).then((url) => (target.src = url), () => {});
       }
     });
   }
