@@ -17,6 +17,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ideoflow.pictures import save_image
+
 playwright = pytest.importorskip("playwright.sync_api", reason="the studio's tests need playwright")
 expect = playwright.expect
 
@@ -597,11 +599,32 @@ class TestImport:
             field = second.get_by_label(label, exact=True)
             assert field.input_value() == first.get_by_label(label, exact=True).input_value()
 
-    def test_a_foreign_picture_is_refused_by_name(self, page: Any, tmp_path: Path) -> None:
-        file = tmp_path / "holiday.png"
-        Image.new("RGB", (8, 8)).save(file)
+    @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+    def test_a_dropped_jpeg_or_webp_restores_its_caption(self, page: Any, tmp_path: Path, suffix: str) -> None:
+        file = tmp_path / f"heart{suffix}"
+        settings = {"caption": composition(RED), "seed": 4711, "width": 112, "height": 128}
+        save_with(settings, file)
         drop(page, file)
-        expect(page.locator(".notice[data-kind=error]")).to_contain_text("holiday.png holds no caption")
+        page.wait_for_selector(".backdrop[src^='blob:']")
+        assert caption_of(page) == composition(RED)
+        assert page.get_by_label("Seed", exact=True).input_value() == "4711"
+        assert page.get_by_label("Width in pixels", exact=True).input_value() == "112"
+
+    @pytest.mark.parametrize("suffix", [".png", ".jpg"])
+    def test_a_foreign_picture_is_refused_by_name(self, page: Any, tmp_path: Path, suffix: str) -> None:
+        file = tmp_path / f"holiday{suffix}"
+        exif = Image.Exif()
+        exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0at the sea"
+        Image.new("RGB", (8, 8)).save(file, exif=exif)
+        drop(page, file)
+        expect(page.locator(".notice[data-kind=error]")).to_contain_text(f"holiday{suffix} holds no caption")
+
+
+def save_with(settings: dict[str, Any], file: Path) -> None:
+    """Write a picture with settings, as the program does."""
+    image = Image.effect_noise((112, 128), 60).convert("RGB")
+    image.info["ideoflow"] = json.dumps({"ideoflow": "0.1", **settings}, ensure_ascii=False)
+    save_image(image, file)
 
 
 def drop(page: Any, file: Path) -> None:
@@ -973,6 +996,18 @@ class TestModules:
             data = data[:300]
         found = call("png", "await m.textOf(new Uint8Array(given[0]))", list(data))
         assert found == (None if form in ("none", "cut off") else text)
+
+    @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+    def test_exif_is_read_as_we_write_it(self, call: Callable[..., Any], tmp_path: Path, suffix: str) -> None:
+        file = tmp_path / f"picture{suffix}"
+        caption = composition(thing("ÄÖ “quoted” 漢字", 1, 2, 300, 400))
+        save_with({"caption": caption, "seed": 4711}, file)
+        data = list(file.read_bytes())
+        found = json.loads(call("exif", "m.commentOf(new Uint8Array(given[0]))", data))
+        assert found["caption"] == caption and found["seed"] == 4711
+        cuts = list(range(0, 400, 7))
+        told = call("exif", "given[1].map((cut) => m.commentOf(new Uint8Array(given[0].slice(0, cut))))", data, cuts)
+        assert len(told) == len(cuts) and all(one is None or isinstance(one, str) for one in told)
 
     def test_events_are_read_however_they_are_cut(self, call: Callable[..., Any]) -> None:
         sent = ': still here\n\nid: 1\nevent: step\ndata: {"a":\ndata: "ü"}\n\nid: 2\r\nevent: done\r\ndata: {}\r\n\r\n'

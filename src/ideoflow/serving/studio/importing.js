@@ -1,5 +1,6 @@
-// Captions that come in by paste, file or drop: JSON, text with JSON in it, or a PNG with the settings it was drawn with.
+// Captions that come in by paste, file or drop: JSON, text with JSON in it, or a picture with the settings it was drawn with.
 
+import { commentOf, isJpeg, isWebp } from "./exif.js";
 import { isPng, textOf } from "./png.js";
 import { elementOf } from "./layout.js";
 import { objectWithin } from "./json-text.js";
@@ -28,7 +29,7 @@ export async function readText(text, api, server) {
       return caption === found ? { caption } : { caption, settings: settingsOf(request, server) };
     }
   }
-  if (!text.includes("{")) throw new NoCaption("This holds no caption: paste or drop JSON, or a PNG made by ideoflow.");
+  if (!text.includes("{")) throw new NoCaption("This holds no caption: paste or drop JSON, or a picture made by ideoflow.");
   try {
     const { caption, changes } = await api.json("v1/captions/repair", { method: "POST", body: { caption: text } });
     return { caption, changes };
@@ -51,15 +52,21 @@ function captionIn(found) {
 export async function readFile(file, api, server) {
   if (file.size > LARGEST) throw new NoCaption(`${file.name} is larger than 64 MB.`);
   const bytes = new Uint8Array(await file.arrayBuffer());
-  if (isPng(bytes)) return readPicture(file, bytes, server);
+  const format = formatOf(bytes);
+  if (format) return readPicture(file, bytes, format, server);
   if (/^image\//.test(file.type)) {
-    throw new NoCaption(`${file.name} is no PNG: the studio reads captions from PNG files.`);
+    throw new NoCaption(`${file.name} is no PNG, JPEG or WebP: the studio reads captions from those.`);
   }
   return readText(new TextDecoder().decode(bytes), api, server);
 }
 
-async function readPicture(file, bytes, server) {
-  const text = await textOf(bytes);
+const formatOf = (bytes) => (isPng(bytes) ? "png" : isJpeg(bytes) ? "jpeg" : isWebp(bytes) ? "webp" : null);
+
+/** A picture's comment if it is settings of ours: cameras and other programs leave comments too. */
+const ours = (comment) => (comment?.includes('"ideoflow": "') ? comment : null);
+
+async function readPicture(file, bytes, format, server) {
+  const text = format === "png" ? await textOf(bytes) : ours(commentOf(bytes));
   if (text === null) {
     throw new NoCaption(`${file.name} holds no caption: it was not made by ideoflow, or a program took its text away.`);
   }
@@ -74,7 +81,7 @@ async function readPicture(file, bytes, server) {
   const { adapters, unknown } = adaptersOf(kept.loras ?? [], server);
   return {
     caption,
-    settings: { ...settingsOf(kept, server), adapters, format: "png" },
+    settings: { ...settingsOf(kept, server), adapters, format },
     picture: URL.createObjectURL(file),
     warning: unknown.length ? `The picture was drawn with ${unknown.join(", ")}, which this server does not have.` : null,
   };
