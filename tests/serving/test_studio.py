@@ -194,6 +194,16 @@ def drag(page: Any, start: tuple[float, float], end: tuple[float, float]) -> Non
     page.mouse.up()
 
 
+def with_a_finger(page: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Drag as a touch screen tells it."""
+    touch = page.context.new_cdp_session(page)
+    places = [tuple(a + (b - a) * part / 4 for a, b in zip(start, end, strict=True)) for part in range(5)]
+    for kind, place in [("touchStart", places[0]), *(("touchMove", place) for place in places[1:])]:
+        x, y = point(page, *place)
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
 def near(box: list[int], *expected: int) -> bool:
     return all(abs(a - b) <= 4 for a, b in zip(box, expected, strict=True))
 
@@ -809,6 +819,23 @@ class TestNothingIsLost:
         finally:
             server.stop()
 
+    def test_where_the_queue_is_full(self, visit: Callable[..., Any], tmp_path: Path) -> None:
+        server = Served(tmp_path / "data", max_queue=1)
+        server.start()
+        try:
+            page = visit(server.address)
+            open_caption(page, composition(RED))
+            slow(page)
+            page.click("#generate")
+            page.wait_for_selector(".backdrop.preview")
+            page.click("#generate")
+            expect(page.locator("#jobs")).to_contain_text("The queue is full")
+            page.locator("#jobs .job:has(.job-state[data-status=running]) [aria-label^=Cancel]").click()
+            expect(page.locator("#jobs .job-state[data-status=running]")).to_have_count(1)
+            expect(page.locator("#jobs")).not_to_contain_text("The queue is full")
+        finally:
+            server.stop()
+
 
 class TestEverybody:
     def test_the_keyboard_alone_is_enough(self, page: Any) -> None:
@@ -854,6 +881,12 @@ class TestEverybody:
         page.keyboard.type("a green star")
         page.keyboard.press("Enter")
         assert elements_of(page)[-1]["desc"] == "a green star"
+        page.tap("#tool-obj")
+        with_a_finger(page, (50, 50), (320, 250))
+        page.keyboard.type("a blue ring")
+        page.keyboard.press("Enter")
+        assert near(elements_of(page)[-1]["bbox"], 50, 50, 250, 320)
+        assert page.evaluate("[scrollX, scrollY]") == [0, 0], "a finger on the canvas draws, and does not scroll"
         page.tap("#generate")
         page.wait_for_selector(".backdrop:not(.preview)[src^='blob:']")
 

@@ -26,6 +26,7 @@ export class Jobs {
   #listeners = new Set();
   #stop = null; // ends the stream that is read
   #streamed = null;
+  #sendAgain = []; // called when a job of this page ends, which leaves its place in the queue
 
   constructor(api, report) {
     this.api = api;
@@ -88,7 +89,7 @@ export class Jobs {
           const seconds = Math.min(error.retryAfter ?? 5, 60);
           entry.reason = error.status === 429 ? "The queue is full; this is sent again soon." : "The server is stopping or starting.";
           this.#notify();
-          await sleep(seconds * 1000);
+          await Promise.race([sleep(seconds * 1000), new Promise((resolve) => this.#sendAgain.push(resolve))]);
         } else throw error;
       }
     }
@@ -182,6 +183,7 @@ export class Jobs {
   }
 
   #ended(job) {
+    for (const resolve of this.#sendAgain.splice(0)) resolve();
     otherTabs?.postMessage("ended");
     this.#notify({ gallery: true, ended: job });
   }
