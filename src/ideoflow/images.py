@@ -59,6 +59,34 @@ def open_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
         return Image.open(io.BytesIO(source), formats=FORMATS)
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF tags say that it is held."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # whatever is wrong with the tags, the pixels are whole
+        return image
+
+
+def flattened(image: Image.Image) -> Image.Image:
+    """The picture as 8-bit RGB; transparency is laid on white, and 16-bit grey is cut to 8 bits."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        image = image.point(lambda value: value / 257).convert("L")
+    if has_alpha(image):
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether the picture may be transparent anywhere."""
+    return "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa")
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn whatever Pillow's readers raise into an `ImageError`, and leave out their warnings."""

@@ -32,6 +32,7 @@ _KINDS: dict[str, tuple[Any, bool]] = {
     "guidance": ((int, float), False),
     "quantize": (str, False),
     "together": (int, False),
+    "edit": (dict, False),
     "unrepeatable": (str, False),
     "ideoflow": (str, False),
     "torch": (str, False),

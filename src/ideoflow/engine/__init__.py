@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from .denoiser import Denoiser
     from .engine import Engine
     from .events import Event
-    from .request import Request
+    from .request import Edit, Request
 
-__all__ = ["POLICIES", "Denoiser", "Engine", "Event", "Policy", "Request", "Scheduler"]
+__all__ = ["POLICIES", "Denoiser", "Edit", "Engine", "Event", "Policy", "Request", "Scheduler"]
 
 __getattr__ = lazily(
     __name__,
-    {".denoiser": ("Denoiser",), ".engine": ("Engine",), ".events": ("Event",), ".request": ("Request",)},
+    {".denoiser": ("Denoiser",), ".engine": ("Engine",), ".events": ("Event",), ".request": ("Edit", "Request")},
 )

@@ -90,12 +90,12 @@ class Denoiser:
         """Take the next step of each request, or, if anything fails, of none. Arguments and errors as `compute`."""
         steps = self.compute(requests)
         with uninterrupted():
-            for request, (velocity, latents) in steps.items():
-                request.take(velocity, latents)
+            for request, step in steps.items():
+                request.take(*step)
 
     @torch.no_grad()
-    def compute(self, requests: Sequence[Request]) -> dict[Request, tuple[Tensor, Tensor]]:
-        """The next step of each request, computed and not taken: its guided velocity, and the latents after it.
+    def compute(self, requests: Sequence[Request]) -> dict[Request, tuple[Tensor, ...]]:
+        """The next step of each request, computed and not taken: its guided velocity, the latents after it (`take`).
 
         Does not wait for the device, unless it records a CUDA graph.
 
@@ -165,23 +165,20 @@ class Denoiser:
         branches = [branch for branch in (self._conditional, self._unconditional) if branch is not None]
         return exclusive(*(branch.transformer for branch in branches))
 
-    def _euler_steps(self, requests: Sequence[Request]) -> dict[Request, tuple[Tensor, Tensor]]:
+    def _euler_steps(self, requests: Sequence[Request]) -> dict[Request, tuple[Tensor, ...]]:
+        sides = [side for request in requests for side in request.sides]
         # Contexts are read at once: requests that are cancelled meanwhile let go of theirs.
-        conditional = {request: request.conditional for request in requests}
-        unconditional = {request: request.unconditional for request in requests if request.guided}
+        conditional = {side: side.conditional for side in sides}
+        unconditional = {side: side.unconditional for side in sides if side.guided}
         unguided: dict[Request, Tensor] = {}
         with self.adapted(requests[0].adapters):
             velocities = self._conditional.velocities(conditional)  # type: ignore[arg-type]
             if self._unconditional is not None and unconditional:
                 unguided = self._unconditional.velocities(unconditional)  # type: ignore[arg-type]
-        steps = {}
-        for request in requests:
-            velocity = velocities[request]
-            if request in unguided:
-                guidance = request.guidance[request.step]
-                velocity = guidance * velocity + (1.0 - guidance) * unguided[request]
-            steps[request] = velocity, request.moved(velocity)
-        return steps
+        for side, without in unguided.items():
+            guidance = side.guidance[side.step]
+            velocities[side] = guidance * velocities[side] + (1.0 - guidance) * without
+        return {request: request.after(*(velocities[side] for side in request.sides)) for request in requests}
 
     def _check(self, requests: Sequence[Request]) -> None:
         if len(set(requests)) != len(requests):
@@ -192,7 +189,7 @@ class Denoiser:
             if request.status == "done":
                 raise ValueError(f"{request} has taken all its {request.steps} steps: leave it out of `requests`.")
             self.check(request)
-            if request.conditional is None or (request.guided and request.unconditional is None):
+            if any(one.conditional is None or (one.guided and one.unconditional is None) for one in request.sides):
                 raise ValueError(f"{request} is not prepared: call its `prepare` before its first step.")
 
     def check(self, request: Request) -> None:
@@ -219,6 +216,8 @@ class Denoiser:
                     f"{request} has {given} {what}, but the transformer takes {wanted}: let the pipeline that steps a"
                     " request make it."
                 )
+        if request.edit is not None and request.edit.source is not None:
+            self.check(request.edit.source)
 
 
 class _Branch:

@@ -314,8 +314,9 @@ class Engine:
         """Make the contexts of requests that come to their first step; the requests that can take it."""
         for request in requests:
             try:
-                if request.conditional is None and request.prepare is not None and not request.given_up:
-                    request.begin(*self._contexts(request.prepare, request))
+                for side in request.sides:
+                    if side.conditional is None and side.prepare is not None and not request.given_up:
+                        side.begin(*self._contexts(side.prepare, side))
             except Exception as error:
                 with self._change():
                     self._fail(request, error)
@@ -340,7 +341,7 @@ class Engine:
         self._ahead = None
         return ahead[1].take()
 
-    def _advance(self, requests: list[Request]) -> dict[Request, tuple[Tensor, Tensor] | Exception]:
+    def _advance(self, requests: list[Request]) -> dict[Request, tuple[Tensor, ...] | Exception]:
         """Velocity and latents of each request's step, or what it failed from. No request is changed."""
         failure = None
         try:
@@ -355,7 +356,7 @@ class Engine:
         half = len(requests) // 2
         return self._advance(requests[:half]) | self._advance(requests[half:])
 
-    def _settle(self, steps: dict[Request, tuple[Tensor, Tensor] | Exception]) -> None:
+    def _settle(self, steps: dict[Request, tuple[Tensor, ...] | Exception]) -> None:
         """Write a step into its requests, all at once; but for those that were given up meanwhile."""
         with self._change():
             tokens: dict[Request, int] = {}

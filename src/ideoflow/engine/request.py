@@ -19,6 +19,60 @@ from ..model import Context
 Status = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 
+Guide = Callable[[int, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+
+
+@dataclass(eq=False)
+class Edit:
+    """What the steps of a request do beside Euler's rule, and what is made of its picture at the end.
+
+    Attributes:
+        guide: Called as `guide(step, latents, of_source)` with the number of a step, counted from 0, and the latents
+            that Euler's rule gives for the request and its source; gives those that the next step begins with. It
+            depends on nothing but its arguments: a step that is interrupted is computed again.
+        ends: `(steps,)` noise level at which each Euler step ends, where the next one begins at another, to which the
+            guide brings the latents; None where each begins where the last one ended.
+        source: A request of the same grid that is stepped along, for what the guide makes of the difference. It may
+            have fewer steps; then it takes no part in the last ones.
+        finish: Makes of the decoded picture `(3, height, width)` in [-1, 1] the one that is given back, which may be of
+            another size.
+    """
+
+    guide: Guide | None = None
+    ends: Tensor | None = None
+    source: Request | None = None
+    finish: Callable[[Tensor], Tensor] | None = None
+
+    def check(self, request: Request) -> None:
+        """See that the parts fit the request.
+
+        Raises:
+            TypeError: a guide, or what finishes pictures, that is no function.
+            ValueError: noise levels that are not one a step, a source of another grid, of more steps, or without guide.
+        """
+        for name in ("guide", "finish"):
+            function = getattr(self, name)
+            if function is not None and not callable(function):
+                raise TypeError(f"{request}: `edit.{name}` is {function!r}: give a function, or None.")
+        if self.ends is not None:
+            if self.ends.shape != (request.steps,):
+                shape = tuple(self.ends.shape)
+                raise ValueError(
+                    f"{request}: `edit.ends` has shape {shape}: give one for each of {request.steps} steps."
+                )
+            self.ends = self.ends.to("cpu", torch.float32)
+        source = self.source
+        if source is None:
+            return
+        if self.guide is None:
+            raise ValueError(f"{request}: a source needs a `guide`, which makes something of it.")
+        if source.grid != request.grid or source.steps > request.steps or source.step > request.step:
+            raise ValueError(
+                f"{request} has {request.steps} steps on a grid of {request.grid}, its source {source.steps} on"
+                f" {source.grid}: give a source of the same grid that has as many steps, or fewer."
+            )
+
+
 @dataclass(eq=False)
 class Request:
     """One picture in the making: what it is conditioned on, where it goes, and how far it has come.
@@ -50,6 +104,7 @@ class Request:
         settings: What makes the picture again (`ideoflow.provenance`); None where nothing is known of it.
         preview_every: Steps from one preview to the next, where its engine makes any; 0 for none, None for the
             engine's own interval.
+        edit: What changes a picture that there is; None where the picture is drawn from noise alone.
         engine: The engine that it has been added to, as long as it has steps before it there.
         started: Whether that engine has told of its start.
     """
@@ -74,6 +129,7 @@ class Request:
     velocity: Tensor | None = None
     settings: dict[str, Any] | None = None
     preview_every: int | None = None
+    edit: Edit | None = None
     engine: weakref.ref[Any] | None = field(default=None, init=False, repr=False)
     started: bool = field(default=False, init=False, repr=False)
 
@@ -117,6 +173,9 @@ class Request:
         # On the device beforehand, so that no step has to wait for a copy.
         self._times = times.to(self.latents.device, torch.float32)
         self._schedule = tuple(times.to("cpu", torch.float32).tolist())
+        self._clean: Tensor | None = None  # as estimated by the last step, where a guide has moved the latents since
+        if self.edit is not None:
+            self.edit.check(self)
 
     def __repr__(self) -> str:
         return f"Request {self.id or hex(id(self))}"
@@ -137,9 +196,20 @@ class Request:
         return self.tokens_of(min(self.step, self.steps - 1))
 
     def tokens_of(self, step: int) -> int:
-        """Tokens that a step takes through the transformers."""
+        """Tokens that a step takes through the transformers, those of an edit's source among them."""
         branches = 2 if self.guidance[step] != 1 else 1
-        return self.text_tokens + branches * self.image_tokens
+        source = self._source(step)
+        return self.text_tokens + branches * self.image_tokens + (source.tokens_of(step) if source is not None else 0)
+
+    @property
+    def sides(self) -> tuple[Request, ...]:
+        """Whose velocities the next step needs: the request itself, and its edit's source while that has steps."""
+        source = self._source(self.step)
+        return (self,) if source is None else (self, source)
+
+    def _source(self, step: int) -> Request | None:
+        source = None if self.edit is None else self.edit.source
+        return source if source is not None and step < source.steps else None
 
     @property
     def status(self) -> Status:
@@ -198,20 +268,42 @@ class Request:
         """Let go of contexts that `prepare` could make again."""
         if self.prepare is not None:
             self.conditional = self.unconditional = None
+        if self.edit is not None and self.edit.source is not None:
+            self.edit.source.release()
 
     def moved(self, velocity: Tensor) -> Tensor:
         """Latents after one Euler step along the guided velocity `(image_tokens, channels)`, in float32."""
-        change = float(self.sigmas[self.step + 1] - self.sigmas[self.step])
+        levels = self.sigmas[1:] if self.edit is None or self.edit.ends is None else self.edit.ends
+        change = float(levels[self.step] - self.sigmas[self.step])
         return self.latents + change * -velocity  # the velocity points to data, where sigma falls
 
-    def take(self, velocity: Tensor, latents: Tensor) -> None:
-        """Take a step that has been computed: its guided velocity, and the latents after it."""
+    def after(self, velocity: Tensor, of_source: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What `take` takes: the guided velocity, the latents after the step, and, where there is one, the source's."""
+        latents = self.moved(velocity)
+        if self.edit is None or self.edit.guide is None:
+            return velocity, latents
+        if of_source is None or self.edit.source is None:
+            return velocity, self.edit.guide(self.step, latents, None)[0]
+        latents, source = self.edit.guide(self.step, latents, self.edit.source.moved(of_source))
+        assert source is not None
+        return velocity, latents, of_source, source
+
+    def take(
+        self, velocity: Tensor, latents: Tensor, of_source: Tensor | None = None, source: Tensor | None = None
+    ) -> None:
+        """Take a step that has been computed: its guided velocity, the latents after it, and the same of its source."""
+        if self.edit is not None and self.edit.guide is not None:
+            self._clean = self.latents + float(self.sigmas[self.step]) * velocity
+            if of_source is not None and source is not None and self.edit.source is not None:
+                self.edit.source.take(of_source, source)
         self.velocity, self.latents = velocity, latents
         self.step += 1
 
     @property
     def estimate(self) -> Tensor:
         """Clean latents as the last step's velocity points to them; the latents themselves before the first step."""
+        if self._clean is not None:
+            return self._clean
         if self.velocity is None:
             return self.latents
         return self.latents + float(self.sigmas[self.step]) * self.velocity

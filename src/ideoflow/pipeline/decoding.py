@@ -37,13 +37,14 @@ def stack(tensors: Sequence[Tensor]) -> Tensor | list[Tensor]:
 
 @torch.no_grad()
 def decode(vae: Any, requests: Sequence[Request], latents: Sequence[Tensor]) -> list[Tensor]:
-    """A picture `(3, height, width)` in [-1, 1] of the latents of each request.
+    """A picture `(3, height, width)` in [-1, 1] of the latents of each request, as its edit finishes it.
 
     Raises:
         NotEnoughMemory: if memory does not do for one picture alone.
     """
     try:
-        return latent_tokens.decode(vae, latents, [request.grid for request in requests])
+        pictures = latent_tokens.decode(vae, latents, [request.grid for request in requests])
+        return [_finished(request, picture) for request, picture in zip(requests, pictures, strict=True)]
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -61,6 +62,11 @@ def decode(vae: Any, requests: Sequence[Request], latents: Sequence[Tensor]) -> 
         " `pipe.decode_requests(error.requests)`. `pipe.fit_memory` plans for the memory that there is.",
         requests,
     ) from failure
+
+
+def _finished(request: Request, picture: Tensor) -> Tensor:
+    edit = request.edit
+    return picture if edit is None or edit.finish is None else edit.finish(picture)
 
 
 def pictures_of(vae: Any, processor: VaeImageProcessor, requests: Sequence[Request], output_type: str) -> Any:

@@ -245,27 +245,43 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
                 "`prompt_upsampling=True` is not available: write the caption with ideoflow.Caption, or rewrite it with"
                 " diffusers' Ideogram4Pipeline.upsample_prompt and pass the result as `prompt`."
             )
-        check_output_type(output_type)
-        plan = drawing.plan
         tensor_inputs = callback_on_step_end_tensor_inputs or ()
-        self.check_inputs(prompt, height, width, plan.steps, None, plan.guidance, tensor_inputs)
-        if callback_on_step_end is not None and not callable(callback_on_step_end):
-            raise TypeError(f"`callback_on_step_end` is {callback_on_step_end!r}: give a function, or None.")
+        self.check_inputs(prompt, height, width, drawing.plan.steps, None, drawing.plan.guidance, tensor_inputs)
+        images = self._draw(
+            lambda: self.make_requests(**vars(drawing)),
+            output_type, attention_kwargs, max_tokens, callback_on_step_end, tensor_inputs,
+        )  # fmt: skip
+        return Ideogram4PipelineOutput(images=images) if return_dict else (images,)
+
+    def _draw(
+        self,
+        make: Callable[[], list[Request]],
+        output_type: str,
+        attention_kwargs: dict[str, Any] | None,
+        max_tokens: int | None,
+        callback: Callable[..., Any] | None,
+        tensor_inputs: Sequence[str],
+    ) -> Any:
+        """Pictures of the requests that `make` makes, all stepped together; arguments as those of a call."""
+        check_output_type(output_type)
+        if callback is not None and not callable(callback):
+            raise TypeError(f"`callback_on_step_end` is {callback!r}: give a function, or None.")
         engine = self.engine(attention_kwargs, max_tokens=max_tokens)
         with self._calls.begin(attention_kwargs) as call, self._in_turn():
             self._warn_of_scale(attention_kwargs)
-            requests = self.make_requests(**vars(drawing))
-            if callback_on_step_end is not None and tensor_inputs:
+            requests = make()
+            if callback is not None and tensor_inputs:
                 for request in requests:
                     doubt(request.settings, "a callback was given its latents")
-            call.num_timesteps = plan.steps
-            with self.progress_bar(total=plan.steps) as progress:
-                for i in range(plan.steps):
-                    for request, error in engine.advance(requests).items():
+            call.num_timesteps = max(request.steps for request in requests)
+            with self.progress_bar(total=call.num_timesteps) as progress:
+                for i in range(call.num_timesteps):
+                    under_way = [request for request in requests if not request.finished]
+                    for request, error in engine.advance(under_way).items():
                         raise explained(error, request)
-                    call.guidance_scale = plan.guidance[i]
-                    if callback_on_step_end is not None:
-                        call_back(callback_on_step_end, self, i, requests, tensor_inputs)
+                    call.guidance_scale = under_way[0].guidance[i]
+                    if callback is not None:
+                        call_back(callback, self, i, under_way, tensor_inputs)
                     progress.update()
                     if call.interrupted:
                         break
@@ -274,7 +290,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
                 request.check()
             images = self.decode_requests(requests, output_type)
             self.maybe_free_model_hooks()
-        return Ideogram4PipelineOutput(images=images) if return_dict else (images,)
+        return images
 
     @explains_unknown
     @takes_drawing
@@ -593,6 +609,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         """
         dtype = kwargs.pop("torch_dtype", dtype)
         made = cls(**arguments_from(pipeline, inspect.signature(cls.__init__).parameters, kwargs))
+        made._origin = getattr(pipeline, "_origin", made._origin)  # it tells of what is not the files' any more
         return made if dtype is None else made.to(dtype)
 
     def save_pretrained(
@@ -877,7 +894,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             warnings.warn(
                 f"`attention_kwargs` has the scale {attention_kwargs['scale']!r}, which is the strength of adapters,"
                 " and none is loaded: it changes nothing.",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _denoiser(self, attention_kwargs: dict[str, Any] | None, cuda_graphs: bool = False) -> Denoiser:

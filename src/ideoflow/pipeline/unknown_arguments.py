@@ -15,7 +15,10 @@ _NO_NEGATIVE = (
     " there, and set with `guidance_scale` or `guidance_schedule` how closely it is followed"
 )
 _NO_FEATURES = "give the features that `pipe.prompt_features` makes to `pipe.make_requests(prompt_features=...)`"
-_NO_IMAGE = "pictures are drawn from captions alone; nothing here starts from a picture"
+_NO_IMAGE = (
+    "this pipeline draws from captions alone; ideoflow.Ideogram4Img2ImgPipeline.from_pipe(pipe) starts from a picture,"
+    " and Ideogram4InpaintPipeline changes parts of one"
+)
 _NO_SIZES = "say the size of the picture with `size=(width, height)`"
 _NO_CFG = "there is one guidance: `guidance_scale` for all steps, or `guidance_schedule` for each"
 _NO_SCHEDULE = "the noise levels follow from `num_inference_steps`, `mu` and `std`, or from a `preset`"

@@ -6,7 +6,7 @@ import math
 
 from PIL import Image, ImageOps
 
-from ..images import MOST_PIXELS, ImageError, open_image, plain_errors
+from ..images import MOST_PIXELS, ImageError, flattened, open_image, plain_errors, upright
 from ..sizes import UNIT
 
 SMALLEST = UNIT  # pixels of the shorter side that can be used at all
@@ -63,7 +63,7 @@ def read(data: bytes, pixels: int, crop: bool = False, convert: bool = False) ->
         image = open_image(data)
         _check(image, data, convert)
         image.load()
-        return _resize(_flatten(_upright(image)), pixels, crop)
+        return _resize(flattened(upright(image)), pixels, crop)
 
 
 def _check(image: Image.Image, data: bytes, convert: bool) -> None:
@@ -99,23 +99,6 @@ def _bits(image: Image.Image, data: bytes) -> int:
     elif kind == "AVIF" and (start := data.find(b"av1C")) >= 0:
         bits = 10 if data[start + 6] & 0x40 else 8  # of the configuration of AV1: 10 or 12
     return bits
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # whatever is wrong with the tags, the pixels are whole
-        return image
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        image = image.point(lambda value: value / 257).convert("L")
-    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
 
 
 def _resize(image: Image.Image, pixels: int, crop: bool) -> Image.Image:
