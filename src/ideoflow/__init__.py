@@ -9,6 +9,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .captions import Caption
+    from .editing import Ideogram4Img2ImgPipeline, Ideogram4InpaintPipeline
     from .model import Ideogram4Transformer2DModel
     from .pictures import save_image
     from .pipeline import Ideogram4Pipeline, Ideogram4PipelineOutput
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = [
     "PRESETS",
     "Caption",
+    "Ideogram4Img2ImgPipeline",
+    "Ideogram4InpaintPipeline",
     "Ideogram4Pipeline",
     "Ideogram4PipelineOutput",
     "Ideogram4Transformer2DModel",
@@ -28,6 +31,7 @@ __getattr__ = lazily(
     __name__,
     {
         ".captions": ("Caption",),
+        ".editing": ("Ideogram4Img2ImgPipeline", "Ideogram4InpaintPipeline"),
         ".model": ("Ideogram4Transformer2DModel",),
         ".pictures": ("save_image",),
         ".pipeline": ("Ideogram4Pipeline", "Ideogram4PipelineOutput"),

@@ -1,0 +1,110 @@
+"""Edits by caption: from a picture and its old caption to a new one, without a mask and without inverting the picture.
+
+The method is FlowEdit, of Kulikov et al., "FlowEdit: Inversion-Free Text-Based Editing Using Pre-Trained Flow Models"
+(2024). At each step the picture is noised, once as it is and once as far as it has been edited, with the same noise;
+the edit moves by the difference of the two velocities, that of the new caption less that of the old.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from ..checks import finite
+from ..engine import Edit, Request
+from .canvas import Canvas, digest, lay_out, open_picture
+from .change import check_fit, check_share, finishing, fresh_noise, noised, started, told
+
+
+@dataclass(frozen=True, eq=False)
+class ByDifference:
+    """The guide of an edit by caption: what two Euler steps differ by is the edit, and both are noised anew.
+
+    Attributes:
+        known: `(tokens, channels)` clean latents of the picture.
+        noise: The noise of the first step, as large.
+        begins: `(steps + 1,)` noise level at which each step begins, 0 at last.
+    """
+
+    known: Tensor
+    noise: Tensor
+    begins: tuple[float, ...]
+
+    def __call__(self, step: int, latents: Tensor, of_source: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The latents that the next step begins with: of the edited picture, and of the picture itself."""
+        if of_source is None:  # the last steps, which the new caption takes alone
+            return latents, None
+        noisy = noised(self.known, fresh_noise(self.noise, step), self.begins[step + 1])
+        return latents - of_source + noisy, noisy
+
+
+@dataclass(eq=False)
+class CaptionEdit:
+    """A picture changed from what its old caption says to what the new one says.
+
+    Attributes:
+        image: The picture, in any form that `open_picture` takes; an RGB picture afterwards.
+        before: The caption of the picture as it is.
+        strength: Share of the steps that are taken: with less, structure stays; with more, shapes can change.
+        refine: Share of those steps, the last ones, that the new caption takes alone, which cleans up what was changed
+            and moves all else a little.
+        guidance_before: Guidance of the old caption's velocities; the new one's is that of the call.
+        fit: How the picture comes to whole tokens: "pad", "crop" or "stretch".
+        size: `(width, height)` in pixels to draw at; None for the picture's own.
+
+    Raises:
+        TypeError: naming the argument that is of another type.
+        ValueError: naming the argument that does not fit.
+        OSError: a file that cannot be read.
+    """
+
+    image: Any
+    before: Any
+    strength: float = 0.9
+    refine: float = 0.0
+    guidance_before: float = 1.0
+    fit: str = "pad"
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the arguments, and open the picture."""
+        self.strength = check_share("strength", self.strength)
+        self.refine = check_share("refine", self.refine)
+        self.guidance_before = finite("guidance_before", self.guidance_before)
+        self.fit = check_fit(self.fit)
+        self.image: Image.Image = open_picture(self.image)
+
+    def canvas(self, unit: int, most: int | None) -> Canvas:
+        """What the model works on; arguments as those of `lay_out`."""
+        return lay_out(self.image, self.fit, unit, size=self.size, most=most)
+
+    def request(self, fresh: Request, canvas: Canvas, known: Tensor, fresh_before: Request) -> Request:
+        """The request of the changed picture.
+
+        Args:
+            fresh: The request of a fresh picture of the new caption.
+            canvas: The canvas.
+            known: Its clean latents.
+            fresh_before: The request of a fresh picture of the old caption, with its own guidance.
+        """
+        begun = started(fresh, known, self.strength)
+        noise, known = fresh.latents, known.to(fresh.latents)
+        noisy = noised(known, noise, float(begun.sigmas[0]))
+        together = begun.steps - round(self.refine * begun.steps)
+        before = started(fresh_before, known, self.strength)
+        assert before.times is not None
+        source = None if together == 0 else replace(
+            before, latents=noisy, sigmas=before.sigmas[: together + 1], times=before.times[:together],
+            guidance=before.guidance[:together], id=f"{fresh.id}, before", settings=None,
+        )  # fmt: skip
+        guide = ByDifference(known, noise, tuple(begun.sigmas.tolist()))
+        settings = told(
+            fresh, kind="caption", before=(fresh_before.settings or {}).get("caption"), strength=self.strength,
+            refine=self.refine, guidance_before=self.guidance_before, fit=self.fit, size=self.size,
+            image=digest(self.image),
+        )  # fmt: skip
+        edit = Edit(guide=guide, source=source, finish=finishing(canvas))
+        return replace(begun, latents=noisy, edit=edit, settings=settings)

@@ -1,0 +1,109 @@
+"""What every way of changing a picture has: it turns the request of a fresh picture into that of a changed one.
+
+A change begins as the request of a picture drawn from noise, with its seed, captions, guidance and schedule; what it
+changes of that is all there is to it. So whatever holds for requests holds for changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import finite
+from ..engine import Request
+from .canvas import FITS, Canvas
+
+
+def check_share(name: str, value: Any) -> float:
+    """A number from 0 to 1.
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: if it is another.
+    """
+    share = finite(name, value)
+    if not 0 <= share <= 1:
+        raise ValueError(f"`{name}` is {value!r}: give a number from 0 to 1.")
+    return share
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """One of some words.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}: give one of {', '.join(map(repr, choices))}.")
+    return str(value)
+
+
+def check_fit(fit: Any) -> str:
+    """How a picture comes to whole tokens; errors as those of `check_choice`."""
+    return check_choice("fit", fit, FITS)
+
+
+def started(fresh: Request, known: Tensor, strength: float) -> Request:
+    """The request that starts from a picture, at a noise level within the fresh request's schedule.
+
+    Args:
+        fresh: The request of a fresh picture, whose latents are its noise.
+        known: Clean latents of the picture, as the request's.
+        strength: Share of the steps that are taken, the last ones; a part of a step begins at a level between those of
+            the schedule. 1 takes all of them and starts from noise alone, which is the fresh picture; 0 changes
+            nothing.
+    """
+    place = round(fresh.steps * (1 - strength), 6)
+    first = min(int(place), fresh.steps - 1)
+    known = known.to(fresh.latents)
+    times = 1 - fresh.sigmas[:-1] if fresh.times is None else fresh.times.to("cpu", torch.float32)
+    sigmas, times = (
+        _from(fresh.sigmas, first, place - first),
+        _from(torch.cat((times, torch.ones(1))), first, place - first),
+    )
+    level = float(sigmas[0])
+    return replace(
+        fresh,
+        latents=fresh.latents if strength == 1 else noised(known, fresh.latents, level),
+        sigmas=sigmas,
+        times=times[:-1],
+        guidance=fresh.guidance[first:],
+    )
+
+
+def _from(values: Tensor, first: int, share: float) -> Tensor:
+    """A sequence from one of its entries on, that one moved towards the next by a share of the way."""
+    rest = values[first:].clone()
+    rest[0] = torch.lerp(rest[0], rest[1], share)
+    return rest
+
+
+def noised(known: Tensor, noise: Tensor, level: float) -> Tensor:
+    """Clean latents at a noise level."""
+    return (1 - level) * known + level * noise
+
+
+def fresh_noise(like: Tensor, step: int) -> Tensor:
+    """Noise of one step: other than that of every other step, and the same whenever the step is computed.
+
+    Args:
+        like: The noise that the picture starts from, which it is seeded by.
+        step: Number of the step.
+    """
+    start = int(like.flatten()[:2].to("cpu", torch.float32).contiguous().view(torch.int64))
+    generator = torch.Generator().manual_seed((start + 0x9E3779B97F4A7C15 * (step + 1)) % 2**63)
+    return torch.randn(like.shape, generator=generator).to(like)
+
+
+def finishing(canvas: Canvas) -> Callable[[Tensor], Tensor] | None:
+    """What cuts a decoded canvas to what is given back; None where that is all of it."""
+    return None if canvas.given == (0, 0, *canvas.picture.size) else canvas.cut
+
+
+def told(fresh: Request, **edit: Any) -> dict[str, Any] | None:
+    """The settings of a fresh request with what the edit makes of them."""
+    return None if fresh.settings is None else {**fresh.settings, "edit": edit}

@@ -1,0 +1,542 @@
+"""The pipelines that change pictures: diffusers' names of arguments, and a method for each further kind of change."""
+
+# No `from __future__ import annotations`: diffusers reads the types of the constructor's arguments.
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import latents as latent_tokens
+from ..engine import Request
+from ..pipeline import Ideogram4Pipeline, Ideogram4PipelineOutput
+from ..pipeline.arguments import DEFAULT, Drawing, lines_of, prompts_of
+from ..pipeline.decoding import check_output_type, explained
+from ..pipeline.noise import noise_of
+from ..pipeline.unknown_arguments import explain, explains_unknown
+from ..presets import Preset
+from ..provenance import KEY, to_text
+from ..sizes import SIDE_LIMITS
+from .canvas import Canvas, digest
+from .caption_edit import CaptionEdit
+from .caption_window import seen_caption
+from .image_to_image import ImageToImage
+from .inpainting import Inpaint
+from .masking import is_boxes
+from .outpainting import outpainted
+from .redrawing import redrawn
+from .tiles import Tile
+from .upscaling import KeptTiles, Tiling, Upscale, key_of
+from .variation import Variation
+
+Change = ImageToImage | Inpaint | CaptionEdit | Variation
+KINDS = (ImageToImage, Inpaint, CaptionEdit, Variation)
+
+
+class EditingPipeline(Ideogram4Pipeline):
+    """What both pipelines that change pictures can do beside their calls; their parts are those of `Ideogram4Pipeline`.
+
+    `from_pipe` makes one of the other and back; nothing is copied.
+    """
+
+    @torch.no_grad()
+    def make_edits(self, changes: Change | Sequence[Change], prompt: Any, **drawing: Any) -> list[Request]:
+        """Make the requests of changed pictures without running them: what an engine steps, alone or among others.
+
+        Args:
+            changes: What is to be done, one for each prompt.
+            prompt: The caption of what the picture becomes, or a list of them. Boxes count to the picture that is given
+                back.
+            drawing: Arguments of `make_requests`, but for sizes, which the changes have.
+
+        Returns:
+            `num_images_per_prompt` requests for each prompt, in the order of the prompts.
+
+        Raises:
+            TypeError: naming the argument that is of another type.
+            ValueError: naming the argument that does not fit.
+        """
+        changes = [changes] if isinstance(changes, KINDS) else list(changes)
+        prompts = prompts_of(prompt)
+        if not all(isinstance(change, KINDS) for change in changes):
+            raise TypeError(f"`changes` holds something else than {', '.join(kind.__name__ for kind in KINDS)}.")
+        if len(changes) != len(prompts):
+            raise ValueError(f"{len(changes)} changes and {len(prompts)} prompts: give one prompt for each change.")
+        most = (self.config.get("side_limits") or SIDE_LIMITS)[1]
+        canvases = [change.canvas(self._unit, most) for change in changes]
+        seen = [_seen(*each) for each in zip(prompts, changes, canvases, strict=True)]
+        sizes = [
+            change.size if canvas is None else canvas.picture.size
+            for change, canvas in zip(changes, canvases, strict=True)
+        ]
+        fresh = self.make_requests(seen, **drawing, size=sizes)
+        with self._exclusive():
+            encoded = iter(
+                latent_tokens.encode(self.vae, [canvas.picture for canvas in canvases if canvas is not None])
+            )
+        known = [None if canvas is None else next(encoded) for canvas in canvases]
+        edits = []
+        for place, request in enumerate(fresh):
+            number = place * len(changes) // len(fresh)  # each change has as many requests, one after another
+            change: Any = changes[number]
+            canvas = canvases[number]
+            if request.settings is not None and seen[number] is not prompts[number]:
+                (request.settings["caption"],) = lines_of(prompts[number], strict=False)
+            if isinstance(change, CaptionEdit):
+                before = self._before(change, canvas, request, drawing)
+                edits.append(change.request(request, canvas, known[number], before))  # type: ignore[arg-type]
+            else:
+                edits.append(change.request(request, canvas, known[number]))
+        return edits
+
+    def _before(self, change: CaptionEdit, canvas: Any, fresh: Request, drawing: dict[str, Any]) -> Request:
+        """The request of a fresh picture of the old caption, with its own guidance."""
+        own = ("generator", "latents", "prompt_features", "num_images_per_prompt")
+        same = {name: value for name, value in drawing.items() if name not in own}
+        guidance = {"guidance_scale": change.guidance_before, "guidance_schedule": None, "guidance_interval": None}
+        seen = _seen(change.before, change, canvas)
+        (before,) = self.make_requests(seen, **{**same, **guidance}, size=canvas.picture.size, latents=[fresh.latents])
+        if before.settings is not None and seen is not change.before:
+            (before.settings["caption"],) = lines_of(change.before, strict=False)
+        return before
+
+    def edit(
+        self,
+        changes: Change | Sequence[Change],
+        prompt: Any,
+        *,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
+        max_tokens: int | None = None,
+        **drawing: Any,
+    ) -> Ideogram4PipelineOutput | tuple[Any]:
+        """Make changed pictures, of several kinds of changes at once, all in one packed stream.
+
+        Args:
+            changes: What is to be done, one for each prompt: `ImageToImage`, `Inpaint`, `CaptionEdit`, `Variation`.
+            prompt: The caption of what the picture becomes, or a list of them.
+            output_type: As of `Ideogram4Pipeline.__call__`, and so are all the others.
+            return_dict: Whether to return an `Ideogram4PipelineOutput` or a tuple of one.
+            attention_kwargs: Strength of adapters.
+            callback_on_step_end: Called after each step; it is given the pictures that took it.
+            callback_on_step_end_tensor_inputs: What the callback is given.
+            max_tokens: Tokens of one pass.
+            drawing: `generator`, `preset`, `guidance_scale` and the others of `make_requests`.
+
+        Returns:
+            The pictures, `num_images_per_prompt` for each prompt, in the order of the prompts.
+        """
+        plan = self._plan(prompt, drawing)
+        tensor_inputs = callback_on_step_end_tensor_inputs or ()
+        self.check_inputs(prompt, 2048, 2048, plan.steps, None, plan.guidance, tensor_inputs)
+        images = self._draw(
+            lambda: self.make_edits(changes, prompt, attention_kwargs=attention_kwargs, **drawing),
+            output_type, attention_kwargs, max_tokens, callback_on_step_end, tensor_inputs,
+        )  # fmt: skip
+        return Ideogram4PipelineOutput(images=images) if return_dict else (images,)
+
+    def redraw(self, image: Any, before: Any, after: Any, **options: Any) -> Any:
+        """Draw what differs between two captions of a picture, and leave the rest as it is to the last bit.
+
+        Args:
+            image: The picture.
+            before: Its caption.
+            after: What it is to become.
+            options: `margin`, `strength`, `feather`, `harmonise` and `padding` of `redrawn`; the rest as of `edit`.
+
+        Returns:
+            As `edit`.
+        """
+        own, rest = _parted(options, redrawn)
+        return self.edit(redrawn(image, before, after, **own), after, **rest)
+
+    def outpaint(self, image: Any, size: tuple[int, int], prompt: Any, **options: Any) -> Any:
+        """Draw a larger picture around a picture, which stays as it is to the last bit.
+
+        Args:
+            image: The picture.
+            size: `(width, height)` in pixels of the larger one.
+            prompt: The caption of the larger one.
+            options: `place`, `strength`, `feather` and `harmonise` of `outpainted`; the rest as of `edit`.
+
+        Returns:
+            As `edit`.
+        """
+        own, rest = _parted(options, outpainted)
+        return self.edit(outpainted(image, size, **own), prompt, **rest)
+
+    def edit_caption(self, image: Any, before: Any, after: Any, **options: Any) -> Any:
+        """Change a picture from what its old caption says to what the new one says, without a mask.
+
+        Args:
+            image: The picture.
+            before: Its caption.
+            after: What it is to become.
+            options: `strength`, `refine`, `guidance_before` and `fit` of `CaptionEdit`; the rest as of `edit`.
+
+        Returns:
+            As `edit`.
+        """
+        own, rest = _parted(options, CaptionEdit)
+        return self.edit(CaptionEdit(image, before, **own), after, **rest)
+
+    def vary(self, prompt: Any, size: tuple[int, int], seed: int, amount: float = 0.2, **options: Any) -> Any:
+        """Draw a picture from noise near its own seed's.
+
+        Args:
+            prompt: The caption.
+            size: `(width, height)` in pixels.
+            seed: The other seed.
+            amount: How far it goes towards that, from 0 to 1.
+            options: As of `edit`; `generator` gives the picture's own noise.
+
+        Returns:
+            As `edit`.
+        """
+        return self.edit(Variation(seed, size, amount), prompt, **options)
+
+    @torch.no_grad()
+    def upscale(
+        self,
+        image: Any,
+        prompt: Any,
+        factor: float = 2.0,
+        *,
+        strength: float = 0.3,
+        tile: int | None = None,
+        overlap: float = 0.25,
+        keep: Path | str | None = None,
+        generator: torch.Generator | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        max_tokens: int | None = None,
+        **drawing: Any,
+    ) -> Ideogram4PipelineOutput | tuple[Any]:
+        """Enlarge a picture beyond what the weights know, drawn anew at low strength in tiles that overlap.
+
+        Args:
+            image: The picture.
+            prompt: Its caption, of which each tile is given its part.
+            factor: How much longer each side becomes.
+            strength: Share of the steps that each tile takes: more invents more.
+            tile: Pixels of a tile's side, a multiple of 16; None for 1024, or what the weights know if that is less.
+            overlap: Share of a tile's side that it overlaps its neighbours by.
+            keep: A folder for tiles that are done: the same call goes on from them where it was stopped. It needs a
+                generator of the same seed.
+            generator: Source of the noise.
+            output_type: "pil", "np", "pt" or "latent".
+            return_dict: Whether to return an `Ideogram4PipelineOutput` or a tuple of one.
+            attention_kwargs: `{"scale": s}` scales LoRA adapters.
+            max_tokens: Tokens of one pass; None for those of one tile, which bounds the memory.
+            drawing: `preset`, `guidance_scale` and others of `make_requests`.
+
+        Returns:
+            The picture, alone.
+
+        Raises:
+            TypeError: naming the argument that is of another type.
+            ValueError: naming the argument that does not fit.
+            OSError: a file that cannot be read, or written.
+        """
+        change = Upscale(image, factor, strength, tile, overlap, keep)
+        check_output_type(output_type)
+        plan = self._plan(prompt, drawing)
+        tiling = change.layout(self._unit, (self.config.get("side_limits") or SIDE_LIMITS)[1])
+        (line,) = lines_of(prompt, strict=False)
+        size = tiling.enlarged.size
+        (settings,) = self._origin.settings(self, [line], [size], plan, generator, None)
+        channels = self.transformer.config.in_channels
+        (field,) = noise_of([tiling.grid], channels, self._execution_device, generator, None)
+        kept = KeptTiles(None if keep is None else Path(keep), key_of(change, tiling, field, settings))
+        done = {one: latents for one in tiling.tiles if (latents := kept.get(one)) is not None}
+        with self._calls.begin(attention_kwargs), self._in_turn():
+            ahead = replace(tiling, tiles=[one for one in tiling.tiles if one not in done])
+            requests = self._of_tiles(ahead, field, prompt, change.strength, attention_kwargs, drawing)
+            budget = max_tokens or max((one.tokens_of(0) for one in requests), default=1)
+            engine = self.engine(attention_kwargs, max_tokens=budget, policy="fifo")
+            of_request = dict(zip(requests, ahead.tiles, strict=True))
+            for request in requests:
+                engine.add(request)
+            with self.progress_bar(total=sum(request.steps for request in requests)) as progress:
+                for event in engine.run():
+                    if event.error is not None:
+                        raise explained(event.error, event.request)
+                    if event.kind == "step":
+                        progress.update()
+                    if event.kind == "finished":
+                        done[of_request[event.request]] = event.request.latents.cpu()
+                        kept.put(of_request[event.request], event.request.latents)
+            tokens = tiling.merged(done)
+            if output_type == "latent":
+                images: Any = tokens.reshape(1, -1, channels)
+            else:
+                with self._exclusive():
+                    picture = tiling.decoded(self.vae, tokens)
+                images = self.image_processor.postprocess(picture[None], output_type=output_type)
+            self.maybe_free_model_hooks()
+        if output_type == "pil":
+            told = {"kind": "upscale", "factor": change.factor, "strength": change.strength, "tile": tile,
+                    "overlap": overlap, "image": digest(change.image)}  # fmt: skip
+            images[0].info[KEY] = to_text({**settings, "edit": told})
+        return Ideogram4PipelineOutput(images=images) if return_dict else (images,)
+
+    def _of_tiles(
+        self,
+        tiling: Tiling,
+        field: Tensor,
+        prompt: Any,
+        strength: float,
+        attention_kwargs: Any,
+        drawing: dict[str, Any],
+    ) -> list[Request]:
+        """The requests of an enlarged picture's tiles."""
+        if not tiling.tiles:
+            return []
+        parts = {tile: tiling.part(tile) for tile in tiling.tiles}
+        fresh = self.make_requests(
+            [tiling.caption(prompt, tile) for tile in tiling.tiles], size=[part.size for part in parts.values()],
+            latents=[tiling.noise(tile, field) for tile in tiling.tiles], attention_kwargs=attention_kwargs, defer=True,
+            **drawing,
+        )  # fmt: skip
+
+        def known(tile: Tile) -> Tensor:
+            with self._exclusive():  # one by one, which bounds the memory
+                return latent_tokens.encode(self.vae, [parts[tile]])[0]
+
+        return tiling.requests(fresh, field, known, strength)
+
+    def _plan(self, prompt: Any, drawing: dict[str, Any]) -> Preset:
+        """Check the arguments of `make_requests` among a call's, and give what its steps are."""
+        known = [name for name in inspect.signature(self.make_requests).parameters if name not in NOT_DRAWN]
+        if unknown := [name for name in drawing if name not in known]:
+            raise TypeError(" ".join(explain(name, known) for name in unknown))
+        return Drawing(prompt, **{name: value for name, value in drawing.items() if name in DRAWN}).plan
+
+
+class Ideogram4Img2ImgPipeline(EditingPipeline):
+    """Image to image: pictures drawn anew as captions say, starting from what they are."""
+
+    @explains_unknown
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        strength: float = 0.6,
+        num_inference_steps: int = DEFAULT.steps,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | Sequence[Tensor] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
+        max_sequence_length: int = 2048,
+        *,
+        fit: str = "pad",
+        guidance_schedule: Sequence[float] | Tensor | None = DEFAULT.guidance,
+        mu: float = DEFAULT.mu,
+        std: float = DEFAULT.std,
+        preset: str | Preset | None = None,
+        strict: bool = False,
+        guidance_interval: tuple[float, float] | None = None,
+        max_tokens: int | None = None,
+    ) -> Ideogram4PipelineOutput | tuple[Any]:
+        """Draw pictures anew.
+
+        Args:
+            prompt: As of `Ideogram4Pipeline.__call__`, and so is all that is not named here.
+            image: The picture: a Pillow picture, a file, bytes, an array or a tensor; or a list with one for each
+                prompt. One alone serves all prompts.
+            height: Pixels, a multiple of 16; None for the picture's own.
+            width: Pixels, a multiple of 16; None for the picture's own.
+            strength: How far the picture may change, from 0 to 1: the share of the steps that are taken.
+            num_inference_steps: Steps of the whole schedule.
+            guidance_scale: One guidance for all steps; needs `guidance_schedule=None`, or a `preset`.
+            num_images_per_prompt: Pictures of each prompt.
+            generator: Source of the noise.
+            latents: Noise to mix the picture with.
+            output_type: "pil", "np", "pt" or "latent".
+            return_dict: Whether to return an `Ideogram4PipelineOutput` or a tuple of one.
+            attention_kwargs: `{"scale": s}` scales LoRA adapters.
+            callback_on_step_end: Called after each step.
+            callback_on_step_end_tensor_inputs: What the callback is given.
+            max_sequence_length: The most tokens that a caption may have.
+            fit: How a picture comes to whole tokens, or to `width` and `height`: "pad" continues its edges, and cuts
+                them off again where no size is given; "crop" cuts from its sides; "stretch" changes its proportions.
+            guidance_schedule: Guidance of each step of the whole schedule.
+            mu: Mean of the schedule.
+            std: Standard deviation of the schedule.
+            preset: Steps, guidance, mu and std by name.
+            strict: Refuse a caption that breaks the schema.
+            guidance_interval: Shares of the steps that are guided.
+            max_tokens: Tokens of one pass.
+
+        Returns:
+            The pictures.
+
+        Raises:
+            TypeError: naming the argument that is of another type.
+            ValueError: naming the argument that does not fit.
+        """
+        given = dict(locals())
+        changes = [ImageToImage(one, strength, fit, _size(width, height)) for one in _each("image", image, prompt)]
+        return self.edit(changes, prompt, **_rest(given))
+
+
+class Ideogram4InpaintPipeline(EditingPipeline):
+    """Inpainting: parts of pictures drawn anew, the rest as it is to the last bit."""
+
+    @explains_unknown
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        padding_mask_crop: int | None = None,
+        strength: float = 1.0,
+        num_inference_steps: int = DEFAULT.steps,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | Sequence[Tensor] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
+        max_sequence_length: int = 2048,
+        *,
+        mask_changes: str = "white",
+        feather: int = 8,
+        harmonise: int = 0,
+        fit: str = "pad",
+        guidance_schedule: Sequence[float] | Tensor | None = DEFAULT.guidance,
+        mu: float = DEFAULT.mu,
+        std: float = DEFAULT.std,
+        preset: str | Preset | None = None,
+        strict: bool = False,
+        guidance_interval: tuple[float, float] | None = None,
+        max_tokens: int | None = None,
+    ) -> Ideogram4PipelineOutput | tuple[Any]:
+        """Draw parts of pictures anew. What is given back has the picture's size, and its pixels outside of the mask.
+
+        Args:
+            prompt: Captions of the whole picture as it is to become; all that is not named here is as of
+                `Ideogram4Pipeline.__call__`.
+            image: The picture: a Pillow picture, a file, bytes, an array or a tensor; or a list with one for each
+                prompt. One alone serves all prompts.
+            mask_image: What may change, of the picture's size, in any of these forms, or boxes `(y_min, x_min, y_max,
+                x_max)` in thousandths; or a list with one for each prompt. White changes, black stays, and grey says
+                how strongly.
+            height: Pixels to draw at, a multiple of 16; None for the picture's own.
+            width: Pixels to draw at, a multiple of 16; None for the picture's own.
+            padding_mask_crop: Draw the mask's surroundings alone, so many pixels on each side, at that size; None for
+                the whole picture.
+            strength: Share of the steps that are taken within the mask: 1 forgets what was there.
+            num_inference_steps: Steps of the whole schedule.
+            guidance_scale: One guidance for all steps; needs `guidance_schedule=None`, or a `preset`.
+            num_images_per_prompt: Pictures of each prompt.
+            generator: Source of the noise.
+            latents: Noise to mix the picture with.
+            output_type: "pil", "np", "pt", or "latent" for the tokens of what was drawn.
+            return_dict: Whether to return an `Ideogram4PipelineOutput` or a tuple of one.
+            attention_kwargs: `{"scale": s}` scales LoRA adapters.
+            callback_on_step_end: Called after each step.
+            callback_on_step_end_tensor_inputs: What the callback is given.
+            max_sequence_length: The most tokens that a caption may have.
+            mask_changes: What is to be changed: where the mask is "white", "black" or "transparent".
+            feather: Pixels over which what was drawn fades in, from the mask's edge to its inside.
+            harmonise: Further rounds of each step, against seams.
+            fit: How a picture comes to whole tokens: "pad" or "stretch".
+            guidance_schedule: Guidance of each step of the whole schedule.
+            mu: Mean of the schedule.
+            std: Standard deviation of the schedule.
+            preset: Steps, guidance, mu and std by name.
+            strict: Refuse a caption that breaks the schema.
+            guidance_interval: Shares of the steps that are guided.
+            max_tokens: Tokens of one pass.
+
+        Returns:
+            The pictures.
+
+        Raises:
+            TypeError: naming the argument that is of another type.
+            ValueError: naming the argument that does not fit.
+        """
+        given = dict(locals())
+        pairs = zip(_each("image", image, prompt), _each("mask_image", mask_image, prompt), strict=True)
+        size = _size(width, height)
+        changes = [
+            Inpaint(one, mask, strength, feather, harmonise, mask_changes, padding_mask_crop, fit, size)
+            for one, mask in pairs
+        ]
+        return self.edit(changes, prompt, **_rest(given))
+
+
+DRAWN = tuple(inspect.signature(Drawing).parameters)
+NOT_DRAWN = ("prompt", "defer", "size", "width", "height")  # arguments of requests that changes have in their place
+_OF_CHANGES = ("self", "__class__", "prompt", "image", "mask_image", "height", "width", "padding_mask_crop", "strength",
+               "mask_changes", "feather", "harmonise", "fit")  # fmt: skip
+
+
+def _rest(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call that do not make the change itself."""
+    return {name: value for name, value in given.items() if name not in _OF_CHANGES}
+
+
+def _parted(options: dict[str, Any], maker: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of what makes a change, and the rest."""
+    known = inspect.signature(maker).parameters
+    own = {name: value for name, value in options.items() if name in known}
+    return own, {name: value for name, value in options.items() if name not in known}
+
+
+def _seen(prompt: Any, change: Any, canvas: Canvas | None) -> Any:
+    return prompt if canvas is None else seen_caption(prompt, change.image.size, canvas.seen)
+
+
+def _size(width: int | None, height: int | None) -> tuple[int, int] | None:
+    """`width` and `height` of a call as a size.
+
+    Raises:
+        ValueError: one without the other.
+    """
+    if (width is None) != (height is None):
+        raise ValueError(f"`width` is {width} and `height` {height}: give both, or neither for the picture's own.")
+    return None if width is None or height is None else (width, height)
+
+
+def _each(name: str, given: Any, prompt: Any) -> list[Any]:
+    """What was given for each prompt; one alone serves all.
+
+    Raises:
+        ValueError: nothing, or another number of them.
+    """
+    prompts = len(prompts_of(prompt))
+    if given is None:
+        raise ValueError(f"`{name}` is missing: give one, or one for each prompt.")
+    several = isinstance(given, list) and not (name == "mask_image" and is_boxes(given))
+    if not several and getattr(given, "ndim", 0) == 4 and len(given) > 1:
+        several = True  # a batch of arrays
+    if not several:
+        return [given] * prompts
+    if len(given) != prompts:
+        raise ValueError(
+            f"`{name}` has {len(given)} pictures for {prompts} prompts: give one for each, or one for all."
+        )
+    return list(given)

@@ -1,0 +1,195 @@
+"""The pipelines that change pictures: diffusers' arguments, one made of the other, what is refused before any work."""
+
+import inspect
+import warnings
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ideoflow import Ideogram4Img2ImgPipeline, Ideogram4InpaintPipeline, Ideogram4Pipeline
+from ideoflow.editing import CaptionEdit, ImageToImage, Inpaint, Variation
+from tests.editing.conftest import CALL
+
+# What diffusers' pipelines of these kinds have and this model has no use for; each is refused with what to do instead.
+WITHOUT = {
+    "negative_prompt", "true_cfg_scale", "sigmas", "prompt_embeds", "prompt_embeds_mask", "negative_prompt_embeds",
+    "negative_prompt_embeds_mask", "masked_image_latents",
+}  # fmt: skip
+KINDS = [
+    (Ideogram4Img2ImgPipeline, diffusers.QwenImageImg2ImgPipeline),
+    (Ideogram4InpaintPipeline, diffusers.QwenImageInpaintPipeline),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), KINDS)
+def test_calls_take_the_arguments_of_diffusers_pipelines_of_the_kind(ours, theirs):
+    own, other = (inspect.signature(cls.__call__).parameters for cls in (ours, theirs))
+
+    assert set(other) - set(own) == WITHOUT - (set() if "mask_image" in other else {"masked_image_latents"})
+    assert [name for name in own if name in other] == [name for name in other if name in own]
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT))
+def test_arguments_that_this_model_has_no_use_for_say_what_there_is_instead(pipe, name):
+    with pytest.raises(TypeError, match=f"There is no argument `{name}`: "):
+        pipe("x", image=Image.new("RGB", (32, 32)), mask_image=[0, 0, 500, 500], **{name: 1})
+
+
+@pytest.mark.parametrize("cls", [Ideogram4Img2ImgPipeline, Ideogram4InpaintPipeline, Ideogram4Pipeline])
+@pytest.mark.parametrize("of", ["pipe", "plain", "image_to_image"])
+def test_a_pipeline_is_made_of_any_other_and_copies_nothing(request, cls, of):
+    other = request.getfixturevalue(of)
+    made = cls.from_pipe(other)
+
+    assert type(made) is cls
+    assert all(made.components[name] is part for name, part in other.components.items())
+    assert made.config.side_limits == other.config.side_limits and made.taps == other.taps
+
+
+def test_pictures_of_a_pipeline_made_of_another_can_be_made_again(plain, picture, seeded):
+    """They know the folder that the model came from."""
+    (request,) = plain.make_requests(picture(1).caption, size=(96, 96), generator=seeded(), **CALL)
+
+    assert request.settings["model"] == "sketch" and request.settings["unrepeatable"] is None
+
+
+def test_a_folder_that_they_write_is_opened_by_the_others_and_by_diffusers(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+
+    assert type(Ideogram4Pipeline.from_pretrained(tmp_path)) is Ideogram4Pipeline
+    assert type(Ideogram4Img2ImgPipeline.from_pretrained(tmp_path)) is Ideogram4Img2ImgPipeline
+    assert diffusers.Ideogram4Pipeline.from_pretrained(tmp_path).transformer is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(image=None), ValueError, "`image` is missing"),
+        (dict(mask_image=None), ValueError, "`mask_image` is missing"),
+        (dict(image=3), TypeError, "`image` is a int"),
+        (dict(mask_image=Image.new("L", (5, 5), 255)), ValueError, "has 5 x 5 pixels, and the picture 32 x 32"),
+        (dict(strength=1.5), ValueError, "`strength` is 1.5: give a number from 0 to 1"),
+        (dict(strength="much"), TypeError, "`strength` is 'much'"),
+        (dict(feather=-1), ValueError, "`feather` is -1"),
+        (dict(harmonise=0.5), TypeError, "`harmonise` is 0.5"),
+        (dict(fit="crop"), ValueError, "`fit` is 'crop': give one of 'pad', 'stretch'"),
+        (
+            dict(mask_changes="grey"),
+            ValueError,
+            "`mask_changes` is 'grey': give one of 'white', 'black', 'transparent'",
+        ),
+        (dict(padding_mask_crop=-4), ValueError, "`padding_mask_crop` is -4"),
+        (dict(width=64), ValueError, "`width` is 64 and `height` None"),
+        (dict(width=60, height=64), ValueError, "`width` and `height` are 60 and 64"),
+        (dict(prompt=["x", "y", "z"], image=[Image.new("RGB", (32, 32))] * 2), ValueError, "2 pictures for 3 prompts"),
+        (dict(prompt=None), ValueError, "`prompt` is missing"),
+        (dict(output_type="gif"), ValueError, "`output_type` is 'gif'"),
+        (dict(num_inference_steps=0), ValueError, "`num_inference_steps` is 0"),
+        (dict(generator=7), TypeError, "`generator` is 7"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_drawn(pipe, monkeypatch, arguments, error, message):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the transformer was run")
+
+    monkeypatch.setattr(type(pipe.transformer), "velocity", refuse)
+    call = dict(prompt="x", image=Image.new("RGB", (32, 32)), mask_image=[0, 0, 500, 500])
+    with pytest.raises(error, match=message), warnings.catch_warnings(action="ignore"):
+        pipe(**{**call, **arguments})
+
+
+def test_changes_and_prompts_belong_together(pipe, picture):
+    with pytest.raises(ValueError, match="2 changes and 1 prompts"):
+        pipe.edit([Variation(1, (96, 96))] * 2, picture(1).caption)
+    with pytest.raises(TypeError, match="`changes` holds something else"):
+        pipe.edit(["redraw"], picture(1).caption)
+    with pytest.raises(TypeError, match="There is no argument `size`"):
+        pipe.edit(Variation(1, (96, 96)), picture(1).caption, size=(96, 96))
+
+
+def test_all_kinds_of_changes_share_a_call_with_what_each_would_be_alone(pipe, plain, picture, seeded):
+    """Bar 5 in small: edits and fresh pictures of several sizes in one engine, to one grey level."""
+    one, other = picture(3), picture(4, (128, 96))
+    changes = [
+        ImageToImage(one.image, 0.5),
+        Inpaint(other.image, [200, 200, 700, 700], harmonise=1),
+        CaptionEdit(one.image, one.caption),
+        Variation(5, (96, 96), 0.3),
+        ImageToImage(other.image, 0.0),
+    ]
+    captions = [other.caption, one.caption, other.caption, one.caption, one.caption]
+    alone = [
+        pipe.edit(change, caption, generator=[seeded(seed)], **CALL).images[0]
+        for seed, (change, caption) in enumerate(zip(changes, captions, strict=True))
+    ]
+    fresh = plain(one.caption, size=(96, 128), generator=seeded(9), **CALL).images[0]
+
+    requests = pipe.make_edits(changes, captions, generator=[seeded(seed) for seed in range(5)], **CALL)
+    requests += plain.make_requests(one.caption, size=(96, 128), generator=seeded(9), **CALL)
+    engine = pipe.engine(output_type="pil")
+    for request in requests:
+        engine.add(request)
+    found = {event.request: event.image for event in engine.run() if event.kind == "finished"}
+
+    for request, image in zip(requests, [*alone, fresh], strict=True):
+        gap = np.abs(np.asarray(image, int) - np.asarray(found[request], int))
+        assert gap.max() <= 1
+
+
+def test_an_edit_costs_the_tokens_of_its_steps_and_no_more(pipe, picture):
+    one = picture(3)
+    (fresh,) = pipe.make_requests(one.caption, size=(96, 96), **CALL)
+    (half,) = pipe.make_edits(ImageToImage(one.image, 0.5), one.caption, **CALL)
+    (inside,) = pipe.make_edits(Inpaint(one.image, [0, 0, 500, 500]), one.caption, **CALL)
+    (caption,) = pipe.make_edits(CaptionEdit(one.image, one.caption, 1.0), one.caption, **CALL)
+
+    def cost(request):
+        return sum(request.tokens_of(step) for step in range(request.steps))
+
+    assert cost(half) == cost(fresh) / 2
+    assert cost(inside) == cost(fresh)
+    assert cost(caption) == cost(fresh) + 12 * (fresh.text_tokens + fresh.image_tokens)  # the old caption, unguided
+
+
+def test_a_call_stops_where_its_callback_says_so(pipe, picture):
+    def stop(pipe, step, time, tensors):
+        pipe._interrupt = step == 2
+        return {}
+
+    seen = pipe.edit(ImageToImage(picture(3).image, 1.0), picture(3).caption, callback_on_step_end=stop, **CALL).images[
+        0
+    ]
+
+    assert seen.size == (96, 96)
+
+
+def test_requests_wait_without_contexts_where_they_are_deferred(pipe, picture, seeded):
+    one = picture(3)
+    now, later = (
+        pipe.make_edits(
+            CaptionEdit(one.image, one.caption), picture(4).caption, generator=seeded(), defer=defer, **CALL
+        )[0]
+        for defer in (False, True)
+    )
+    assert later.conditional is None and later.edit.source.conditional is None
+    engine = pipe.engine()
+    engine.complete([now, later])
+
+    assert torch.allclose(now.latents, later.latents, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["np", "pt", "latent"])
+def test_other_forms_of_pictures(pipe, picture, seeded, form):
+    one = picture(3)
+    arguments = dict(image=one.image, mask_image=[0, 0, 500, 500], generator=seeded(), **CALL)
+    found = pipe(one.caption, output_type=form, **arguments).images[0]
+    image = np.asarray(pipe(one.caption, **{**arguments, "generator": seeded()}).images[0], np.float32) / 255
+
+    if form == "latent":
+        assert found.shape == (36, pipe.transformer.config.in_channels)
+    else:
+        found = np.asarray(found) if form == "np" else found.permute(1, 2, 0).numpy()
+        assert np.abs(found - image).max() <= 0.5 / 255 + 1e-6
