@@ -34,8 +34,8 @@ def working(*arguments: object, **options: object) -> None:
 
 
 COMMANDS = {
-    "generate --out": (["generate", CAPTION, "--out", "{}.png"], ["ideoflow.cli.draw._load"]),
-    "generate --out, a folder": (["generate", CAPTION, "--out", "{}/"], ["ideoflow.cli.draw._load"]),
+    "generate --out": (["generate", CAPTION, "--out", "{}.png"], ["ideoflow.cli.draw.load"]),
+    "generate --out, a folder": (["generate", CAPTION, "--out", "{}/"], ["ideoflow.cli.draw.load"]),
     "simulate --json": (
         ["simulate", "-j", "64x64:2", "--measure", "--json", "{}"],
         ["ideoflow.cli.simulate._measured", "ideoflow.cli.simulate._play"],

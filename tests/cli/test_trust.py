@@ -38,7 +38,7 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     def reached(*arguments: object, **options: object) -> None:
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr(draw, "_load", loading)
+    monkeypatch.setattr(draw, "load", loading)
     monkeypatch.setattr(socket, "getaddrinfo", reached)
     monkeypatch.setattr(socket.socket, "connect", reached)
 

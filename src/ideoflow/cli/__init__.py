@@ -11,9 +11,11 @@ from . import caption
 from .checkpoints import convert, inspect
 from .commands import SETTINGS, Command, Commands, Renamed
 from .console import out
+from .edit import edit
 from .generate import generate
 from .plan import plan
 from .simulate import simulate
+from .upscale import upscale
 
 app = typer.Typer(
     help="Ideogram 4 as a packed-sequence engine: pictures from captions.",
@@ -23,6 +25,8 @@ app = typer.Typer(
     context_settings=SETTINGS,
 )
 app.command(cls=Command)(generate)
+app.command(cls=Command)(edit)
+app.command(cls=Command)(upscale)
 
 
 @app.command()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import (
@@ -48,7 +49,7 @@ def draw(
         raise ValueError(f"--cuda-graphs needs --device cuda, and these pictures are drawn on {settings.device!r}.")
     preset = find_preset(settings.preset)
     with plain_warnings(), err.status(f"loading {shown(settings.model)} on {settings.device}"):
-        pipe = _load(settings, ignore_unknown, place=memory is None)
+        pipe = load(settings, ignore_unknown, place=memory is None)
         tokens = _tokens(pipe, pictures, max_sequence_length)
         if memory is not None:
             steps = settings.steps or preset.steps
@@ -59,28 +60,7 @@ def draw(
     if cuda_graphs:
         pipe.enable_cuda_graphs()
     noun = "picture" if len(pictures) == 1 else "pictures"
-    with (
-        plain_warnings(),
-        Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps, taken"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=err,
-            transient=True,
-            disable=not err.is_terminal,
-        ) as progress,
-    ):
-        task = progress.add_task(f"{len(pictures)} {noun}", total=None)
-
-        def on_step(pipe: Ideogram4Pipeline, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            progress.update(task, completed=step + 1, total=pipe.num_timesteps)
-            return tensors
-
+    with plain_warnings(), steps_shown(f"{len(pictures)} {noun}") as on_step:
         warnings.simplefilter("ignore", CaptionWarning)  # said already, when the prompts were read
         result: Any = pipe(
             [picture.caption for picture in pictures],
@@ -96,6 +76,31 @@ def draw(
         )
     images: list[Image] = result.images
     return images
+
+
+@contextmanager
+def steps_shown(what: str) -> Iterator[Callable[..., dict[str, Any]]]:
+    """A bar on a terminal of the steps that are taken; gives what a pipeline calls back after each."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps, taken"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    ) as progress:
+        task = progress.add_task(what, total=None)
+
+        def on_step(pipe: Ideogram4Pipeline, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            progress.update(task, completed=step + 1, total=pipe.num_timesteps)
+            return tensors
+
+        yield on_step
 
 
 def _tokens(pipe: Ideogram4Pipeline, pictures: Sequence[Picture], most: int) -> int:
@@ -143,7 +148,7 @@ def _fit(
         warn(f"to fit into {memory}: {loss}.")
 
 
-def _load(settings: Settings, ignore_unknown: bool, place: bool = True) -> Ideogram4Pipeline:
+def load(settings: Settings, ignore_unknown: bool, place: bool = True) -> Ideogram4Pipeline:
     """The pipeline with its adapters; where `place` says so, on its device and quantized."""
 
     from ..checkpoints.lora import UnknownTensorsError

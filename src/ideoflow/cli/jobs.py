@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..bundled import SKETCH
 from ..pictures import FORMATS
 
 PLACEHOLDERS = ("name", "seed", "index", "width", "height")
@@ -48,6 +49,11 @@ class Settings:
     guidance: float | None = None
     quantize: str | None = None
     base: str | None = None
+
+    @property
+    def of_sketch(self) -> bool:
+        """Whether the bundled model draws them."""
+        return SKETCH in (self.model, self.base)
 
 
 @dataclass(frozen=True)

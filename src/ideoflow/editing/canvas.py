@@ -142,6 +142,11 @@ class Canvas:
             bottom + (height - y1) * down,
         )
 
+    @property
+    def given_size(self) -> tuple[int, int]:
+        """`(width, height)` of what is given back."""
+        return self.given[2] - self.given[0], self.given[3] - self.given[1]
+
     def lay(self, layer: Tensor) -> Tensor:
         """A layer of the source, `(channels, height, width)`, as it lies on the canvas; 0 around the inner part."""
         left, top, right, bottom = self.window

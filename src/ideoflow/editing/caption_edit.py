@@ -81,6 +81,10 @@ class CaptionEdit:
         """What the model works on; arguments as those of `lay_out`."""
         return lay_out(self.image, self.fit, unit, size=self.size, most=most)
 
+    def result_size(self, unit: int, most: int | None) -> tuple[int, int]:
+        """`(width, height)` of what is given back; arguments as those of `lay_out`."""
+        return self.canvas(unit, most).given_size
+
     def request(self, fresh: Request, canvas: Canvas, known: Tensor, fresh_before: Request) -> Request:
         """The request of the changed picture.
 

@@ -44,6 +44,10 @@ class ImageToImage:
         """What the model works on; arguments as those of `lay_out`."""
         return lay_out(self.image, self.fit, unit, size=self.size, most=most)
 
+    def result_size(self, unit: int, most: int | None) -> tuple[int, int]:
+        """`(width, height)` of what is given back; arguments as those of `lay_out`."""
+        return self.canvas(unit, most).given_size
+
     def request(self, fresh: Request, canvas: Canvas, known: Tensor) -> Request:
         """The request of the changed picture, from that of a fresh one and the canvas's clean latents."""
         settings = told(

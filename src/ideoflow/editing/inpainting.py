@@ -171,6 +171,10 @@ class Inpaint:
         size = self.size or lay_out(self.image, "stretch", unit, most=most).picture.size
         return lay_out(self.image, "stretch", unit, size=size, window=window)
 
+    def result_size(self, unit: int, most: int | None) -> tuple[int, int]:
+        """`(width, height)` of what is given back: the picture's own."""
+        return self.image.size
+
     def request(self, fresh: Request, canvas: Canvas, known: Tensor) -> Request:
         """The request of the changed picture, from that of a fresh one and the canvas's clean latents."""
         on_canvas = canvas.lay(self.mask[None])[0]

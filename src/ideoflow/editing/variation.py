@@ -61,6 +61,10 @@ class Variation:
     def canvas(self, unit: int, most: int | None) -> None:
         """None: it starts from no picture."""
 
+    def result_size(self, unit: int, most: int | None) -> tuple[int, int]:
+        """`(width, height)` of the picture."""
+        return self.size
+
     def request(self, fresh: Request, canvas: None = None, known: None = None) -> Request:
         """The request of the variation, from that of the picture that it is near to."""
         generator = torch.Generator().manual_seed(self.seed)

@@ -1,0 +1,211 @@
+"""`ideoflow edit`: which change the options ask for, files that bring their captions along, and edits made again."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from ideoflow import sketch
+from ideoflow.cli import app
+from ideoflow.pictures import read_settings
+
+SQUARE = {"type": "obj", "bbox": [200, 200, 600, 600], "desc": "a blue square"}
+CIRCLE = {"type": "obj", "bbox": [650, 650, 950, 950], "desc": "a red circle"}
+
+
+def caption(*elements, background="plain yellow"):
+    return json.dumps({"compositional_deconstruction": {"background": background, "elements": list(elements)}})
+
+
+BEFORE, AFTER = caption(SQUARE, CIRCLE), caption({**SQUARE, "desc": "a green star"}, CIRCLE)
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    """A picture of ideoflow's, with its caption."""
+    path = tmp_path_factory.mktemp("drawn") / "square.png"
+    result = CliRunner().invoke(
+        app, ["generate", BEFORE, "--size", "96x96", "--steps", "3", "--seed", "5", "--out", str(path)]
+    )
+    assert result.exit_code == 0, result.output
+    return path
+
+
+@pytest.fixture
+def foreign() -> Path:
+    path = Path("photo.jpg")
+    Image.new("RGB", (100, 75), "#FDD835").save(path)
+    return path
+
+
+def edit(*arguments: str | Path, fails: int = 0) -> Result:
+    defaults = {"--steps": "3", "--seed": "7", "--out": "out.png"}
+    options = [part for key, value in defaults.items() if key not in arguments for part in (key, value)]
+    result = CliRunner().invoke(app, ["edit", *map(str, arguments), *options])
+    assert result.exit_code == fails, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def made() -> dict:
+    return read_settings("out.png")["edit"]
+
+
+def test_another_caption_redraws_what_differs_and_nothing_else(drawn):
+    edit(drawn, "--caption", AFTER)
+    same = (pixels("out.png") == pixels(drawn)).all(-1)
+
+    assert made()["kind"] == "inpaint" and made()["boxes"] == [SQUARE["bbox"]]
+    assert same[66:].all() and same[:, 66:].all() and not same.all()
+    assert read_settings("out.png")["caption"] == AFTER.replace(", ", ",").replace(": ", ":")
+
+
+def test_a_mask_of_any_polarity_and_boxes_say_what_changes(drawn):
+    light = np.zeros((96, 96), np.uint8)
+    light[:48] = 255
+    Image.fromarray(light).save("white.png"), Image.fromarray(255 - light).save("black.png")
+    edit(drawn, "--mask", "white.png", "--out", "a.png")
+    edit(drawn, "--mask", "black.png", "--mask-changes", "black", "--out", "b.png")
+    edit(drawn, "--box", "0,0,500,1000", "--out", "c.png")
+
+    assert (pixels("a.png") == pixels("b.png")).all() and (pixels("a.png") == pixels("c.png")).all()
+    assert (pixels("a.png")[48:] == pixels(drawn)[48:]).all()
+
+
+def test_the_same_caption_draws_the_whole_anew(drawn):
+    edit(drawn, "--strength", "0.4")
+
+    assert (made()["kind"], made()["strength"]) == ("image to image", 0.4)
+
+
+def test_a_caption_can_be_followed_without_a_mask(drawn):
+    edit(drawn, "--caption", AFTER, "--how", "caption")
+
+    assert made()["kind"] == "caption" and json.loads(made()["before"]) == json.loads(BEFORE)
+
+
+def test_a_larger_picture_keeps_its_own_captions_elements_where_they_are(drawn):
+    edit(drawn, "--outpaint", "144x96", "--place", "48,0")
+
+    assert (pixels("out.png")[:, 48:] == pixels(drawn)).all()
+    element = json.loads(read_settings("out.png")["caption"])["compositional_deconstruction"]["elements"][0]
+    assert element["bbox"] == [200, 467, 600, 733]
+
+
+def test_a_neighbour_of_a_picture(drawn):
+    edit(drawn, "--variation", "0.3", "--variation-seed", "4")
+
+    assert made() == {"kind": "variation", "seed": 4, "amount": 0.3}
+
+
+def test_a_picture_of_another_program_is_changed_with_captions_given(foreign):
+    edit(foreign, "--caption", AFTER, "--box", "0,0,500,500")
+    assert pixels("out.png").shape == (75, 100, 3) and (pixels("out.png")[38:] == pixels(foreign)[38:]).all()
+    edit(foreign, "--caption", AFTER, "--before", BEFORE, "--out", "b.png")
+    edit(foreign, "--caption", AFTER, "--out", "c.png")
+    assert read_settings("c.png")["edit"]["kind"] == "image to image"
+
+
+def test_several_pictures_have_seeds_that_count_on(drawn):
+    result = edit(drawn, "--caption", AFTER, "--n", "2", "--out", "some/")
+
+    assert [Path(line).name for line in result.stdout.split()] == ["square-edited-7.png", "square-edited-8.png"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--caption", AFTER],
+        ["--box", "0,0,500,1000", "--harmonise", "1", "--feather", "2"],
+        ["--strength", "0.5"],
+        ["--caption", AFTER, "--how", "caption"],
+        ["--outpaint", "144x112", "--place", "0,16"],
+        ["--variation", "0.5", "--variation-seed", "9"],
+    ],
+)
+def test_an_edit_is_made_again_from_its_file(drawn, options):
+    edit(drawn, *options)
+    result = CliRunner().invoke(app, ["edit", str(drawn), "--again", "out.png", "--out", "again.png"])
+
+    assert result.exit_code == 0, result.output
+    assert (pixels("again.png") == pixels("out.png")).all()
+    first, second = read_settings("out.png"), read_settings("again.png")
+    assert first["edit"] == second["edit"] and first["seed"] == second["seed"]
+
+
+def test_an_edit_of_another_picture_is_not_made_again(drawn, foreign):
+    edit(drawn, "--caption", AFTER)
+    Image.new("RGB", (96, 96)).save("other.png")
+
+    result = CliRunner().invoke(app, ["edit", "other.png", "--again", "out.png"])
+    assert result.exit_code == 2 and "is not the one that was changed then" in result.output
+    result = CliRunner().invoke(app, ["generate", "out.png"])
+    assert result.exit_code == 2 and "is an edit of another picture" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mask", "m.png", "--box", "0,0,1,1"], "give one of them"),
+        (["--box", "0,0,500"], "--box '0,0,500': give y_min,x_min,y_max,x_max"),
+        (["--box", "500,0,100,100"], "`mask_image` has the box"),
+        (["--how", "erase"], "--how 'erase' is unknown"),
+        (["--how", "redraw", "--outpaint", "192x192"], "ask for outpaint and redraw at once"),
+        (["--how", "inpaint"], "needs --mask or --box"),
+        (["--how", "outpaint"], "needs --outpaint"),
+        (["--outpaint", "100x100"], "--outpaint '100x100'"),
+        (["--outpaint", "144x144", "--place", "left"], "--place 'left'"),
+        (["--outpaint", "144x144", "--place", "90,0"], "does not lie whole"),
+        (["--strength", "2"], "`strength` is 2.0"),
+        (["--caption", caption(SQUARE, background="plain red")], "differ in `background`"),
+        (["--caption", "a red circle"], "plain text, which the bundled model does not understand"),
+        (["--variation", "2"], "`variation` is 2.0"),
+        (["--mask", "none.png"], "none.png"),
+        (["--guidance", "nan"], "--guidance nan"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_model_is_loaded(drawn, monkeypatch, options, message):
+    def loading(*args, **kwargs):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(sys.modules["ideoflow.cli.edit"], "load", loading)
+    assert message in edit(drawn, *options, fails=2).output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "brings no caption along: give --caption"),
+        (["--caption", AFTER, "--how", "redraw"], "give --before"),
+        (["--caption", AFTER, "--variation", "0.5"], "was not made by ideoflow"),
+    ],
+)
+def test_pictures_of_other_programs_say_what_they_lack(foreign, options, message):
+    assert message in edit(foreign, *options, fails=2).output.replace("\n", " ")
+
+
+def test_what_is_no_picture_is_refused():
+    Path("notes.png").write_text("words")
+    assert "is not a picture" in edit("notes.png", fails=2).output
+    assert "missing.png" in edit("missing.png", fails=2).output
+
+
+def test_the_bundled_model_is_the_default(drawn):
+    edit(drawn, "--caption", AFTER)
+
+    settings = read_settings("out.png")
+    assert (settings["model"], settings["guidance"]) == ("sketch", sketch.GUIDANCE)
