@@ -339,7 +339,7 @@ def settle(server, number):
     assert next(reversed(jobs.table._ended.values())).record.status == "cancelled"
 
 
-# Models and edits
+# Models
 
 
 def test_models_are_listed_and_looked_up(client):
@@ -348,24 +348,3 @@ def test_models_are_listed_and_looked_up(client):
     assert client.models.retrieve("sketch") == model
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("flux/dev")
-
-
-def picture_file() -> tuple[str, bytes, str]:
-    data = io.BytesIO()
-    Image.new("RGB", (32, 32), "red").save(data, "PNG")
-    return "red.png", data.getvalue(), "image/png"
-
-
-@pytest.mark.parametrize("images", [1, 2])
-def test_edits_are_not_there_yet(client, images):
-    files = [picture_file() for _ in range(images)]
-    with pytest.raises(openai.InternalServerError) as caught:
-        client.with_options(max_retries=2).images.edit(
-            image=files if images > 1 else files[0], mask=picture_file(), prompt="a blue circle", model="sketch"
-        )
-    assert (caught.value.status_code, caught.value.code) == (501, "not_implemented")
-
-
-def test_an_edit_without_a_picture_is_a_bad_request(server):
-    answer = server.http.post("/v1/images/edits", data={"prompt": "a blue circle"}, files={"mask": picture_file()})
-    assert answer.status_code == 400 and answer.json()["error"]["param"] == "image"

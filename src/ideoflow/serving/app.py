@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
 
 from .._version import __version__
-from . import captions_api, health, jobs_api, openai_api, sdapi, server_api, studio_page
+from . import captions_api, edits_api, health, jobs_api, openai_api, sdapi, server_api, studio_page
 from .api_errors import ApiError
 from .guard import Guard, SecurityHeaders
 from .jobs import Jobs
@@ -67,6 +67,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.include_router(jobs_api.router)
     app.include_router(server_api.router)
     app.include_router(openai_api.router)
+    app.include_router(edits_api.router)
     app.include_router(sdapi.router)
     app.include_router(captions_api.router)
     app.include_router(health.router)

@@ -25,7 +25,9 @@ DEPTH = 64  # of JSON: captions have no more either
 TEXTS, BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL), re.compile(rb"[][{}]")
 OPEN = ("/health/live", "/health/ready")  # without a key, as are the page's own files
 FILES_PATH = "/v1/images/edits"  # where bodies have files in them
-MOST_FILES = 8 * MEBIBYTE  # bytes of such a body: more once pictures are edited, and not only looked at
+MOST_IMAGE, MOST_MASK = 50 * MEBIBYTE, 4 * MEBIBYTE  # bytes of those files
+MOST_FILES = MOST_IMAGE + MOST_MASK + 2 * MEBIBYTE  # bytes of such a body
+FILES_AT_ONCE = 512 * MEBIBYTE  # bytes of all such bodies that are being read
 OVER_LIMIT = "over_limit"  # in the state of a request whose connection is one too many
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),

@@ -14,7 +14,7 @@ from ..presets import PRESETS, find_preset
 from ..sizes import MAX_ASPECT, misfit
 from .api_errors import ApiError
 from .records import Format
-from .server_settings import ServerSettings
+from .server_settings import MEBIBYTE, ServerSettings
 
 SEEDS = 2**64  # how many a torch generator takes
 FRESH_SEEDS = 2**32  # of those drawn here: programs that read JSON numbers as doubles keep them
@@ -38,6 +38,34 @@ def _object_or_text(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
 Given = Annotated[
     dict[str, Any] | Annotated[str, Field(min_length=1, max_length=MOST_TEXT)], WrapValidator(_object_or_text)
 ]
+
+
+How = Literal["inpaint", "redraw", "image", "caption"]
+
+
+class EditOrder(BaseModel):
+    """Which picture a job changes, and how."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    job: str = Field(min_length=1, max_length=100, description="The job whose picture is changed; it must be kept.")
+    picture: int = Field(0, ge=0, description="Index of that picture.")
+    how: How = Field(
+        "redraw",
+        description="redraw: what differs between the two captions, and nothing else. inpaint: what `mask` or `boxes`"
+        " say. caption: from the old caption to the new one, without a mask. image: the whole anew, starting from it.",
+    )
+    before: Given | None = Field(None, description="The picture's caption as it is; that of its job if left out.")
+    boxes: list[list[float]] | None = Field(
+        None, min_length=1, max_length=1000, description="For inpaint: [y_min, x_min, y_max, x_max] in thousandths."
+    )
+    mask: str | None = Field(
+        None, max_length=MEBIBYTE, description="For inpaint: a picture file in base64, of the picture's size."
+    )
+    mask_changes: Literal["white", "black", "transparent"] = Field("white", description="What of the mask changes.")
+    strength: float | None = Field(None, ge=0, le=1, description="Share of the steps that are taken.")
+    feather: int | None = Field(None, ge=0, le=256, description="Pixels over which what is drawn fades in.")
+    harmonise: int = Field(0, ge=0, le=4, description="Further rounds of each step, against seams.")
 
 
 class Order(BaseModel):
@@ -67,6 +95,7 @@ class Order(BaseModel):
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first, where the server's policy is that.")
     timeout: float | None = Field(None, gt=0, allow_inf_nan=False, description="Seconds that the job may take.")
     stored: bool = Field(True, description="Keep job and pictures; False to let go of them soon after they are done.")
+    edit: EditOrder | None = Field(None, description="A kept picture to change, in place of drawing a new one.")
 
 
 @dataclass(frozen=True)
@@ -108,6 +137,7 @@ class Settled:
         timeout: seconds that the job may take; None for no limit.
         stored: whether it is kept.
         compression: quality of JPEG and WebP; None for 95, and WebP that keeps every pixel.
+        edit: the picture that is changed, and how; None where a new one is drawn.
     """
 
     width: int
@@ -123,6 +153,7 @@ class Settled:
     timeout: float | None
     stored: bool
     compression: int | None = None
+    edit: EditOrder | None = None
 
     @classmethod
     def of_request(cls, asked: Mapping[str, Any]) -> Settled:
@@ -142,6 +173,7 @@ class Settled:
             timeout=asked["timeout"],
             stored=asked["stored"],
             compression=asked.get("compression"),
+            edit=EditOrder.model_validate(asked["edit"]) if asked.get("edit") else None,
         )
 
     def as_request(self, caption: dict[str, Any] | str) -> dict[str, Any]:
@@ -161,6 +193,7 @@ class Settled:
             "priority": self.priority,
             "timeout": self.timeout,
             "stored": self.stored,
+            **({} if self.edit is None else {"edit": self.edit.model_dump(exclude_defaults=True)}),
         }
 
 
@@ -209,6 +242,7 @@ def settle(order: Order, served: Served) -> Settled:
         timeout=min(limits, default=None),
         stored=order.stored,
         compression=order.compression,
+        edit=order.edit,
     )
 
 

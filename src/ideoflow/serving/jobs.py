@@ -13,21 +13,27 @@ import string
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..bundled import SKETCH
 from ..captions.schema import is_placed
+from ..editing import Ideogram4InpaintPipeline
+from ..editing.pipelines import Change
 from ..engine import Request
 from ..pipeline import Ideogram4Pipeline, preview_map_of
+from ..sizes import UNIT
 from ..text_encoder import CaptionTooLong, tokenise
 from .api_errors import ApiError
 from .job import Job, Picture
 from .job_clerk import Clerk
-from .job_settings import MOST_TEXT, Order, Served, Settled, settle, unusual_size
+from .job_settings import MOST_TEXT, Order, Served, Settled, settle, unusual_size, wrong
 from .job_table import JobTable
 from .metrics import Metrics
+from .picture_changes import LARGER, Wanted
 from .prompts import ReadPrompt, read_prompt
 from .records import JobRecord, PictureInfo, Status
 from .server_settings import without_folders
@@ -61,6 +67,7 @@ class Jobs:
         self.table = JobTable(served.settings.max_queue)
         self.draining = False
         self._pipe = pipe
+        self._editor = Ideogram4InpaintPipeline.from_pipe(pipe)
         self._store = store
         self._engine = pipe.engine(
             policy=served.settings.policy,
@@ -84,6 +91,7 @@ class Jobs:
         key: str | None = None,
         digest: str | None = None,
         field: str = "caption",
+        change: Change | None = None,
     ) -> tuple[Job, bool]:
         """Accept a job.
 
@@ -93,6 +101,7 @@ class Jobs:
             key: the client's idempotency key.
             digest: digest of the body that came with it.
             field: what the client calls the caption.
+            change: what is done to a picture, where the order does not say it.
 
         Returns:
             The job, and whether it is new: an idempotency key that is known gives the job that it came with.
@@ -104,11 +113,12 @@ class Jobs:
         if key is not None and (known := self._store.by_key(key)) is not None:
             return self._same(known, digest), False
         self.check_room()
-        settled = settle(order, self.served)
-        if key is not None and not settled.stored:
+        if key is not None and not order.stored:
             raise ApiError(400, "An idempotency key needs a job that is stored.", code="invalid_value", param="stored")
         prompt = prompt or _read(order)
         self._check_length(prompt, field)
+        change = change or self._change_of(order, prompt.line)
+        settled = self._settle(order, change)
         if not self.table.reserve():
             raise self._full()
         try:
@@ -125,8 +135,8 @@ class Jobs:
                 body_digest=digest,
                 model=self.served.settings.model,
             )
-            job = Job(record, settled)
-            self._make(job)
+            job = Job(record, settled, is_edit=change is not None)
+            self._make(job, change)
             self.table.add(job)
             try:
                 if settled.stored:
@@ -356,18 +366,49 @@ class Jobs:
             remarks.append("a guidance of 0 leaves the caption out: the picture shows anything.")
         return remarks
 
-    def _make(self, job: Job) -> None:
+    def _change_of(self, order: Order, line: str) -> Change | None:
+        """What an order does to a picture that is kept; None where it draws a new one.
+
+        Raises:
+            ApiError: with status 404 where there is no such picture, 400 for what cannot be done to it.
+        """
+        edit = order.edit
+        if edit is None:
+            return None
+        _, picture = self.picture(edit.job, edit.picture)
+        wanted = Wanted.of(edit, self.get(edit.job).record.prompt)
+        return wanted.change(picture, line, LARGER * self.served.settings.pixel_limit)
+
+    def _settle(self, order: Order, change: Change | None) -> Settled:
+        """An order with nothing left open; a change is drawn in whole tokens, and has the picture's own size."""
+        canvas = None if change is None else change.canvas(UNIT, self.served.side_limits[1])
+        if change is None or canvas is None:
+            return settle(order, self.served)
+        settled = settle(order.model_copy(update={"size": "{}x{}".format(*canvas.picture.size)}), self.served)
+        width, height = change.result_size(UNIT, self.served.side_limits[1])
+        if order.edit is not None and order.size not in (None, "auto", f"{width}x{height}"):
+            raise wrong("size", f"`size` is {order.size}, and the picture has {width}x{height}: leave it out.")
+        return replace(settled, width=width, height=height)
+
+    def _make(self, job: Job, change: Change | None) -> None:
         """Make the requests of a job's pictures that are missing.
+
+        Args:
+            job: the job.
+            change: what is done to a picture; None where pictures are drawn from the caption alone.
 
         Raises:
             ApiError: with status 400 where the pipeline refuses them.
         """
         settled, missing = job.settled, job.missing
         options: dict[str, Any] = {} if settled.guidance is None else {"guidance_scale": settled.guidance}
+        if change is None:
+            make = partial(self._pipe.make_requests, job.record.prompt, size=(settled.width, settled.height))
+        else:
+            make = partial(self._editor.make_edits, change, job.record.prompt)
         try:
-            requests = self._pipe.make_requests(
-                [job.record.prompt] * len(missing),
-                size=(settled.width, settled.height),
+            requests = make(
+                num_images_per_prompt=len(missing),
                 preset=settled.preset,
                 num_inference_steps=settled.steps,
                 generator=[torch.Generator().manual_seed(settled.seeds[index]) for index in missing],
@@ -414,9 +455,11 @@ class Jobs:
         if record.attempts >= ATTEMPTS:
             raise ApiError(503, f"the server was killed {record.attempts} times while it was running.")
         record.status, record.started_at = "queued", None
-        job = Job(record, settle(Order.model_validate(record.request), self.served))
+        order = Order.model_validate(record.request)
+        change = self._change_of(order, record.prompt)
+        job = Job(record, self._settle(order, change), is_edit=change is not None)
         if job.missing:
-            self._make(job)
+            self._make(job, change)
         self._store.update(record.id, status="queued", started_at=None, attempts=record.attempts)
         self.table.add(job)
         self._begin(job)

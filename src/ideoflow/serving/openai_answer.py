@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
 
 from .api_errors import ApiError
 from .job import Job
@@ -16,7 +17,19 @@ from .jobs import Jobs
 from .journal import LAST
 from .openai_body import QUALITIES, ImageBody
 from .preview_files import preview_base64
-from .waiting import check_end, picture_base64, watched
+from .waiting import NO_BUFFERING, check_end, picture_base64, watched
+
+
+async def answered(request: Request, jobs: Jobs, job: Job, body: ImageBody) -> Any:
+    """The answer of a job that has been accepted: its pictures once they are there, or a stream of events."""
+    request.state.job = job.id
+    if body.stream:
+        events = events_of(request, jobs, job, body)
+        return StreamingResponse(events, media_type="text/event-stream", headers=NO_BUFFERING)
+    async for _ in watched(request, jobs, job):
+        pass
+    check_end(job)
+    return await run_in_threadpool(pictures_of, jobs, job, body, str(request.base_url))
 
 
 def pictures_of(jobs: Jobs, job: Job, body: ImageBody, base: str) -> dict[str, Any]:
@@ -71,7 +84,7 @@ def due_steps(steps: int, partials: int) -> list[int]:
 
 
 def _event(kind: str, job: Job, **more: Any) -> str:
-    name = f"image_generation.{kind}"
+    name = f"{'image_edit' if job.is_edit else 'image_generation'}.{kind}"
     data = {"type": name, "created_at": int(time.time()), "background": "opaque", **_about(job), **more}
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
@@ -109,10 +122,11 @@ def _usage(job: Job, pictures: int | None = None) -> dict[str, Any]:
     """Tokens of a job, or of so many of its pictures."""
     one = job.pictures[0]
     text, image = one.text_tokens, one.image_tokens * (pictures or len(job.settled.seeds))
+    given = one.image_tokens if job.is_edit else 0
     return {
-        "input_tokens": text,
-        "input_tokens_details": {"text_tokens": text, "image_tokens": 0},
+        "input_tokens": text + given,
+        "input_tokens_details": {"text_tokens": text, "image_tokens": given},
         "output_tokens": image,
         "output_tokens_details": {"text_tokens": 0, "image_tokens": image},
-        "total_tokens": text + image,
+        "total_tokens": text + given + image,
     }

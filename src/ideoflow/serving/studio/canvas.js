@@ -12,6 +12,7 @@ export class Canvas {
     this.viewport = byId("viewport");
     this.stage = byId("stage");
     this.backdrop = h("img.backdrop", { alt: "", hidden: true, draggable: false });
+    this.before = h("img.backdrop.before", { alt: "", hidden: true, draggable: false });
     this.grid = h("div.grid", { "aria-hidden": "true" });
     this.boxes = h("div.boxes");
     this.frame = h(
@@ -22,7 +23,7 @@ export class Canvas {
     this.guideX = h("div.guide.guide-x", { hidden: true });
     this.guideY = h("div.guide.guide-y", { hidden: true });
     this.marquee = h("div.marquee", { hidden: true });
-    this.stage.append(this.backdrop, this.grid, this.boxes, this.guideX, this.guideY, this.marquee, this.frame);
+    this.stage.append(this.backdrop, this.before, this.grid, this.boxes, this.guideX, this.guideY, this.marquee, this.frame);
     this.editor = null; // of a box's words, while they are edited in place
     new ResizeObserver(() => this.#fit()).observe(this.viewport);
     studio.subscribe(() => this.render());
@@ -194,7 +195,18 @@ export class Canvas {
     node.style.fontSize = `${size}px`;
   }
 
+  /** Show the picture before the change up to this share of the width, in per cent. */
+  compare(share) {
+    this.before.style.clipPath = `inset(0 ${100 - share}% 0 0)`;
+  }
+
   #setBackdrop(backdrop) {
+    this.before.hidden = !backdrop?.before;
+    if (backdrop?.before && this.before.getAttribute("src") !== backdrop.before) {
+      this.before.src = backdrop.before;
+      byId("compare").value = "0";
+      this.compare(0);
+    }
     const image = this.backdrop;
     image.hidden = backdrop === null;
     if (!backdrop) {

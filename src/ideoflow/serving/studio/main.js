@@ -3,6 +3,7 @@
 import { Api } from "./api.js";
 import { Canvas } from "./canvas.js";
 import { Checks } from "./checks.js";
+import { changeOf } from "./changes.js";
 import { Clipboard } from "./clipboard.js";
 import { byId, h, icon } from "./dom.js";
 import { ElementsPanel } from "./elements-panel.js";
@@ -75,6 +76,21 @@ async function send(body) {
   }
 }
 
+/** Draw anew what has changed since the picture on the canvas was drawn, or what is selected; the rest stays as it is. */
+async function redraw() {
+  const { backdrop } = studio;
+  const change = changeOf(studio);
+  if (!change) return;
+  settings.clearErrors();
+  announce("Sent to the server.");
+  try {
+    const edit = { job: backdrop.job, picture: backdrop.picture.index, ...change };
+    await jobs.submit({ ...settings.request(), size: null, n: 1, edit });
+  } catch (error) {
+    reportError(error);
+  }
+}
+
 jobs.subscribe(({ canvas: changed, ended, gallery: refresh }) => {
   if (changed) showWatched().catch(reportError);
   if (refresh) gallery.refresh();
@@ -92,10 +108,17 @@ async function showWatched() {
     studio.set({ backdrop: { url: shown.preview, label: `Preview: ${name}`, preview: true, job: job.id } });
     return;
   }
-  const url = await api.picture(shown.picture.url);
+  const [url, before] = await Promise.all([api.picture(shown.picture.url), pictureBefore(job)]);
   if (jobs.watched !== job.id) return;
-  const backdrop = { url, label: `Picture: ${name}`, preview: false, job: job.id, picture: shown.picture, caption: job.caption };
+  const backdrop = { url, before, label: `Picture: ${name}`, preview: false, job: job.id, picture: shown.picture, caption: job.caption };
   studio.set({ backdrop });
+}
+
+/** The picture that a job changed, where it did and that is still kept. */
+async function pictureBefore(job) {
+  const { edit } = job.request;
+  if (!edit) return null;
+  return api.picture(`v1/jobs/${encodeURIComponent(edit.job)}/pictures/${edit.picture ?? 0}`).catch(() => null);
 }
 
 function tellEnd(job) {
@@ -251,6 +274,8 @@ function bindButtons() {
   on("copy", () => clipboard.copy());
   on("paste", () => clipboard.paste());
   on("generate", generate);
+  on("redraw", redraw);
+  byId("compare").oninput = (event) => canvas.compare(Number(event.target.value));
   on("canvas-cancel", () => jobs.watched && jobs.cancel(jobs.watched));
   on("show-help", () => byId("help").showModal());
   on("help-close", () => byId("help").close());
@@ -311,6 +336,10 @@ function renderButtons() {
   byId("copy").disabled = !studio.selected.length;
   byId("export-picture").disabled = !backdrop?.picture;
   byId("generate").disabled = !server;
+  const change = server && changeOf(studio);
+  byId("redraw").hidden = !change;
+  byId("redraw").textContent = change?.how === "inpaint" ? "Redraw selection" : "Redraw changes";
+  byId("compare-row").hidden = !backdrop?.before;
   showBreaches(document.body, breaches);
 }
 

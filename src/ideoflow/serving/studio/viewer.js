@@ -24,6 +24,7 @@ export class Viewer {
     act("viewer-json", () => saveCaption(this.entry.job.caption, fileName(this.entry.job.caption)));
     act("viewer-delete", () => this.#delete());
     act("viewer-close", () => this.dialog.close());
+    act("viewer-parent", () => this.#goToParent());
     act("viewer-newer", () => this.#go(-1));
     act("viewer-older", () => this.#go(1));
     byId("viewer-compare").onchange = (event) => (this.boxes.hidden = !event.target.checked);
@@ -53,6 +54,7 @@ export class Viewer {
       .filter(Boolean)
       .join(" · ");
     byId("viewer-png").lastChild.textContent = picture.format.toUpperCase();
+    byId("viewer-parent").hidden = !request.edit;
     byId("viewer-json").disabled = byId("viewer-open").disabled = !job.caption;
     this.boxes.replaceChildren(...this.#boxes(job.caption));
     this.boxes.hidden = !byId("viewer-compare").checked;
@@ -90,13 +92,23 @@ export class Viewer {
     if (next) await this.show(next);
   }
 
+  /** The picture that this one was made of. */
+  async #goToParent() {
+    const { job: id, picture: index = 0 } = this.entry.job.request.edit;
+    const job = await this.api.json(`v1/jobs/${encodeURIComponent(id)}`);
+    const picture = job.pictures.find((one) => one.index === index);
+    if (picture) await this.show({ job, picture });
+  }
+
   /** Everything as it was when the picture was drawn, with the picture behind the boxes. */
   async #open() {
     const { job, picture } = this.entry;
     const settings = settingsOf({ ...job.request, seed: picture.seed }, this.studio.server);
     this.studio.open(job.caption, settings);
     this.jobs.watch(null);
-    this.studio.set({ backdrop: { url: await this.api.picture(picture.url), label: `Picture: ${this.image.alt}`, preview: false } });
+    const url = await this.api.picture(picture.url);
+    const label = `Picture: ${this.image.alt}`;
+    this.studio.set({ backdrop: { url, label, preview: false, job: job.id, picture, caption: job.caption } });
     this.dialog.close();
     this.notify("Opened as it was drawn. Undo brings back what was here before.");
   }
