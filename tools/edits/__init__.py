@@ -1,0 +1,1 @@
+"""Scores of changed pictures against the truths of the sketch world: `python -m tools.edits --help`."""
