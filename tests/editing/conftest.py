@@ -7,6 +7,7 @@ from ideoflow import sketch
 from ideoflow.sketch.world import sample
 
 CALL = dict(preset="V4_TURBO_12", guidance_scale=sketch.GUIDANCE)
+QUICK = {**CALL, "num_inference_steps": 3}  # where it does not matter what is seen in the picture
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from ideoflow import latents
 from ideoflow.editing import ImageToImage
 from ideoflow.editing.canvas import digest
 from ideoflow.editing.change import fresh_noise, noised, started
-from tests.editing.conftest import CALL
+from tests.editing.conftest import CALL, QUICK
 
 
 def grey_levels(one, other):
@@ -90,20 +90,20 @@ def test_noise_of_a_step_is_the_same_whenever_it_is_drawn_and_no_other_steps():
 @pytest.mark.parametrize(("fit", "size"), [("pad", (100, 75)), ("crop", (96, 64)), ("stretch", (96, 80))])
 def test_pictures_of_any_size_come_back_by_their_fit(image_to_image, picture, seeded, fit, size):
     image = picture(5).image.resize((100, 75))
-    found = image_to_image(picture(5).caption, image=image, strength=0.2, fit=fit, generator=seeded(), **CALL).images[0]
+    found = image_to_image(picture(5).caption, image=image, strength=0.2, fit=fit, generator=seeded(), **QUICK).images[0]
 
     assert found.size == size
 
 
 def test_a_size_that_is_given_is_the_pictures(image_to_image, picture):
-    found = image_to_image(picture(5).caption, image=picture(5).image, width=128, height=112, strength=0.2, **CALL)
+    found = image_to_image(picture(5).caption, image=picture(5).image, width=128, height=112, strength=0.2, **QUICK)
 
     assert found.images[0].size == (128, 112)
 
 
 def test_one_picture_serves_all_prompts_and_several_are_drawn_of_each(image_to_image, picture):
     captions = [picture(5).caption, picture(6).caption]
-    found = image_to_image(captions, image=picture(7).image, strength=0.2, num_images_per_prompt=2, **CALL).images
+    found = image_to_image(captions, image=picture(7).image, strength=0.2, num_images_per_prompt=2, **QUICK).images
 
     assert [image.size for image in found] == [(96, 96)] * 4
     assert len({image.tobytes() for image in found}) == 4

@@ -16,13 +16,13 @@ from ideoflow.editing.canvas import digest
 from ideoflow.editing.change import noised, started
 from ideoflow.editing.inpainting import around
 from ideoflow.provenance import from_text
-from tests.editing.conftest import CALL
+from tests.editing.conftest import CALL, QUICK
 
 BOX = [100, 100, 600, 600]
 
 
 def inpaint(pipe, one, mask=BOX, caption=None, **more):
-    return pipe(caption or one.caption, image=one.image, mask_image=mask, **{**CALL, **more}).images[0]
+    return pipe(caption or one.caption, image=one.image, mask_image=mask, **{**QUICK, **more}).images[0]
 
 
 def same(one, other):
@@ -34,7 +34,7 @@ def same(one, other):
 def test_pixels_outside_of_the_mask_are_the_inputs_to_the_last_bit(pipe, picture, seeded, size, options):
     image = picture(11).image.resize(size)
     change = Inpaint(image, BOX)
-    found = pipe(picture(12).caption, image=image, mask_image=BOX, generator=seeded(), **{**CALL, **options}).images[0]
+    found = pipe(picture(12).caption, image=image, mask_image=BOX, generator=seeded(), **{**QUICK, **options}).images[0]
 
     outside = change.mask.numpy() == 0
     assert found.size == size
@@ -117,7 +117,7 @@ def test_masks_and_prompts_of_different_pictures_share_a_call(pipe, picture, see
     masks = [BOX, [0, 0, 300, 1000], Image.new("L", (96, 96), 255)]
     together = pipe(
         [one.caption for one in some], image=[one.image for one in some], mask_image=masks,
-        generator=[seeded(seed) for seed in range(3)], **CALL,
+        generator=[seeded(seed) for seed in range(3)], **QUICK,
     ).images  # fmt: skip
     for seed, (one, mask, image) in enumerate(zip(some, masks, together, strict=True)):
         alone = inpaint(pipe, one, mask, generator=seeded(seed))
@@ -127,7 +127,7 @@ def test_masks_and_prompts_of_different_pictures_share_a_call(pipe, picture, see
 def test_a_full_mask_at_full_strength_is_the_fresh_picture(pipe, plain, picture, seeded):
     one = picture(11)
     found = inpaint(pipe, one, Image.new("L", (96, 96), 255), generator=seeded(2))
-    fresh = plain(one.caption, size=(96, 96), generator=seeded(2), **CALL).images[0]
+    fresh = plain(one.caption, size=(96, 96), generator=seeded(2), **QUICK).images[0]
 
     assert np.abs(np.asarray(found, int) - np.asarray(fresh, int)).max() <= 1
 

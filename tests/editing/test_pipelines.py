@@ -11,7 +11,7 @@ from PIL import Image
 
 from ideoflow import Ideogram4Img2ImgPipeline, Ideogram4InpaintPipeline, Ideogram4Pipeline
 from ideoflow.editing import CaptionEdit, ImageToImage, Inpaint, Variation
-from tests.editing.conftest import CALL
+from tests.editing.conftest import CALL, QUICK
 
 # What diffusers' pipelines of these kinds have and this model has no use for; each is refused with what to do instead.
 WITHOUT = {
@@ -122,13 +122,13 @@ def test_all_kinds_of_changes_share_a_call_with_what_each_would_be_alone(pipe, p
     ]
     captions = [other.caption, one.caption, other.caption, one.caption, one.caption]
     alone = [
-        pipe.edit(change, caption, generator=[seeded(seed)], **CALL).images[0]
+        pipe.edit(change, caption, generator=[seeded(seed)], **QUICK).images[0]
         for seed, (change, caption) in enumerate(zip(changes, captions, strict=True))
     ]
-    fresh = plain(one.caption, size=(96, 128), generator=seeded(9), **CALL).images[0]
+    fresh = plain(one.caption, size=(96, 128), generator=seeded(9), **QUICK).images[0]
 
-    requests = pipe.make_edits(changes, captions, generator=[seeded(seed) for seed in range(5)], **CALL)
-    requests += plain.make_requests(one.caption, size=(96, 128), generator=seeded(9), **CALL)
+    requests = pipe.make_edits(changes, captions, generator=[seeded(seed) for seed in range(5)], **QUICK)
+    requests += plain.make_requests(one.caption, size=(96, 128), generator=seeded(9), **QUICK)
     engine = pipe.engine(output_type="pil")
     for request in requests:
         engine.add(request)
@@ -156,10 +156,10 @@ def test_an_edit_costs_the_tokens_of_its_steps_and_no_more(pipe, picture):
 
 def test_a_call_stops_where_its_callback_says_so(pipe, picture):
     def stop(pipe, step, time, tensors):
-        pipe._interrupt = step == 2
+        pipe._interrupt = step == 1
         return {}
 
-    seen = pipe.edit(ImageToImage(picture(3).image, 1.0), picture(3).caption, callback_on_step_end=stop, **CALL).images[
+    seen = pipe.edit(ImageToImage(picture(3).image, 1.0), picture(3).caption, callback_on_step_end=stop, **QUICK).images[
         0
     ]
 
@@ -170,7 +170,7 @@ def test_requests_wait_without_contexts_where_they_are_deferred(pipe, picture, s
     one = picture(3)
     now, later = (
         pipe.make_edits(
-            CaptionEdit(one.image, one.caption), picture(4).caption, generator=seeded(), defer=defer, **CALL
+            CaptionEdit(one.image, one.caption), picture(4).caption, generator=seeded(), defer=defer, **QUICK
         )[0]
         for defer in (False, True)
     )
@@ -184,7 +184,7 @@ def test_requests_wait_without_contexts_where_they_are_deferred(pipe, picture, s
 @pytest.mark.parametrize("form", ["np", "pt", "latent"])
 def test_other_forms_of_pictures(pipe, picture, seeded, form):
     one = picture(3)
-    arguments = dict(image=one.image, mask_image=[0, 0, 500, 500], generator=seeded(), **CALL)
+    arguments = dict(image=one.image, mask_image=[0, 0, 500, 500], generator=seeded(), **QUICK)
     found = pipe(one.caption, output_type=form, **arguments).images[0]
     image = np.asarray(pipe(one.caption, **{**arguments, "generator": seeded()}).images[0], np.float32) / 255
 

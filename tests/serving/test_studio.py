@@ -703,6 +703,43 @@ class TestJobs:
         expect(page.locator(".backdrop")).not_to_have_attribute("src", first)
 
 
+class TestRedraw:
+    @pytest.fixture
+    def page(self, desk: Any) -> Any:
+        generate(desk)
+        return desk
+
+    def change(self, page: Any) -> dict[str, Any]:
+        """Redraw, and wait until the new picture is behind the boxes; the job."""
+        old = page.locator(".backdrop").get_attribute("src")
+        with page.expect_response(lambda one: one.request.method == "POST" and one.url.endswith("/v1/jobs")) as sent:
+            page.click("#redraw")
+        page.wait_for_function("old => ![old, null].includes(document.querySelector('.backdrop:not(.preview)')?.src)", arg=old)
+        page.wait_for_selector("#compare-row:not([hidden])")
+        return dict(sent.value.json())
+
+    def test_what_has_changed_is_drawn_anew_and_shown_beside_what_it_was(self, page: Any) -> None:
+        expect(page.locator("#redraw")).to_be_hidden()
+        choose(page, "red")
+        page.locator(".element-editor textarea").first.fill("a green star")
+        page.keyboard.press("Tab")
+        expect(page.locator("#redraw")).to_have_text("Redraw changes")
+        job = self.change(page)
+
+        assert job["request"]["edit"]["how"] == "redraw"
+        expect(page.locator("#redraw")).to_be_hidden()
+        page.locator("#compare").fill("50")
+        assert "50%" in page.locator(".before").evaluate("node => node.style.clipPath")
+
+    def test_selected_boxes_are_drawn_anew_where_nothing_has_changed(self, page: Any) -> None:
+        choose(page, "red")
+        expect(page.locator("#redraw")).to_have_text("Redraw selection")
+        job = self.change(page)
+
+        assert job["request"]["edit"]["how"] == "inpaint"
+        assert job["request"]["edit"]["boxes"] == [elements_of(page)[0]["bbox"]]
+
+
 def slow(page: Any) -> None:
     """Ask for so many steps that a job is still running whatever is done next."""
     page.select_option(STEPS, "own")

@@ -4,6 +4,7 @@
     python -m tools.edits caption --count 100       the same without a mask
     python -m tools.edits outpaint --count 100      the old part exact, the background going on
     python -m tools.edits upscale --count 10        tiles without seams
+    python -m tools.edits together --count 16       all kinds in one pass, as each is alone
     python -m tools.edits strength --count 20       image to image from strength 0 to 1
 
 Pictures are first drawn from their old captions and then changed, with 20 steps and other seeds.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +27,16 @@ import typer
 from PIL import Image
 
 from ideoflow import sketch
-from ideoflow.editing import CaptionEdit, Ideogram4InpaintPipeline, ImageToImage, Upscale, outpainted, redrawn
+from ideoflow.editing import (
+    CaptionEdit,
+    Ideogram4InpaintPipeline,
+    ImageToImage,
+    Inpaint,
+    Upscale,
+    Variation,
+    outpainted,
+    redrawn,
+)
 from ideoflow.files import check_writable, write_text
 from ideoflow.sketch.scene import Sample, rgb
 from ideoflow.sketch.world import sample
@@ -342,6 +353,56 @@ def strength(count: Count = 20, steps: Steps = 20, out: Out = None) -> None:
         "strength 1 against a fresh picture (largest)": most,
     }
     _tell(figures, out)
+
+
+@app.command()
+def together(count: Count = 16, steps: Steps = 12, out: Out = None) -> None:
+    """Edits of all kinds and as many fresh pictures in one packed engine, against each alone; and what they cost."""
+    pipe, made = pipeline(), pairs(count)
+    plain = sketch_pipeline(pipe)
+    changes: list[Any] = []
+    for number, one in enumerate(made):
+        image = one.before.image
+        kinds = (
+            lambda image=image, one=one: redrawn(image, one.before.caption, one.after.caption),
+            lambda image=image: ImageToImage(image, 0.55),
+            lambda image=image, one=one: CaptionEdit(image, one.before.caption),
+            lambda image=image: Inpaint(image, [200, 200, 800, 800], harmonise=1),
+            lambda image=image, number=number: Variation(number, image.size, 0.3),
+        )
+        changes.append(kinds[number % len(kinds)]())
+    captions = [one.after.caption for one in made]
+
+    def requests() -> list[Any]:
+        edits = pipe.make_edits(changes, captions, generator=seeded(range(count)), **drawing(steps))
+        fresh = plain.make_requests(
+            captions, size=[(one.after.width, one.after.height) for one in made],
+            generator=seeded(range(100, 100 + count)), **drawing(steps),
+        )  # fmt: skip
+        return [*edits, *fresh]
+
+    packed, alone = requests(), requests()
+    seconds = [_complete(pipe, packed)]
+    seconds.append(sum(_complete(pipe, [one]) for one in alone))
+    pictures = [pipe.decode_requests([one])[0] for one in [*packed, *alone]]
+    gaps = [_gap(*two, np.max) for two in zip(pictures[: len(packed)], pictures[len(packed) :], strict=True)]
+    tokens = [sum(one.tokens_of(step) for step in range(one.steps)) for one in packed]
+    figures = {
+        "edits, and as many fresh pictures": count,
+        "largest difference packed and alone, grey levels": max(gaps),
+        "tokens of all steps": sum(tokens),
+        "  of the edits": sum(tokens[:count]),
+        "seconds packed": seconds[0],
+        "seconds one by one": seconds[1],
+    }
+    _tell(figures, out)
+
+
+def _complete(pipe: Any, requests: Sequence[Any]) -> float:
+    """Seconds of all steps of some requests together."""
+    begin = time.perf_counter()
+    pipe.engine().complete(requests)
+    return time.perf_counter() - begin
 
 
 def _through(pipe: Any, image: Image.Image) -> Image.Image:

@@ -12,7 +12,7 @@ export class Canvas {
     this.viewport = byId("viewport");
     this.stage = byId("stage");
     this.backdrop = h("img.backdrop", { alt: "", hidden: true, draggable: false });
-    this.before = h("img.backdrop.before", { alt: "", hidden: true, draggable: false });
+    this.before = h("img.before", { alt: "", hidden: true, draggable: false });
     this.grid = h("div.grid", { "aria-hidden": "true" });
     this.boxes = h("div.boxes");
     this.frame = h(
