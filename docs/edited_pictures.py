@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from ideoflow import Ideogram4Img2ImgPipeline, Ideogram4InpaintPipeline, Ideogram4Pipeline, sketch
+from ideoflow import Ideogram4Img2ImgPipeline, Ideogram4InpaintPipeline, sketch
 
 IMAGES = Path(__file__).parent / "images"
 SCALE, GAP = 2, 8
@@ -46,43 +46,40 @@ def main() -> None:
         return torch.Generator().manual_seed(seed)
 
     before = caption(STAR, RING)
-    assert isinstance(plain, Ideogram4Pipeline)
     image = plain(before, size=(128, 128), generator=seeded(4), **how).images[0]
-    moved = caption({**STAR, "bbox": [100, 550, 500, 950]}, RING)
-    gone = caption(RING)
-    other = caption({**STAR, "desc": "a yellow heart"}, RING)
-    row(
-        "edit-redraw.png",
-        [image, *(inpaint.redraw(image, before, after, generator=seeded(1), **how).images[0] for after in (moved, gone, other))],
-    )
+
+    heart = caption({**STAR, "desc": "a yellow heart"}, RING)
+    afters = [caption({**STAR, "bbox": [100, 550, 500, 950]}, RING), caption(RING), heart]
+    redrawn = [inpaint.redraw(image, before, after, generator=seeded(1), **how).images[0] for after in afters]
+    row("edit-redraw.png", [image, *redrawn])
+
     mask = Image.new("L", image.size)
     ImageDraw.Draw(mask).ellipse((4, 4, 80, 80), fill=255)
-    filled = inpaint(
-        caption({**STAR, "desc": "a black hexagon"}, RING), image=image, mask_image=mask, generator=seeded(1), **how
-    ).images[0]
+    hexagon = caption({**STAR, "desc": "a black hexagon"}, RING)
+    filled = inpaint(hexagon, image=image, mask_image=mask, generator=seeded(1), **how).images[0]
     row("edit-inpaint.png", [image, mask.convert("RGB"), filled])
+
+    pink = caption({**STAR, "desc": "a green cross"}, RING, background="plain pink")
+    strengths = (0.0, 0.4, 0.7, 0.85, 1.0)
     row(
         "edit-strength.png",
-        [
-            anew(caption({**STAR, "desc": "a green cross"}, RING, background="plain pink"), image=image, strength=strength,
-                 generator=seeded(1), **how).images[0]
-            for strength in (0.0, 0.4, 0.7, 0.85, 1.0)
-        ],
-    )  # fmt: skip
-    row(
-        "edit-caption.png",
-        [image, inpaint.edit_caption(image, before, caption({**STAR, "desc": "a yellow star"}, RING), generator=seeded(1), **how).images[0],
-         inpaint.edit_caption(image, before, caption({**STAR, "desc": "a red heart"}, RING), generator=seeded(1), **how).images[0]],
-    )  # fmt: skip
-    wide = caption(
-        {**STAR, "bbox": [100, 233, 500, 500]}, {**RING, "bbox": [550, 500, 950, 767]},
-        {"type": "obj", "bbox": [300, 30, 600, 180], "desc": "a green diamond"},
-    )  # fmt: skip
-    row("edit-outpaint.png", [image, inpaint.outpaint(image, (192, 128), wide, generator=seeded(1), **how).images[0]])
-    row(
-        "edit-variation.png",
-        [inpaint.vary(before, (128, 128), 9, amount, generator=seeded(4), **how).images[0] for amount in (0.0, 0.2, 0.4, 1.0)],
+        [anew(pink, image=image, strength=one, generator=seeded(1), **how).images[0] for one in strengths],
     )
+
+    afters = [caption({**STAR, "desc": "a yellow star"}, RING), caption({**STAR, "desc": "a red heart"}, RING)]
+    followed = [inpaint.edit_caption(image, before, after, generator=seeded(1), **how).images[0] for after in afters]
+    row("edit-caption.png", [image, *followed])
+
+    wide = caption(
+        {**STAR, "bbox": [100, 233, 500, 500]},
+        {**RING, "bbox": [550, 500, 950, 767]},
+        {"type": "obj", "bbox": [300, 20, 650, 160], "desc": "a green diamond"},
+    )
+    row("edit-outpaint.png", [image, inpaint.outpaint(image, (192, 128), wide, generator=seeded(1), **how).images[0]])
+
+    amounts = (0.0, 0.2, 0.4, 1.0)
+    varied = [inpaint.vary(before, (128, 128), 9, one, generator=seeded(4), **how).images[0] for one in amounts]
+    row("edit-variation.png", varied)
 
 
 if __name__ == "__main__":

@@ -233,7 +233,7 @@ def test_a_job_redraws_what_its_caption_changes_in_a_kept_picture(server, before
     old, new = pixels_of(server, before), pixels_of(server, job)
 
     assert job["status"] == "finished" and job["stored"] and (old[48:] == new[48:]).all() and (old != new).any()
-    assert job["request"]["edit"] == {"job": before["id"]}
+    assert (job["request"]["edit"]["job"], job["request"]["edit"]["how"]) == (before["id"], "redraw")
     assert job["request"]["size"] == "96x64"
 
 

@@ -373,8 +373,9 @@ def _draw(
     with plain_warnings(), steps_shown("changing the picture") as on_step:
         warnings.simplefilter("ignore", CaptionWarning)  # said already
         images: list[Image] = pipe.edit(
-            [change] * len(seeds),
-            [text] * len(seeds),
+            change,
+            text,
+            num_images_per_prompt=len(seeds),
             preset=preset if settings.steps is None else preset.with_steps(settings.steps),
             guidance_scale=settings.guidance,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],

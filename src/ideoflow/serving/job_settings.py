@@ -193,7 +193,7 @@ class Settled:
             "priority": self.priority,
             "timeout": self.timeout,
             "stored": self.stored,
-            **({} if self.edit is None else {"edit": self.edit.model_dump(exclude_defaults=True)}),
+            **({} if self.edit is None else {"edit": self.edit.model_dump(exclude_none=True)}),
         }
 
 
