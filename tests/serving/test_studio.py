@@ -714,15 +714,15 @@ class TestRedraw:
         old = page.locator(".backdrop").get_attribute("src")
         with page.expect_response(lambda one: one.request.method == "POST" and one.url.endswith("/v1/jobs")) as sent:
             page.click("#redraw")
-        page.wait_for_function("old => ![old, null].includes(document.querySelector('.backdrop:not(.preview)')?.src)", arg=old)
+        drawn = "old => ![old, undefined].includes(document.querySelector('.backdrop:not(.preview)')?.src)"
+        page.wait_for_function(drawn, arg=old)
         page.wait_for_selector("#compare-row:not([hidden])")
         return dict(sent.value.json())
 
     def test_what_has_changed_is_drawn_anew_and_shown_beside_what_it_was(self, page: Any) -> None:
         expect(page.locator("#redraw")).to_be_hidden()
-        choose(page, "red")
-        page.locator(".element-editor textarea").first.fill("a green star")
-        page.keyboard.press("Tab")
+        page.click("[data-panel=json]")
+        page.fill("#json", page.input_value("#json").replace("a red circle", "a green star"))
         expect(page.locator("#redraw")).to_have_text("Redraw changes")
         job = self.change(page)
 
