@@ -106,7 +106,8 @@ class CaptionEdit:
         )  # fmt: skip
         guide = ByDifference(known, noise, tuple(begun.sigmas.tolist()))
         settings = told(
-            fresh, kind="caption", before=(fresh_before.settings or {}).get("caption"), strength=self.strength,
+            fresh, canvas.given_size, kind="caption", before=(fresh_before.settings or {}).get("caption"),
+            strength=self.strength,
             refine=self.refine, guidance_before=self.guidance_before, fit=self.fit, size=self.size,
             image=digest(self.image),
         )  # fmt: skip

@@ -104,6 +104,8 @@ def finishing(canvas: Canvas) -> Callable[[Tensor], Tensor] | None:
     return None if canvas.given == (0, 0, *canvas.picture.size) else canvas.cut
 
 
-def told(fresh: Request, **edit: Any) -> dict[str, Any] | None:
-    """The settings of a fresh request with what the edit makes of them."""
-    return None if fresh.settings is None else {**fresh.settings, "edit": edit}
+def told(fresh: Request, given: tuple[int, int], /, **edit: Any) -> dict[str, Any] | None:
+    """The settings of a fresh request with the size of what is given back, and what the edit is."""
+    if fresh.settings is None:
+        return None
+    return {**fresh.settings, "width": given[0], "height": given[1], "edit": edit}

@@ -51,7 +51,8 @@ class ImageToImage:
     def request(self, fresh: Request, canvas: Canvas, known: Tensor) -> Request:
         """The request of the changed picture, from that of a fresh one and the canvas's clean latents."""
         settings = told(
-            fresh, kind="image to image", strength=self.strength, fit=self.fit, size=self.size, image=digest(self.image)
-        )
+            fresh, canvas.given_size, kind="image to image", strength=self.strength, fit=self.fit, size=self.size,
+            image=digest(self.image),
+        )  # fmt: skip
         edit = Edit(finish=finishing(canvas))
         return replace(started(fresh, known, self.strength), edit=edit, settings=settings)

@@ -183,8 +183,8 @@ class Inpaint:
         assert begun.edit is not None
         begun.edit.finish = Blend(self.image, feathered(self.mask, self.feather), canvas)
         begun.settings = told(
-            fresh, kind="inpaint", strength=self.strength, feather=self.feather, harmonise=self.harmonise,
-            padding=self.padding, fit=self.fit, size=self.size, image=digest(self.image),
+            fresh, self.image.size, kind="inpaint", strength=self.strength, feather=self.feather,
+            harmonise=self.harmonise, padding=self.padding, fit=self.fit, size=self.size, image=digest(self.image),
             mask=to_text(self.mask), **self.settings,
         )  # fmt: skip
         return begun

@@ -70,5 +70,5 @@ class Variation:
         generator = torch.Generator().manual_seed(self.seed)
         shape = (1, *fresh.latents.shape)
         other = randn_tensor(shape, generator, fresh.latents.device, torch.float32)[0]
-        settings = told(fresh, kind="variation", seed=self.seed, amount=self.amount)
+        settings = told(fresh, self.size, kind="variation", seed=self.seed, amount=self.amount)
         return replace(fresh, latents=mixed(fresh.latents, other, self.amount), settings=settings)
