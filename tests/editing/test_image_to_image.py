@@ -90,9 +90,9 @@ def test_noise_of_a_step_is_the_same_whenever_it_is_drawn_and_no_other_steps():
 @pytest.mark.parametrize(("fit", "size"), [("pad", (100, 75)), ("crop", (96, 64)), ("stretch", (96, 80))])
 def test_pictures_of_any_size_come_back_by_their_fit(image_to_image, picture, seeded, fit, size):
     image = picture(5).image.resize((100, 75))
-    found = image_to_image(picture(5).caption, image=image, strength=0.2, fit=fit, generator=seeded(), **QUICK).images[0]
+    arguments = dict(strength=0.2, fit=fit, generator=seeded(), **QUICK)
 
-    assert found.size == size
+    assert image_to_image(picture(5).caption, image=image, **arguments).images[0].size == size
 
 
 def test_a_size_that_is_given_is_the_pictures(image_to_image, picture):

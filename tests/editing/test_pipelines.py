@@ -159,9 +159,8 @@ def test_a_call_stops_where_its_callback_says_so(pipe, picture):
         pipe._interrupt = step == 1
         return {}
 
-    seen = pipe.edit(ImageToImage(picture(3).image, 1.0), picture(3).caption, callback_on_step_end=stop, **QUICK).images[
-        0
-    ]
+    change = ImageToImage(picture(3).image, 1.0)
+    seen = pipe.edit(change, picture(3).caption, callback_on_step_end=stop, **QUICK).images[0]
 
     assert seen.size == (96, 96)
 
