@@ -20,8 +20,6 @@ from .picture_changes import LARGER, Wanted
 from .prompts import read_prompt
 from .waiting import TheJobs
 
-MOST_IMAGES = 16  # that clients may send
-
 router = APIRouter(prefix="/v1", tags=["OpenAI's API"])
 
 
@@ -156,10 +154,9 @@ async def _picture(given: Sequence[UploadFile]) -> bytes:
     if not given:
         raise wrong("image", "`image` is missing: give the picture to be changed.")
     if len(given) > 1:
-        most = min(len(given), MOST_IMAGES + 1)
         raise wrong(
             "image",
-            f"`image` has {most} pictures: give one. The model draws from a caption and one picture; there are no"
+            f"`image` has {len(given)} pictures: give one. The model draws from a caption and one picture; there are no"
             " reference pictures for it to look at.",
         )
     return await _read("image", given[0], MOST_IMAGE)
