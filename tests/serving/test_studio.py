@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -738,6 +741,61 @@ class TestRedraw:
 
         assert job["request"]["edit"]["how"] == "inpaint"
         assert job["request"]["edit"]["boxes"] == [elements_of(page)[0]["bbox"]]
+
+    def test_what_is_painted_is_drawn_anew_and_nothing_else(self, page: Any) -> None:
+        old = picture_of(page)
+        page.click("#tool-brush")
+        page.locator("#brush-size").fill("150")
+        drag(page, (200, 200), (400, 200))
+        expect(page.locator("#redraw")).to_have_text("Redraw painted")
+        page.locator("#brush-size").fill("400")
+        page.click("#brush-erase")
+        drag(page, (150, 200), (450, 200))
+        expect(page.locator("#redraw")).to_be_hidden()
+        page.click("#brush-erase")
+        drag(page, (800, 800), (900, 800))
+        page.click("#brush-clear")
+        expect(page.locator("#redraw")).to_be_hidden()
+        drag(page, (200, 200), (400, 200))
+        job = self.change(page)
+
+        mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(job["request"]["edit"]["mask"]))).convert("L"))
+        assert mask.shape == old.shape[:2]
+        across, down = mask.shape[1] * 3 // 10, mask.shape[0] * 2 // 10
+        assert mask[down, across] == 255 and mask[-1, -1] == 0
+        new = picture_of(page)
+        assert (old[mask == 0] == new[mask == 0]).all() and (old != new).any()
+        expect(page.locator("#redraw")).to_be_hidden()
+
+    def test_changes_of_changes_are_shown_as_a_tree(self, page: Any) -> None:
+        def look_at_the_newest() -> None:
+            page.locator("#gallery .thumb").first.click()
+            page.wait_for_selector("#viewer[open] #viewer-image[src]")
+
+        choose(page, "red")
+        first = self.change(page)
+        second = self.change(page)
+        assert second["request"]["edit"]["job"] == first["id"] != first["request"]["edit"]["job"]
+        look_at_the_newest()
+        tree = page.locator("#viewer-tree .thumb")
+        expect(tree).to_have_count(3)
+        expect(tree.nth(2)).to_have_attribute("aria-current", "true")
+        tree.first.click()
+        expect(tree.first).to_have_attribute("aria-current", "true")
+        page.click("#viewer-open")
+        choose(page, "red")
+        branch = self.change(page)
+        look_at_the_newest()
+
+        assert branch["request"]["edit"]["job"] == first["request"]["edit"]["job"]
+        expect(page.locator("#viewer-tree > ul > li > ul > li")).to_have_count(2)
+        page.click("#viewer-close")
+
+
+def picture_of(page: Any) -> Any:
+    """The pixels of the picture on the canvas."""
+    read = "async () => [...new Uint8Array(await (await fetch(document.querySelector('.backdrop').src)).arrayBuffer())]"
+    return np.asarray(Image.open(io.BytesIO(bytes(page.evaluate(read)))).convert("RGB"))
 
 
 def slow(page: Any) -> None:

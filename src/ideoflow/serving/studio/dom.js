@@ -24,6 +24,7 @@ const PATHS = {
   select: "M5 3l14 8-6 2-2 6z",
   object: "M4 4h16v16H4z",
   text: "M5 6V4h14v2M12 4v16M9 20h6",
+  brush: "M4 20c5 0 3-5 7-6l9-9-2-2-9 9c-3 1-3 5-5 8z",
   undo: "M8 5L3 10l5 5M3 10h11a5 5 0 010 10h-3",
   redo: "M16 5l5 5-5 5M21 10H10a5 5 0 000 10h3",
   delete: "M4 7h16M9 7V4h6v3M6 7l1 13h10l1-13M10 11v5M14 11v5",

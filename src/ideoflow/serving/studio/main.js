@@ -1,6 +1,7 @@
 // The page put together: its parts made and joined, its buttons bound, and the work taken up where it was left.
 
 import { Api } from "./api.js";
+import { Brush } from "./brush.js";
 import { Canvas } from "./canvas.js";
 import { Checks } from "./checks.js";
 import { changeOf } from "./changes.js";
@@ -26,6 +27,7 @@ const studio = new Studio();
 const api = new Api({ askKey, onAway: () => setAway(true), onBack: comeBack });
 const jobs = new Jobs(api, reportError);
 const canvas = new Canvas(studio);
+const brush = new Brush(studio, canvas);
 const pointer = new Pointer(studio, canvas);
 const checks = new Checks(studio, api);
 const gallery = new Gallery(api, { onopen: (entry) => look(entry).catch(reportError), reportError });
@@ -76,7 +78,7 @@ async function send(body) {
   }
 }
 
-/** Draw anew what has changed since the picture on the canvas was drawn, or what is selected; the rest stays as it is. */
+/** Draw anew what was painted, or has changed since the picture on the canvas was drawn, or is selected: no more. */
 async function redraw() {
   const { backdrop } = studio;
   const change = changeOf(studio);
@@ -84,7 +86,8 @@ async function redraw() {
   settings.clearErrors();
   announce("Sent to the server.");
   try {
-    const edit = { job: backdrop.job, picture: backdrop.picture.index, ...change };
+    const mask = studio.painted ? { mask: brush.mask() } : {};
+    const edit = { job: backdrop.job, picture: backdrop.picture.index, ...change.edit, ...mask };
     await jobs.submit({ ...settings.request(), size: null, n: 1, edit });
   } catch (error) {
     reportError(error);
@@ -259,7 +262,7 @@ function showPanel(name) {
 function bindButtons() {
   for (const button of document.querySelectorAll("[data-icon]")) button.prepend(icon(button.dataset.icon));
   const on = (id, run) => (byId(id).onclick = run);
-  for (const tool of ["select", "obj", "text"]) on(`tool-${tool}`, () => studio.set({ tool }));
+  for (const tool of ["select", "obj", "text", "brush"]) on(`tool-${tool}`, () => studio.set({ tool }));
   for (const name of ["snap", "grid", "boxes"]) on(`view-${name}`, () => studio.setView({ [name]: !studio.view[name] }));
   byId("grid-step").onchange = (event) => studio.setView({ step: Number(event.target.value), grid: true });
   on("undo", () => studio.undo());
@@ -324,7 +327,7 @@ function setTheme(theme) {
 function renderButtons() {
   const { tool, view, history, backdrop, breaches, server } = studio;
   const press = (id, pressed) => byId(id).setAttribute("aria-pressed", String(pressed));
-  for (const name of ["select", "obj", "text"]) press(`tool-${name}`, tool === name);
+  for (const name of ["select", "obj", "text", "brush"]) press(`tool-${name}`, tool === name);
   for (const name of ["snap", "grid", "boxes"]) press(`view-${name}`, view[name]);
   byId("grid-step").hidden = !view.grid;
   byId("grid-step").value = String(view.step);
@@ -338,7 +341,7 @@ function renderButtons() {
   byId("generate").disabled = !server;
   const change = server && changeOf(studio);
   byId("redraw").hidden = !change;
-  byId("redraw").textContent = change?.how === "inpaint" ? "Redraw selection" : "Redraw changes";
+  if (change) byId("redraw").textContent = change.words;
   byId("compare-row").hidden = !backdrop?.before;
   showBreaches(document.body, breaches);
 }

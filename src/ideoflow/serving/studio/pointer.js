@@ -64,6 +64,7 @@ export class Pointer {
   #down(event) {
     if (event.button !== 0 || this.#gesture || !event.isPrimary || event.target.closest(".in-place")) return;
     const { studio, canvas } = this;
+    if (studio.tool === "brush") return; // which paints
     if (event.target === canvas.viewport && onScrollbar(event, canvas.viewport)) return;
     const start = canvas.pointOf(event);
     const base = { start, client: { x: event.clientX, y: event.clientY }, name: `drag-${++this.#count}`, moving: false };
@@ -211,7 +212,7 @@ export class Pointer {
   }
 
   #doubleClick(event) {
-    if (event.target.closest(".in-place")) return;
+    if (event.target.closest(".in-place") || this.studio.tool === "brush") return;
     const point = this.canvas.pointOf(event);
     const stack = this.#at(point);
     const chosen = stack.find((element) => this.studio.selection.includes(element.id)) ?? stack[0];

@@ -18,9 +18,10 @@ export class Studio {
   layout = emptyLayout();
   selection = []; // ids of elements
   history = new History(100);
-  tool = "select"; // or "obj" or "text", with which boxes are drawn
+  tool = "select"; // or "obj" or "text", with which boxes are drawn, or "brush"
   view = { snap: true, grid: false, step: 25, boxes: true, zoom: 1 };
   backdrop = null; // the picture behind the boxes: {url, label, preview}
+  painted = false; // whether the brush has marked what may change of it
   breaches = []; // what the server's checks found: {path, message, repairable}
   server = null; // what /v1/server says
   #listeners = new Set();

@@ -6,10 +6,11 @@ import { fileName, saveCaption, savePicture } from "./downloads.js";
 import { fromCaption, nameOf } from "./layout.js";
 import { nameOfCaption } from "./gallery.js";
 import { settingsOf } from "./settings-panel.js";
+import { listOf, treeOf } from "./tree.js";
 
 export class Viewer {
   constructor(studio, api, jobs, gallery, { notify, reportError, confirmed }) {
-    Object.assign(this, { studio, api, jobs, gallery, notify, confirmed });
+    Object.assign(this, { studio, api, jobs, gallery, notify, reportError, confirmed });
     this.dialog = byId("viewer");
     this.image = byId("viewer-image");
     this.frame = byId("viewer-frame");
@@ -24,7 +25,6 @@ export class Viewer {
     act("viewer-json", () => saveCaption(this.entry.job.caption, fileName(this.entry.job.caption)));
     act("viewer-delete", () => this.#delete());
     act("viewer-close", () => this.dialog.close());
-    act("viewer-parent", () => this.#goToParent());
     act("viewer-newer", () => this.#go(-1));
     act("viewer-older", () => this.#go(1));
     byId("viewer-compare").onchange = (event) => (this.boxes.hidden = !event.target.checked);
@@ -54,7 +54,6 @@ export class Viewer {
       .filter(Boolean)
       .join(" · ");
     byId("viewer-png").lastChild.textContent = picture.format.toUpperCase();
-    byId("viewer-parent").hidden = !request.edit;
     byId("viewer-json").disabled = byId("viewer-open").disabled = !job.caption;
     this.boxes.replaceChildren(...this.#boxes(job.caption));
     this.boxes.hidden = !byId("viewer-compare").checked;
@@ -69,6 +68,16 @@ export class Viewer {
     this.image.alt = name;
     const url = await this.api.picture(picture.url);
     if (this.entry === entry) this.image.src = url;
+    await this.#showTree(entry);
+  }
+
+  async #showTree(entry) {
+    const tree = await treeOf(entry, this.gallery.jobs, this.api);
+    if (this.entry !== entry) return;
+    const node = byId("viewer-tree");
+    node.hidden = tree.parts.length === 0;
+    const show = (one) => this.show(one).catch(this.reportError);
+    node.querySelector("ul").replaceChildren(listOf(tree, entry, this.api, show));
   }
 
   #boxes(caption) {
@@ -90,14 +99,6 @@ export class Viewer {
   async #go(by) {
     const next = this.gallery.entries[this.#place() + by];
     if (next) await this.show(next);
-  }
-
-  /** The picture that this one was made of. */
-  async #goToParent() {
-    const { job: id, picture: index = 0 } = this.entry.job.request.edit;
-    const job = await this.api.json(`v1/jobs/${encodeURIComponent(id)}`);
-    const picture = job.pictures.find((one) => one.index === index);
-    if (picture) await this.show({ job, picture });
   }
 
   /** Everything as it was when the picture was drawn, with the picture behind the boxes. */
