@@ -52,9 +52,9 @@ Out = Annotated[Path | None, typer.Option(help="Also write the figures as JSON."
 Sheet = Annotated[Path | None, typer.Option(help="Also write the first pictures, before and after.")]
 
 
-def pipeline() -> Ideogram4InpaintPipeline:
+def pipeline() -> Any:
     """The bundled model."""
-    pipe: Ideogram4InpaintPipeline = Ideogram4InpaintPipeline.from_pipe(sketch.load())
+    pipe = Ideogram4InpaintPipeline.from_pipe(sketch.load())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -228,7 +228,11 @@ def outpaint(
             room = SIDES[side] - side
             place = (0, room // 2, room)[index % 3], (room // 2, room, 0)[index % 3]
             made.append((of, larger(of, (SIDES[side],) * 2, place), place))
-    exact, near, seams, before, after = True, [], [], [], []
+    exact = True
+    near: list[float] = []
+    seams: list[tuple[float, float]] = []
+    before: list[Image.Image] = []
+    after: list[Image.Image] = []
     for some in batches(made):
         old = drawn(pipe, [one for one, _, _ in some], steps)
         changes = [

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import latents as latent_tokens
 from ..engine import Request
 from ..pipeline import Ideogram4Pipeline, Ideogram4PipelineOutput
-from ..pipeline.arguments import DEFAULT, Drawing, lines_of, prompts_of
+from ..pipeline.arguments import MU, SCHEDULE, STD, STEPS, Drawing, lines_of, prompts_of
 from ..pipeline.decoding import check_output_type, explained
 from ..pipeline.noise import noise_of
 from ..pipeline.unknown_arguments import explain, explains_unknown
@@ -332,7 +332,7 @@ class Ideogram4Img2ImgPipeline(EditingPipeline):
         height: int | None = None,
         width: int | None = None,
         strength: float = 0.6,
-        num_inference_steps: int = DEFAULT.steps,
+        num_inference_steps: int = STEPS,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -345,9 +345,9 @@ class Ideogram4Img2ImgPipeline(EditingPipeline):
         max_sequence_length: int = 2048,
         *,
         fit: str = "pad",
-        guidance_schedule: Sequence[float] | Tensor | None = DEFAULT.guidance,
-        mu: float = DEFAULT.mu,
-        std: float = DEFAULT.std,
+        guidance_schedule: Sequence[float] | Tensor | None = SCHEDULE,
+        mu: float = MU,
+        std: float = STD,
         preset: str | Preset | None = None,
         strict: bool = False,
         guidance_interval: tuple[float, float] | None = None,
@@ -409,7 +409,7 @@ class Ideogram4InpaintPipeline(EditingPipeline):
         width: int | None = None,
         padding_mask_crop: int | None = None,
         strength: float = 1.0,
-        num_inference_steps: int = DEFAULT.steps,
+        num_inference_steps: int = STEPS,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -425,9 +425,9 @@ class Ideogram4InpaintPipeline(EditingPipeline):
         feather: int = 8,
         harmonise: int = 0,
         fit: str = "pad",
-        guidance_schedule: Sequence[float] | Tensor | None = DEFAULT.guidance,
-        mu: float = DEFAULT.mu,
-        std: float = DEFAULT.std,
+        guidance_schedule: Sequence[float] | Tensor | None = SCHEDULE,
+        mu: float = MU,
+        std: float = STD,
         preset: str | Preset | None = None,
         strict: bool = False,
         guidance_interval: tuple[float, float] | None = None,

@@ -62,7 +62,7 @@ class EditOrder(BaseModel):
     mask: str | None = Field(
         None, max_length=MEBIBYTE, description="For inpaint: a picture file in base64, of the picture's size."
     )
-    mask_changes: Literal[white, black, transparent] = Field("white", description="What of the mask changes.")
+    mask_changes: Literal["white", "black", "transparent"] = Field("white", description="What of the mask changes.")
     strength: float | None = Field(None, ge=0, le=1, description="Share of the steps that are taken.")
     feather: int | None = Field(None, ge=0, le=256, description="Pixels over which what is drawn fades in.")
     harmonise: int = Field(0, ge=0, le=4, description="Further rounds of each step, against seams.")
