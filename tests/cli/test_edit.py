@@ -130,11 +130,11 @@ def test_several_pictures_have_seeds_that_count_on(drawn):
     "options",
     [
         ["--caption", AFTER],
-        ["--box", "0,0,500,1000", "--harmonise", "1", "--feather", "2"],
-        ["--strength", "0.5"],
+        pytest.param(["--box", "0,0,500,1000", "--harmonise", "1", "--feather", "2"], marks=pytest.mark.long),
+        pytest.param(["--strength", "0.5"], marks=pytest.mark.long),
         ["--caption", AFTER, "--how", "caption"],
-        ["--outpaint", "144x112", "--place", "0,16"],
-        ["--variation", "0.5", "--variation-seed", "9"],
+        pytest.param(["--outpaint", "144x112", "--place", "0,16"], marks=pytest.mark.long),
+        pytest.param(["--variation", "0.5", "--variation-seed", "9"], marks=pytest.mark.long),
     ],
 )
 def test_an_edit_is_made_again_from_its_file(drawn, options):

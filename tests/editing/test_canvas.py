@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -31,6 +31,7 @@ def file_of(image, form="PNG", **options):
     return encoded.getvalue()
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, st.sampled_from(["pad", "crop", "stretch"]))
 def test_a_canvas_has_whole_tokens_and_gives_back_the_picture(width, height, fit):
     image = noise(width, height)
@@ -51,6 +52,7 @@ def test_a_canvas_has_whole_tokens_and_gives_back_the_picture(width, height, fit
         assert right - left > width - 16 and bottom - top > height - 16
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, st.sampled_from(["pad", "crop", "stretch"]), st.integers(1, 5), st.integers(1, 5))
 def test_a_canvas_of_a_given_size_has_it(width, height, fit, across, down):
     canvas = lay_out(noise(width, height), fit, 16, size=(16 * across, 16 * down))
@@ -59,6 +61,7 @@ def test_a_canvas_of_a_given_size_has_it(width, height, fit, across, down):
     assert canvas.cut(pixels_of(canvas.picture)).shape == (3, 16 * down, 16 * across)
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES)
 def test_a_layer_is_laid_where_the_picture_is_and_cut_out_of_it_again(width, height):
     image = noise(width, height)
@@ -79,6 +82,7 @@ def test_edges_are_continued_around_a_padded_picture():
     assert (pixels[:10, 20:] == pixels[:10, 19:20]).all() and (pixels[10:, :] == pixels[9:10, :]).all()
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, SIDES, SIDES)
 def test_what_a_padded_canvas_shows_is_told_in_the_pictures_pixels(width, height, right, down):
     canvas = lay_out(noise(width, height), "pad", 16)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ideoflow import Caption
@@ -66,6 +66,7 @@ def test_what_has_no_boxes_stays_as_it_is(prompt):
     assert seen_caption(prompt, (100, 100), (0, 0, 50, 50)) is prompt
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=4, max_size=4), st.lists(st.floats(-50, 150), min_size=4, max_size=4))
 def test_what_is_seen_is_a_caption_again(edges, window):
     box = [min(edges[0], edges[2]), min(edges[1], edges[3]), max(edges[0], edges[2]) + 1, max(edges[1], edges[3]) + 1]

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -29,8 +29,18 @@ def same(one, other):
     return (np.asarray(one) == np.asarray(other)).all(-1)
 
 
-@pytest.mark.parametrize("size", [(96, 96), (97, 101), (112, 80), (300, 200)])
-@pytest.mark.parametrize("options", [{}, {"harmonise": 1}, {"padding_mask_crop": 10}, {"strength": 0.5}])
+SIZES = [(96, 96), (97, 101), (112, 80), (300, 200)]
+OPTIONS: list[dict] = [{}, {"harmonise": 1}, {"padding_mask_crop": 10}, {"strength": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        pytest.param(size, options, marks=[] if row == column else [pytest.mark.long])
+        for row, size in enumerate(SIZES)
+        for column, options in enumerate(OPTIONS)
+    ],
+)
 def test_pixels_outside_of_the_mask_are_the_inputs_to_the_last_bit(pipe, picture, seeded, size, options):
     image = picture(11).image.resize(size)
     change = Inpaint(image, BOX)
@@ -158,6 +168,7 @@ def test_surroundings_alone_are_drawn_larger(pipe, picture, seeded):
     assert request.edit.finish.canvas.window == (9, 9, 68, 68)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_the_part_around_a_mask_holds_it_in_the_pictures_proportions(data):
     height, width = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 60))

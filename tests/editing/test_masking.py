@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
@@ -25,11 +25,13 @@ def size_of(values):
     return values.shape[1], values.shape[0]
 
 
+@settings(deadline=None)
 @given(MASKS)
 def test_white_changes(values):
     assert torch.equal(open_mask(grey(values), size_of(values)), torch.from_numpy(values / np.float32(255)))
 
 
+@settings(deadline=None)
 @given(MASKS)
 def test_black_changes_where_it_is_said(values):
     inverse = open_mask(grey(255 - values), size_of(values), "black")
@@ -37,6 +39,7 @@ def test_black_changes_where_it_is_said(values):
     assert torch.allclose(inverse, open_mask(grey(values), size_of(values)), atol=1e-6)
 
 
+@settings(deadline=None)
 @given(MASKS)
 def test_what_is_transparent_changes_where_it_is_said(values):
     clear = np.stack([values] * 3 + [255 - values], axis=-1)
@@ -67,6 +70,7 @@ def test_an_opaque_mask_with_alpha_is_read_by_its_brightness():
     assert open_mask(Image.new("RGBA", (2, 2), (255, 255, 255, 255)), (2, 2)).eq(1).all()
 
 
+@settings(deadline=None)
 @given(MASKS, st.integers(0, 6))
 def test_a_feather_shows_nothing_outside_and_all_in_the_middle(values, feather):
     mask = torch.from_numpy(values / np.float32(255))
@@ -93,6 +97,7 @@ def test_a_mask_is_grown_on_all_sides():
     assert grown(mask, 2).sum() == 25 and grown(mask, 0).sum() == 1
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_boxes_are_thousandths_y_first(data):
     height, width = data.draw(st.integers(10, 200)), data.draw(st.integers(10, 200))
@@ -132,6 +137,7 @@ def test_a_latent_pixel_changes_as_much_as_any_pixel_in_it():
     assert all(torch.equal(channel, expected) for channel in cells)
 
 
+@settings(deadline=None)
 @given(MASKS)
 def test_a_mask_comes_back_from_its_text(values):
     mask = open_mask(grey(values), size_of(values))

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -17,6 +17,7 @@ from tests.editing.conftest import CALL
 SMALL = dict(strength=0.25, tile=96, **CALL)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 40), st.data())
 def test_tiles_cover_a_length_and_overlap(length, tile, data):
     overlap = data.draw(st.integers(0, tile // 2))
@@ -28,6 +29,7 @@ def test_tiles_cover_a_length_and_overlap(length, tile, data):
         assert end - begin >= overlap and begin < end + 1
 
 
+@settings(deadline=None)
 @given(st.integers(2, 30), st.integers(2, 30), st.integers(2, 12), st.integers(0, 6))
 def test_what_tiles_agree_on_comes_out_as_it_was(rows, cols, side, overlap):
     overlap = min(overlap, side // 2)

@@ -125,8 +125,7 @@ def test_a_source_is_a_request_with_contexts_of_its_own(denoiser, transformers, 
     assert counted == [5 + 6 + 3 + 6]
 
 
-@pytest.mark.parametrize("budget", [None, 30])
-@pytest.mark.parametrize("policy", ["fair", "fifo"])
+@pytest.mark.parametrize(("budget", "policy"), [(None, "fifo"), (30, "fair")])
 def test_edits_do_not_depend_on_company(denoiser, make_request, paired, budget, policy):
     made = [lambda: paired(), lambda: paired(5), lambda: make_request(1, edit=Edit(halved))]
     made += [lambda sample=sample: make_request(**sample) for sample in OTHERS]

@@ -13,6 +13,7 @@ from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent, Im
 from PIL import Image
 
 from ideoflow.pictures import read_settings
+from ideoflow.serving import guard
 
 SQUARE = {"type": "obj", "bbox": [200, 200, 600, 600], "desc": "a blue square"}
 BEFORE = {"compositional_deconstruction": {"background": "plain yellow", "elements": [SQUARE]}}
@@ -165,7 +166,7 @@ def test_edits_are_not_kept(client, server, picture, hole):
         ({"quality": "best"}, "quality", "Input should be"),
         ({"background": "transparent"}, "background", "opaque"),
         ({"n": 99}, "n", "at most"),
-        ({"extra_body": {"num_inference_steps": "100000"}}, "num_inference_steps", "at most"),
+        ({"extra_body": {"num_inference_steps": "5000"}}, "num_inference_steps", "at most"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_field(client, picture, fields, param, message):
@@ -193,6 +194,34 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(own_serve
     answer = server.http.post("/v1/images/edits", data={"prompt": "x"}, files={"image": png(large)})
 
     assert answer.status_code == 400 and "takes in 65536 at most" in answer.json()["error"]["message"]
+
+
+def test_a_photograph_of_many_megabytes_is_taken(client):
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(noise).save(data, "PNG", compress_level=0)
+    assert len(data.getvalue()) > 2**23
+    answer = client.images.edit(image=("photo.png", data.getvalue()), prompt=json.dumps(AFTER), extra_body=QUICK)
+
+    assert opened(answer.data[0].b64_json).shape[1] > 96
+
+
+def test_a_mask_of_too_many_bytes_is_refused_by_its_name(client, picture):
+    with pytest.raises(openai.BadRequestError, match="fewer than 4194304 are allowed") as caught:
+        edit(client, picture, mask=("mask.png", b"x" * 2**22, "image/png"))
+    assert caught.value.param == "mask"
+
+
+def test_pictures_that_are_sent_at_a_time_fit_into_memory(server, picture, monkeypatch):
+    def send():
+        answer = server.http.post("/v1/images/edits", data={"prompt": "x", "how": "redraw"}, files={"image": large})
+        return answer.status_code, answer.json()["error"]["code"]
+
+    large = ("picture.bmp", bytes(3000))
+    monkeypatch.setattr(guard, "FILES_AT_ONCE", 2000)
+    assert send() == (503, "too_many_files")
+    monkeypatch.setattr(guard, "FILES_AT_ONCE", 5000)
+    assert [send()[0] for _ in range(3)] == [400] * 3
 
 
 def test_an_edit_without_a_picture_is_a_bad_request(server):
@@ -281,7 +310,7 @@ def test_a_change_has_its_pictures_size(server, before):
 def test_a_change_that_was_unfinished_is_taken_up_after_a_restart(own_server, tmp_path):
     server = own_server(tmp_path / "data")
     before = drawn(server)
-    order = {"caption": AFTER, "num_inference_steps": 100, "n": 4, "seed": 7, "edit": {"job": before["id"]}}
+    order = {"caption": AFTER, "num_inference_steps": 100, "preview_every": 0, "seed": 7, "edit": {"job": before["id"]}}
     answer = server.http.post("/v1/jobs", json=order)
     assert answer.status_code == 202, answer.text
     id = answer.json()["id"]
