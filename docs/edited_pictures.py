@@ -70,11 +70,7 @@ def main() -> None:
     followed = [inpaint.edit_caption(image, before, after, generator=seeded(1), **how).images[0] for after in afters]
     row("edit-caption.png", [image, *followed])
 
-    wide = caption(
-        {**STAR, "bbox": [100, 233, 500, 500]},
-        {**RING, "bbox": [550, 500, 950, 767]},
-        {"type": "obj", "bbox": [300, 20, 650, 160], "desc": "a green diamond"},
-    )
+    wide = caption({**STAR, "bbox": [100, 233, 500, 500]}, {**RING, "bbox": [550, 500, 950, 767]})
     row("edit-outpaint.png", [image, inpaint.outpaint(image, (192, 128), wide, generator=seeded(1), **how).images[0]])
 
     amounts = (0.0, 0.2, 0.4, 1.0)

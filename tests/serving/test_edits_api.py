@@ -310,7 +310,7 @@ def test_a_change_has_its_pictures_size(server, before):
 def test_a_change_that_was_unfinished_is_taken_up_after_a_restart(own_server, tmp_path):
     server = own_server(tmp_path / "data")
     before = drawn(server)
-    order = {"caption": AFTER, "num_inference_steps": 100, "preview_every": 0, "seed": 7, "edit": {"job": before["id"]}}
+    order = {"caption": AFTER, "num_inference_steps": 60, "preview_every": 0, "seed": 7, "edit": {"job": before["id"]}}
     answer = server.http.post("/v1/jobs", json=order)
     assert answer.status_code == 202, answer.text
     id = answer.json()["id"]
