@@ -770,15 +770,15 @@ class TestRedraw:
         expect(page.locator("#redraw")).to_be_hidden()
 
     def test_changes_of_changes_are_shown_as_a_tree(self, page: Any) -> None:
-        def look_at_the_newest() -> None:
-            page.locator("#gallery .thumb").first.click()
+        def look_at(job: dict[str, Any]) -> None:
+            page.click(f"#gallery [data-key='{job['id']}-0'] .thumb")
             page.wait_for_selector("#viewer[open] #viewer-image[src]")
 
         choose(page, "red")
         first = self.change(page)
         second = self.change(page)
         assert second["request"]["edit"]["job"] == first["id"] != first["request"]["edit"]["job"]
-        look_at_the_newest()
+        look_at(second)
         tree = page.locator("#viewer-tree .thumb")
         expect(tree).to_have_count(3)
         expect(tree.nth(2)).to_have_attribute("aria-current", "true")
@@ -787,7 +787,7 @@ class TestRedraw:
         page.click("#viewer-open")
         choose(page, "red")
         branch = self.change(page)
-        look_at_the_newest()
+        look_at(branch)
 
         assert branch["request"]["edit"]["job"] == first["request"]["edit"]["job"]
         expect(page.locator("#viewer-tree > ul > li > ul > li")).to_have_count(2)
