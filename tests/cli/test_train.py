@@ -168,7 +168,7 @@ def test_help_teaches_every_option():
         assert all(f"--{name.replace('_', '-')}" in text for name in kind.model_fields)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_runs_as_a_module_for_launchers(data, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ideoflow"]
     arguments = ["train", "--data", data, "--out", tmp_path, "--steps", "2", *FAST]
