@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from ..checks import finite
 from ..engine import Edit, Request
-from .canvas import Canvas, digest, lay_out, open_picture
-from .change import check_fit, check_share, finishing, fresh_noise, noised, started, told
+from .canvas import Canvas, digest
+from .change import check_share, finishing, fresh_noise, noised, started, told
+from .whole_picture import WholePicture
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class ByDifference:
 
 
 @dataclass(eq=False)
-class CaptionEdit:
+class CaptionEdit(WholePicture):
     """A picture changed from what its old caption says to what the new one says.
 
     Attributes:
@@ -71,19 +71,9 @@ class CaptionEdit:
 
     def __post_init__(self) -> None:
         """Check the arguments, and open the picture."""
-        self.strength = check_share("strength", self.strength)
+        super().__post_init__()
         self.refine = check_share("refine", self.refine)
         self.guidance_before = finite("guidance_before", self.guidance_before)
-        self.fit = check_fit(self.fit)
-        self.image: Image.Image = open_picture(self.image)
-
-    def canvas(self, unit: int, most: int | None) -> Canvas:
-        """What the model works on; arguments as those of `lay_out`."""
-        return lay_out(self.image, self.fit, unit, size=self.size, most=most)
-
-    def result_size(self, unit: int, most: int | None) -> tuple[int, int]:
-        """`(width, height)` of what is given back; arguments as those of `lay_out`."""
-        return self.canvas(unit, most).given_size
 
     def request(self, fresh: Request, canvas: Canvas, known: Tensor, fresh_before: Request) -> Request:
         """The request of the changed picture.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..checks import finite
 from ..engine import Request
-from .canvas import FITS, Canvas
+from .canvas import Canvas
 
 
 def check_share(name: str, value: Any) -> float:
@@ -40,11 +40,6 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     if value not in choices:
         raise ValueError(f"`{name}` is {value!r}: give one of {', '.join(map(repr, choices))}.")
     return str(value)
-
-
-def check_fit(fit: Any) -> str:
-    """How a picture comes to whole tokens; errors as those of `check_choice`."""
-    return check_choice("fit", fit, FITS)
 
 
 def started(fresh: Request, known: Tensor, strength: float) -> Request:

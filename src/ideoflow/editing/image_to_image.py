@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from ..engine import Edit, Request
-from .canvas import Canvas, digest, lay_out, open_picture
-from .change import check_fit, check_share, finishing, started, told
+from .canvas import Canvas, digest
+from .change import finishing, started, told
+from .whole_picture import WholePicture
 
 
 @dataclass(eq=False)
-class ImageToImage:
+class ImageToImage(WholePicture):
     """A picture drawn anew as a caption says, starting from what it is.
 
     Attributes:
@@ -33,20 +33,6 @@ class ImageToImage:
     strength: float = 0.6
     fit: str = "pad"
     size: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        """Check the arguments, and open the picture."""
-        self.strength = check_share("strength", self.strength)
-        self.fit = check_fit(self.fit)
-        self.image: Image.Image = open_picture(self.image)
-
-    def canvas(self, unit: int, most: int | None) -> Canvas:
-        """What the model works on; arguments as those of `lay_out`."""
-        return lay_out(self.image, self.fit, unit, size=self.size, most=most)
-
-    def result_size(self, unit: int, most: int | None) -> tuple[int, int]:
-        """`(width, height)` of what is given back; arguments as those of `lay_out`."""
-        return self.canvas(unit, most).given_size
 
     def request(self, fresh: Request, canvas: Canvas, known: Tensor) -> Request:
         """The request of the changed picture, from that of a fresh one and the canvas's clean latents."""
