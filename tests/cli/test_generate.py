@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from ideoflow import Ideogram4Pipeline
+from ideoflow import Caption, Ideogram4Pipeline
 from ideoflow.checkpoints.convert import convert
 from ideoflow.cli import app
 from ideoflow.presets import PRESETS
@@ -289,11 +289,33 @@ def test_each_breach_is_said_once_and_a_certain_one_is_mended(generate):
     assert "wrote [0, 100, 900, 800]" in generate(certain, "--strict", fails=2).stderr
 
 
-def test_words_are_refused_by_the_bundled_model_which_would_draw_an_empty_field(tiny_folder: Path):
-    options = ["--steps", "1", "--device", "cpu", "--out", "a.png"]
-    for more in ([], ["--no-wrap"]):
-        assert "plain text, which the bundled model does not" in invoke("a red dot", *options, *more, fails=2).stderr
-    assert "will not draw the others" in invoke(LINE, *options).stderr
+SKETCH_STEP = ["--steps", "1", "--device", "cpu", "--out", "a.png"]
+
+
+def test_words_become_a_caption_of_the_bundled_model_and_what_was_understood_is_said():
+    told = invoke("a red dot on pink, and a dragon", *SKETCH_STEP).stderr
+    assert "note: a-red-dot-on-pink-and-a-dragon: understood as red circle, on plain pink" in told
+    assert "warning: a-red-dot-on-pink-and-a-dragon: not understood: dragon" in told
+    caption = settings("a.png")["caption"]
+    assert Caption.parse(caption).check() == [] and '"desc":"a red circle"' in caption
+    assert '"background":"plain pink"' in caption
+
+
+def test_boxes_of_words_suit_the_size_of_the_picture():
+    invoke("a red dot on pink", *SKETCH_STEP, "--size", "192x96")
+    box = json.loads(settings("a.png")["caption"])["compositional_deconstruction"]["elements"][0]["bbox"]
+    assert box[3] - box[1] < box[2] - box[0]
+
+
+def test_words_that_cannot_be_drawn_are_refused_before_anything_is_loaded():
+    assert "not understood: dragon" in invoke("a dragon", *SKETCH_STEP, fails=2).stderr
+    assert "not understood: dragon" in invoke("a red dot and a dragon", *SKETCH_STEP, "--strict", fails=2).stderr
+    assert "leave out --no-wrap" in invoke("a red dot", *SKETCH_STEP, "--no-wrap", fails=2).stderr
+    assert not Path("a.png").exists()
+
+
+def test_elements_without_a_box_are_warned_of_on_the_bundled_model():
+    assert "will not draw the others" in invoke(LINE, *SKETCH_STEP).stderr
 
 
 def test_a_caption_of_too_many_tokens_is_named_before_anything_is_drawn(generate):

@@ -112,9 +112,9 @@ def test_a_path_is_never_taken_for_words(value: str, says: str):
 )
 def test_words_stay_words(value: str):
     (prompt,) = Reader().read(value)
-    assert prompt.plain and Caption.parse(prompt.text).high_level_description == value
+    assert prompt.words == value == Caption.parse(prompt.text).high_level_description
     (prompt,) = Reader(wrap=False).read(value)
-    assert prompt.plain and prompt.text == value
+    assert prompt.words == prompt.text == value
 
 
 @given(st.lists(st.from_regex(r"[a-z]{1,8}[.,;!]?", fullmatch=True), min_size=2, max_size=9).map(" ".join))

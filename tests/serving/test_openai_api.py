@@ -14,10 +14,10 @@ import pytest
 from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent, ImagesResponse
 from PIL import Image, ImageChops
 
-from ideoflow.captions import Caption
 from ideoflow.serving.openai_answer import due_steps
+from ideoflow.sketch.prose import write
 
-CAPTION = Caption.from_text("a red circle").line()
+CAPTION = write("a red circle", (64, 32)).caption.line()
 SMALL = {"num_inference_steps": 3, "seed": 7}
 SIZE = "64x32"
 
@@ -125,9 +125,18 @@ def test_sides_are_another_way_to_give_a_size(client):
 
 def test_words_are_drawn_as_the_caption_that_the_answer_shows(client):
     answer = draw(client, prompt="a red circle")
-    assert answer.prompt_was == "wrapped"
+    assert answer.prompt_was == "written"
     assert answer.data[0].revised_prompt == CAPTION
+    assert answer.warnings[:2] == [
+        "the caption was written by the bundled model's grammar",
+        "no background was named: it is white",
+    ]
     assert answer.data[0].b64_json == draw(client).data[0].b64_json
+
+
+def test_words_of_which_nothing_can_be_drawn_are_refused_with_what_can(client):
+    with pytest.raises(openai.BadRequestError, match=r"not understood: dragon\. The bundled model draws circle, ring"):
+        draw(client, prompt="a dragon on pink")
 
 
 def test_a_caption_may_be_an_object(client):
@@ -237,7 +246,7 @@ def test_partial_pictures_are_spread_over_the_steps_before_the_last(steps, parti
         ({"partial_images": 4}, "partial_images", "less than or equal to 3"),
         ({"prompt": " "}, "prompt", "1 to 100000 characters"),
         ({"prompt": "a" * 100_001}, "prompt", "1 to 100000 characters"),
-        ({"prompt": "circle " * 3000}, "prompt", "2048"),
+        ({"prompt": CAPTION.replace("a red", "red " * 3000)}, None, "2048"),
         ({"prompt": {"shape": "circle"}}, "prompt", "no caption"),
         ({"prompt": 3}, "prompt", "JSON object or as text"),
         ({"prompt": CAPTION[:-3]}, "prompt", "cut off"),

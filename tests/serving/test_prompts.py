@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ideoflow.captions import Caption, CaptionError
+from ideoflow.captions.writing import Written
 from ideoflow.serving.prompts import read_prompt
 
 RIGHT: dict[str, Any] = {
@@ -105,8 +106,13 @@ def test_words_become_a_minimal_caption(words: str):
 
 
 def test_words_are_given_to_the_caption_writer_where_there_is_one():
-    read = read_prompt("a cup", write=lambda words: Caption.parse({**RIGHT, "high_level_description": words}))
-    assert (read.was, read.caption["high_level_description"]) == ("written", "a cup")
+    def write(words: str, size: tuple[int, int] | None) -> Written:
+        return Written(Caption.parse({**RIGHT, "high_level_description": f"{words} of {size}"}), "me", ("no cups",))
+
+    read = read_prompt("a cup", write=write, size=(32, 64))
+    assert (read.was, read.caption["high_level_description"]) == ("written", "a cup of (32, 64)")
+    assert read.warnings == ("the caption was written by me", "no cups")
+    assert read_prompt(LINE, write=write).was == "json"
     assert read.revised == read.line
 
 

@@ -11,10 +11,10 @@ import time
 import pytest
 from PIL import Image
 
-from ideoflow.captions import Caption
 from ideoflow.serving.waiting import picture_base64
+from ideoflow.sketch.prose import write
 
-LINE = Caption.from_text("a red circle").line()
+LINE = write("a red circle", (64, 32)).caption.line()
 BODY = {"prompt": "a red circle", "width": 64, "height": 32, "steps": 2, "seed": 7}
 
 

@@ -1,4 +1,4 @@
-"""`ideoflow caption`: list where caption files leave the schema, and mend what can be mended for certain."""
+"""`ideoflow caption`: where caption files leave the schema, what else to mind, and mending what is certain."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ import typer
 from ..files import check_writable, write_text
 from .commands import Command
 from .console import FAILED, WRONG_INPUT, err, out, plain_errors, shown, write
+from .writing import describe, edit, write_caption
 
 if TYPE_CHECKING:
     from ..captions import Caption
 
-app = typer.Typer(help="Check and mend caption files.", no_args_is_help=True)
+app = typer.Typer(help="Write, describe, change, check and mend captions.", no_args_is_help=True)
+app.command("write", cls=Command)(write_caption)
+app.command(cls=Command)(describe)
+app.command(cls=Command)(edit)
 
 
 @app.command(cls=Command)
@@ -64,6 +68,51 @@ def _check_file(file: str) -> int:
         out.print(f"[yellow]{len(breaches)} to mend[/] {shown(where)}")
         for breach in breaches:
             out.print(shown(f"  {'[*]' if breach.certain else '   '} {breach}"))
+    return worst
+
+
+@app.command(cls=Command)
+def lint(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE", help=".json, .txt or .jsonl files; '-' for standard input.")
+    ],
+) -> None:
+    """Say what the model may answer with a grey picture or leave out, a line each with the fix.
+
+    Beside what `check` lists: letters that have no room, boxes that may have x first, plain text where a caption
+    belongs. Ends with 0 if there is nothing to say, 1 if there is, 2 if a file cannot be read.
+
+    Example:
+
+      ideoflow caption lint my_caption.json
+    """
+    worst = 0
+    for file in files:
+        worst = max(worst, _lint_file(file))
+    raise typer.Exit(worst)
+
+
+def _lint_file(file: str) -> int:
+    from ..captions import Caption, CaptionError
+    from ..captions.lint import lint, lint_words
+    from ..captions.reading import find
+
+    worst = 0
+    try:
+        for where, text in _captions(file):
+            found = find(text, where)
+            if found is None and not text.strip():
+                raise CaptionError(f"{where} is empty, not a JSON caption.")
+            advice = lint(Caption.of_found(found)) if found else [lint_words(text)]
+            for line in advice:
+                out.print(shown(f"{where}: {line}"))
+            if not advice:
+                out.print(f"[green]ok[/] {shown(where)}")
+            worst = max(worst, FAILED if advice else 0)
+    except OSError as error:
+        return _unreadable(f"{file}: {error.strerror or error}")
+    except CaptionError as error:
+        return _unreadable(str(error))
     return worst
 
 

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import (
@@ -50,6 +51,7 @@ def draw(
     preset = find_preset(settings.preset)
     with plain_warnings(), err.status(f"loading {shown(settings.model)} on {settings.device}"):
         pipe = load(settings, ignore_unknown, place=memory is None)
+        pictures = _written(pipe, pictures)
         tokens = _tokens(pipe, pictures, max_sequence_length)
         if memory is not None:
             steps = settings.steps or preset.steps
@@ -101,6 +103,22 @@ def steps_shown(what: str) -> Iterator[Callable[..., dict[str, Any]]]:
             return tensors
 
         yield on_step
+
+
+def _written(pipe: Ideogram4Pipeline, pictures: Sequence[Picture]) -> list[Picture]:
+    """The pictures with the captions that the model writes of words, one for all pictures of the same words."""
+    import torch
+
+    captions: dict[tuple[str, int, int], str] = {}
+    for one in pictures:
+        key = (one.words, one.width, one.height)
+        if one.words and key not in captions:
+            seed = torch.Generator("cpu").manual_seed(one.seed)
+            (captions[key],) = pipe.upsample_prompt(one.words, one.height, one.width, generator=seed)
+    return [
+        replace(one, caption=captions.get((one.words, one.width, one.height), one.caption), words="")
+        for one in pictures
+    ]
 
 
 def _tokens(pipe: Ideogram4Pipeline, pictures: Sequence[Picture], most: int) -> int:

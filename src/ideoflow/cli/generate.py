@@ -7,16 +7,19 @@ import random
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..bundled import SKETCH
 from ..checks import printable
 from ..files import check_writable
 from ..pictures import save_image
+from ..placeholder import PLACEHOLDER, looks_like_placeholder
 from .chosen import Options
-from .console import FAILED, fail, out, plain_errors, starting, warn
+from .console import FAILED, err, fail, out, plain_errors, starting, warn
 from .draw import draw
 from .drawing_options import (
     BaseOption,
@@ -41,13 +44,25 @@ from .drawing_options import (
 from .jobs import Job, Picture, Settings, target
 from .prompts import Prompt, Reader
 from .values import parse_amount, parse_format, parse_sizes
+from .writing import TIMEOUT, EndpointOption, LanguageModelOption, TimeoutOption, endpoint_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..captions.writing import Endpoint
+
 SKETCH_SIZE = (128, 128)
 SEEDS = 2**64  # how many a torch generator takes
 DEFAULT_SIZE = (1024, 1024)
+
+
+@dataclass(frozen=True)
+class Words:
+    """What becomes of plain text: who writes a caption of it, and whether all of it must be understood."""
+
+    endpoint: Endpoint | None
+    by_model: bool
+    strict: bool
 
 
 def generate(
@@ -56,7 +71,7 @@ def generate(
         typer.Argument(
             metavar="PROMPT",
             help="A caption file (.json or .txt), a .jsonl file with one caption a line, a folder of captions, a JSON "
-            "caption, plain text (not for the bundled model), '-' for standard input, or a picture made by ideoflow, "
+            "caption, plain text, '-' for standard input, or a picture made by ideoflow, "
             "which is made again from its own settings. Several are drawn together.",
             show_default=False,
         ),
@@ -93,6 +108,17 @@ def generate(
             "sends the text as it is."
         ),
     ] = True,
+    write: Annotated[
+        bool,
+        typer.Option(
+            "--write",
+            help="Have captions written of plain text: by --endpoint, else by the model's own prompt enhancer. The "
+            "bundled model's grammar does so unasked.",
+        ),
+    ] = False,
+    endpoint: EndpointOption = None,
+    llm: LanguageModelOption = None,
+    llm_timeout: TimeoutOption = TIMEOUT,
     compile: Annotated[
         bool,
         typer.Option(
@@ -142,6 +168,8 @@ def generate(
 
       ideoflow generate caption.json
 
+      ideoflow generate "a red heart on pink"
+
       ideoflow generate caption.json --size 160x112 --seed 7 --n 4
 
       ideoflow generate outputs/caption-7.png          (the same picture again)
@@ -154,6 +182,12 @@ def generate(
             parse_amount(memory)
         if drop_unknown and not fix:
             raise ValueError("--drop-unknown mends captions, which --no-fix forbids: give one of them.")
+        asked = endpoint_of(endpoint, llm, llm_timeout)
+        if not wrap and (write or asked is not None):
+            raise ValueError(
+                "--no-wrap sends plain text as it is, where --write and --endpoint have a caption written."
+            )
+        words = Words(asked, write, strict)
         reader = Reader(wrap, fix, drop_unknown)
         read = [prompt for value in prompts for prompt in reader.read(value)]
         report(read, strict)
@@ -161,7 +195,7 @@ def generate(
         jobs = [
             job
             for prompt, wanted in zip(read, sizes, strict=True)
-            for job in _jobs(prompt, wanted, seed, n, options, trust_settings)
+            for job in _jobs(prompt, wanted, seed, n, options, trust_settings, words)
         ]
         kind = parse_format(form) if form else None
         targets = [target(output, job.picture, index, len(jobs), kind) for index, job in enumerate(jobs)]
@@ -194,6 +228,8 @@ def generate(
             )
             paths = []
             for index, image in zip(members, images, strict=True):
+                if settings.model != SKETCH and looks_like_placeholder(image):
+                    warn(f"{jobs[index].picture.name}, seed {jobs[index].picture.seed}: {PLACEHOLDER}")
                 # What this command has written, it does not replace.
                 path = save(image, targets[index], metadata, overwrite and targets[index] not in written)
                 elsewhere = elsewhere or (path.parent, path.suffix) != (targets[index].parent, targets[index].suffix)
@@ -253,7 +289,13 @@ def _report_differences(job: Job, together: int) -> None:
 
 
 def _jobs(
-    prompt: Prompt, size: tuple[int, int] | None, seed: int | None, n: int, options: Options, trusted: bool
+    prompt: Prompt,
+    size: tuple[int, int] | None,
+    seed: int | None,
+    n: int,
+    options: Options,
+    trusted: bool,
+    words: Words,
 ) -> list[Job]:
     """The pictures of one prompt, each with its settings: option, else what its file says, else the default."""
     recipe = prompt.recipe
@@ -265,26 +307,66 @@ def _jobs(
     named = {key: value for key, value in (("size", size), ("seed", seed)) if value is not None}
     settings = options.settings(prompt.given, recipe, named, trusted)
     of_sketch = settings.of_sketch
-    if of_sketch:
-        check_for_sketch(prompt)
     if size is None and recipe:
         size = int(recipe["width"]), int(recipe["height"])
     width, height = size or (SKETCH_SIZE if of_sketch else DEFAULT_SIZE)
+    if prompt.words and words.endpoint is not None:
+        prompt = _by_endpoint(prompt, (width, height), words.endpoint)
+    elif of_sketch:
+        prompt = _for_sketch(prompt, (width, height), words.strict)
     if seed is None:
         seed = int(recipe["seed"]) if recipe else random.SystemRandom().randrange(2**31)
     if seed < 0 or seed + n > SEEDS:
         raise ValueError(
             f"the seeds {seed} to {seed + n - 1} of {prompt.name}: a seed is below 2**64, and not negative."
         )
-    return [Job(Picture(prompt.text, width, height, seed + i, prompt.name), settings, recipe) for i in range(n)]
+    own = prompt.words if words.by_model and not of_sketch else ""
+    return [Job(Picture(prompt.text, width, height, seed + i, prompt.name, own), settings, recipe) for i in range(n)]
+
+
+def _by_endpoint(prompt: Prompt, size: tuple[int, int], endpoint: Endpoint) -> Prompt:
+    """A prompt whose words a language model has written as a caption."""
+    from ..captions.writing import write
+
+    with starting(f"asking {endpoint.name} for a caption"):
+        written = write(prompt.words, endpoint, size)
+    err.print(f"note: {printable(prompt.given)}: the caption was written by {printable(written.by)}", markup=False)
+    for note in written.notes:
+        warn(f"{printable(prompt.given)}: {printable(note)}")
+    return replace(prompt, text=written.caption.line(), words="")
+
+
+def _for_sketch(prompt: Prompt, size: tuple[int, int], strict: bool) -> Prompt:
+    """A prompt for the bundled model: of words, a caption with boxes.
+
+    Raises:
+        ValueError: if it is plain text that is to be left as it is, or of which nothing is understood.
+    """
+    if prompt.words and prompt.text == prompt.words:
+        raise ValueError(
+            f"{printable(prompt.given)} is plain text, which the bundled model does not understand as it is: leave out"
+            " --no-wrap, and a caption is made of it."
+        )
+    if not prompt.words:
+        check_for_sketch(prompt)
+        return prompt
+    from ..sketch.prose import read
+
+    reading = read(prompt.words)
+    if reading.unknown and strict:
+        fail(f"{printable(prompt.given)} (--strict):\n  " + "\n  ".join(reading.notes))
+    err.print(f"note: {printable(prompt.given)}: understood as {reading.understood}", markup=False)
+    for note in reading.notes:
+        warn(f"{printable(prompt.given)}: {note}")
+    return replace(prompt, text=reading.caption(size).line())
 
 
 def check_for_sketch(prompt: Prompt) -> None:
     """Refuse, or warn of, what the bundled model was not trained on and draws an empty field for."""
-    if prompt.plain:
+    if prompt.words:
         raise ValueError(
             f"{printable(prompt.given)} is plain text, which the bundled model does not understand: give a caption with"
-            " a background and boxes, such as those in examples/captions/, or another --model."
+            " a background and boxes, such as `ideoflow caption write` makes of words, or another --model."
         )
     if not prompt.placed:
         warn(

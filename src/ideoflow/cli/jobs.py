@@ -58,13 +58,23 @@ class Settings:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture to make: its caption as the model reads it, its size in pixels, its seed and its file's stem."""
+    """One picture to make.
+
+    Attributes:
+        caption: As the model reads it.
+        width: Pixels.
+        height: Pixels.
+        seed: Of its noise.
+        name: Its file's stem.
+        words: Plain text of which the model is to write the caption; empty for the one that is there.
+    """
 
     caption: str
     width: int
     height: int
     seed: int
     name: str
+    words: str = ""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Prompt:
         given: What to call it in messages: its file, or its name.
         mended: What was repaired in the caption, in words.
         breaches: What breaks the caption schema, in words.
-        plain: Whether it is plain text, wrapped or not.
+        words: The words, if it is plain text, wrapped or not; empty for a caption.
         placed: Whether every element of the caption has a box.
         recipe: The settings in a picture, if it is one.
     """
@@ -38,7 +38,7 @@ class Prompt:
     given: str
     mended: tuple[str, ...] = ()
     breaches: tuple[str, ...] = ()
-    plain: bool = False
+    words: str = ""
     placed: bool = True
     recipe: dict[str, Any] = field(default_factory=dict)
 
@@ -123,7 +123,7 @@ class Reader:
             return self._of_caption(found, source, name)
         if not words:
             raise ValueError(f"{source} is no JSON but the plain text {text[:40]!r}, which belongs into a .txt file.")
-        named = partial(Prompt, name=name or slug(text), given=(name and source) or slug(text), plain=True)
+        named = partial(Prompt, name=name or slug(text), given=(name and source) or slug(text), words=text)
         if self.wrap:
             return named(Caption.from_text(text).line())
         return named(text, breaches=("it is plain text, but the models were trained on JSON captions",))

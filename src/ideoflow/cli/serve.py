@@ -117,6 +117,21 @@ def serve(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...", show_default="the first accelerator, else cpu")
     ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="OpenAI-compatible server whose --llm writes captions of clients' words, changes and describes; its "
+            "key is read from the environment's IDEOFLOW_LLM_KEY.",
+            show_default="words are written by the bundled model's grammar, or the model's own prompt enhancer",
+        ),
+    ] = None,
+    llm: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the language model at --endpoint.")] = None,
+    llm_timeout: Annotated[float, typer.Option(min=1, help="Seconds that an answer of --endpoint may take.")] = 120,
+    writer: Annotated[
+        str,
+        typer.Option(metavar="auto|none", help="none: put clients' words into minimal captions, written by nobody."),
+    ] = "auto",
     open_browser: Annotated[
         bool, typer.Option("--open", help="Open the studio page in the browser, where there is one.")
     ] = False,
@@ -169,6 +184,10 @@ def serve(
             "max_connections": max_connections,
             "timeout": timeout,
             "drain": drain,
+            "endpoint": endpoint,
+            "llm": llm,
+            "llm_timeout": llm_timeout,
+            "writer": writer,
             "log_json": log_json,
         }
         checked = read_settings(settings)

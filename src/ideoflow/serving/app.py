@@ -25,7 +25,7 @@ from .jobs import Jobs
 from .logs import METHODS, AccessLog, OwnFailures
 from .metrics import Metrics
 from .server_settings import ServerSettings
-from .serving_model import load_model, name_of_model, served_by
+from .serving_model import load_model, name_of_model, served_by, writer_for
 from .store import Store, StoreError
 
 logger = logging.getLogger("ideoflow.serving")
@@ -125,7 +125,8 @@ class Loading:
             with self._lock:
                 if self._ended:
                     return
-                self._jobs = Jobs(pipe, served_by(self._settings, pipe), self._store, self._metrics)
+                served, write = served_by(self._settings, pipe), writer_for(self._settings, pipe)
+                self._jobs = Jobs(pipe, served, self._store, self._metrics, write)
                 self._jobs.start()
         except Exception as error:
             logger.error("the model could not be loaded: %s: %s", type(error).__name__, error)

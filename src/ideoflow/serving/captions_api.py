@@ -1,7 +1,9 @@
-"""The routes that check and repair captions, for editors: what `ideoflow caption` tells, with places."""
+"""The routes of captions, for editors: check, repair, write and describe, as `ideoflow caption` does."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..captions import Breach, Caption, CaptionError
 from ..captions.reading import data_of, find
 from ..captions.unquoted import lost_marks, restore
-from .api_errors import invalid_caption, responses
-from .job_settings import Given
+from ..captions.writing import WritingError, Written, describe, differences, edit
+from ..images import open_image, plain_errors
+from .api_errors import ApiError, invalid_caption, responses
+from .job_settings import MOST_TEXT, Given, read_size
 from .jobs import Jobs
 from .prompts import REBUILT, check_characters
+from .waiting import TheJobs
 
 router = APIRouter(prefix="/v1/captions", tags=["captions"])
 
@@ -63,6 +68,54 @@ class CaptionRepair(BaseModel):
     breaches: list[BreachView] = Field(description="What is left, which only the caption's author can know.")
 
 
+class WriteBody(BaseModel):
+    """What a caption is to be written of."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    words: str = Field(
+        min_length=1,
+        max_length=MOST_TEXT,
+        description="What the picture is to show, or what is to change in `caption`.",
+    )
+    caption: Given | None = Field(None, description="The caption that is to be changed; left out for a new one.")
+    size: str | None = Field(None, description='"WxH" of the picture, for its proportions.')
+
+
+class DescribeBody(BaseModel):
+    """A picture that is to be described."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    image: str = Field(min_length=1, description="The picture's file in base64, alone or as a `data:` URL.")
+
+
+class WrittenCaption(BaseModel):
+    """A caption that was written."""
+
+    caption: dict[str, Any]
+    line: str = Field(description="The same as the line that the model reads.")
+    by: str = Field(description="Who wrote it.")
+    notes: list[str] = Field(description="What was not understood, chosen, or mended.")
+    changes: list[str] = Field(description="What is another than in the caption that was to be changed.")
+
+
+@router.post("/write", response_model=WrittenCaption, responses=responses(501, 502, 503))
+async def write(request: Request, body: WriteBody, jobs: TheJobs) -> Any:
+    """Write a caption of words, or change one as the words wish; nothing is drawn or kept.
+
+    By the language model that the server was given, else by the bundled model's grammar or the model's own prompt
+    enhancer, which write new captions alone.
+    """
+    return await run_in_threadpool(_write, body, jobs)
+
+
+@router.post("/describe", response_model=WrittenCaption, responses=responses(501, 502))
+async def describe_picture(request: Request, body: DescribeBody) -> Any:
+    """Describe a picture as a caption, by the language model that the server was given; colours are measured."""
+    return await run_in_threadpool(_describe, body.image, request)
+
+
 @router.post("/check", response_model=CaptionCheck, responses=responses())
 async def check(request: Request, body: CaptionBody) -> Any:
     """List every place where a caption leaves the schema."""
@@ -105,6 +158,65 @@ def _repair(given: str | dict[str, Any], drop_unknown: bool) -> CaptionRepair:
         changes=[breach.mended for breach in (*slips, *done)],
         breaches=_views(mended.check()),
     )
+
+
+def _write(body: WriteBody, jobs: Jobs) -> WrittenCaption:
+    endpoint = jobs.served.settings.language_model
+    size = read_size(body.size, jobs.served.default_size) if body.size is not None else None
+    before: Caption | None = None
+    try:
+        if body.caption is not None:
+            if endpoint is None:
+                raise _no_language_model("changes captions")
+            before, _ = _read(body.caption)
+            if before is None:
+                raise CaptionError("the caption is plain text: give it as `words`, without a caption to change.")
+            return _written(edit(before.repair(), body.words, endpoint), before.repair())
+        if jobs.write is None:
+            raise _no_language_model("writes captions")
+        return _written(jobs.write(body.words, size))
+    except WritingError as error:
+        raise ApiError(502, str(error), code="caption_writer_failed") from None
+    except CaptionError as error:
+        raise ApiError(
+            400, str(error), code="invalid_caption", param="words" if before is None else "caption"
+        ) from None
+
+
+def _describe(text: str, request: Request) -> WrittenCaption:
+    endpoint = request.app.state.settings.language_model
+    if endpoint is None:
+        raise _no_language_model("sees pictures")
+    try:
+        data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+        with plain_errors():
+            image = open_image(data).convert("RGB")
+    except (binascii.Error, ValueError) as error:
+        told = "is no base64" if isinstance(error, binascii.Error) else str(error).rstrip(".")
+        raise ApiError(
+            400, f"`image` {told}: give a PNG, JPEG or WebP file.", code="invalid_value", param="image"
+        ) from None
+    try:
+        return _written(describe(image, endpoint))
+    except WritingError as error:
+        raise ApiError(502, str(error), code="caption_writer_failed") from None
+
+
+def _written(written: Written, before: Caption | None = None) -> WrittenCaption:
+    return WrittenCaption(
+        caption=written.caption.data(),
+        line=written.caption.line(),
+        by=written.by,
+        notes=list(written.notes),
+        changes=differences(before, written.caption) if before else [],
+    )
+
+
+def _no_language_model(what: str) -> ApiError:
+    return ApiError(
+        501, f"This server has no language model that {what}: it is started with --endpoint and --llm.",
+        code="no_caption_writer",
+    )  # fmt: skip
 
 
 def _read(given: str | dict[str, Any]) -> tuple[Caption | None, list[Breach]]:

@@ -11,8 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..bundled import SKETCH
 from ..engine import Event, Request
 from ..pictures import encode_image
+from ..placeholder import PLACEHOLDER, looks_like_placeholder
 from ..provenance import to_text
 from .job import Job
 from .job_table import JobTable
@@ -122,7 +124,10 @@ class Clerk:
         with job.lock:
             job.record.pictures = sorted([*job.record.pictures, info], key=lambda one: one.index)
         self._metrics.count_picture()
-        job.tell("picture", {"picture": job.picture_views([info])[0]})
+        empty = job.record.model != SKETCH and looks_like_placeholder(event.image)
+        if empty:
+            self._change(job, warnings=[*job.record.warnings, f"picture {index}: {PLACEHOLDER}"])
+        job.tell("picture", {"picture": job.picture_views([info])[0], "placeholder": empty})
 
     def _fail(self, job: Job, index: int, error: Exception) -> None:
         """Have a job fail: its other pictures are given up."""

@@ -109,6 +109,7 @@ class Served:
         default_guidance: guidance of all steps where none is asked for; None for the preset's.
         side_limits: smallest and largest side that the weights were trained on.
         adapters: names of the adapters.
+        writer: who writes captions of clients' words, as far as is known; None for nobody.
     """
 
     settings: ServerSettings
@@ -117,6 +118,7 @@ class Served:
     default_guidance: float | None
     side_limits: tuple[int, int]
     adapters: tuple[str, ...]
+    writer: str | None = None
 
 
 @dataclass(frozen=True)

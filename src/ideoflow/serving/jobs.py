@@ -11,7 +11,7 @@ import math
 import secrets
 import string
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -21,16 +21,17 @@ import torch
 
 from ..bundled import SKETCH
 from ..captions.schema import is_placed
+from ..captions.writing import Writer, WritingError
 from ..editing import Ideogram4InpaintPipeline
 from ..editing.pipelines import Change
 from ..engine import Request
 from ..pipeline import Ideogram4Pipeline, preview_map_of
 from ..sizes import UNIT
 from ..text_encoder import CaptionTooLong, tokenise
-from .api_errors import ApiError
+from .api_errors import ApiError, invalid_caption
 from .job import Job, Picture
 from .job_clerk import Clerk
-from .job_settings import MOST_TEXT, Order, Served, Settled, settle, unusual_size, wrong
+from .job_settings import MOST_TEXT, Order, Served, Settled, read_size, settle, unusual_size, wrong
 from .job_table import JobTable
 from .metrics import Metrics
 from .picture_changes import LARGER, Wanted
@@ -60,10 +61,14 @@ class Jobs:
         served: what orders are settled by.
         store: where jobs are kept.
         metrics: what is counted.
+        write: makes captions of clients' words; None to put them into minimal ones.
     """
 
-    def __init__(self, pipe: Ideogram4Pipeline, served: Served, store: Store, metrics: Metrics) -> None:
+    def __init__(
+        self, pipe: Ideogram4Pipeline, served: Served, store: Store, metrics: Metrics, write: Writer | None = None
+    ) -> None:
         self.served = served
+        self.write = write
         self.table = JobTable(served.settings.max_queue)
         self.draining = False
         self._pipe = pipe
@@ -115,7 +120,9 @@ class Jobs:
         self.check_room()
         if key is not None and not order.stored:
             raise ApiError(400, "An idempotency key needs a job that is stored.", code="invalid_value", param="stored")
-        prompt = prompt or _read(order)
+        if change is None and order.edit is None:
+            settle(order, self.served)  # or a writer is asked in vain
+        prompt = prompt or self.read(order.caption, None if order.edit else order.size, field=field)
         self._check_length(prompt, field)
         change = change or self._change_of(order, prompt.line)
         settled = self._settle(order, change)
@@ -153,6 +160,33 @@ class Jobs:
         finally:
             self.table.release()
         return job, True
+
+    def read(
+        self,
+        prompt: str | Mapping[str, Any],
+        size: str | None,
+        *,
+        drop_unknown: bool = False,
+        field: str = "caption",
+    ) -> ReadPrompt:
+        """Read what a client gave as a caption, which may take as long as a caption writer does.
+
+        Args:
+            prompt: as it was given.
+            size: of the picture, as it was given.
+            drop_unknown: leave out all keys that are not the schema's.
+            field: what the client calls the caption.
+
+        Raises:
+            ApiError: with status 400 for what cannot be drawn, 502 where the caption writer fails.
+        """
+        sides = read_size(size, self.served.default_size)
+        try:
+            return read_prompt(prompt, drop_unknown=drop_unknown, write=self.write, size=sides)
+        except WritingError as error:
+            raise ApiError(502, str(error), code="caption_writer_failed", param=field) from None
+        except ValueError as error:
+            raise invalid_caption(error, field) from None
 
     def find(self, id: str) -> Job | None:
         """The job of this id, under way or kept; None if there is none."""
@@ -472,10 +506,3 @@ class Jobs:
 def _left(job: Job) -> float:
     """Seconds of a job's time limit that are left."""
     return job.record.created_at + (job.settled.timeout or 0) - time.time()
-
-
-def _read(order: Order) -> ReadPrompt:
-    try:
-        return read_prompt(order.caption)
-    except ValueError as error:
-        raise ApiError(400, str(error), code="invalid_caption", param="caption") from None

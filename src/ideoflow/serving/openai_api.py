@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from ..captions import CaptionError
-from .api_errors import ApiError, invalid_caption, responses
+from .api_errors import ApiError, responses
 from .openai_answer import answered
 from .openai_body import ImageAnswer, ImageBody, ModelList, ModelView
-from .prompts import read_prompt
 from .server_settings import ServerSettings
 from .serving_model import name_of_model
 from .waiting import TheJobs
@@ -32,7 +31,7 @@ router = APIRouter(prefix="/v1", tags=["OpenAI's API"])
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
             "description": "The pictures, or a stream of image_generation.partial_image and .completed events.",
         },
-        **responses(404, 409, 429, 503, 504),
+        **responses(404, 409, 429, 502, 503, 504),
     },
 )
 async def generate(request: Request, body: ImageBody, jobs: TheJobs) -> Any:
@@ -42,11 +41,9 @@ async def generate(request: Request, body: ImageBody, jobs: TheJobs) -> Any:
     """
     check_model(body.model, request.app.state.settings)
     jobs.check_room()
-    try:
-        prompt = await run_in_threadpool(read_prompt, body.prompt, drop_unknown=body.drop_unknown)
-    except CaptionError as error:
-        raise invalid_caption(error, "prompt") from None
-    job, _ = await run_in_threadpool(jobs.submit, body.order(), prompt, field="prompt")
+    order = body.order()
+    read = partial(jobs.read, body.prompt, order.size, drop_unknown=body.drop_unknown, field="prompt")
+    job, _ = await run_in_threadpool(jobs.submit, order, await run_in_threadpool(read), field="prompt")
     return await answered(request, jobs, job, body)
 
 

@@ -7,7 +7,7 @@ caption; the answer says which, so that nobody takes a picture of something else
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,9 +15,9 @@ from ..captions import Caption, CaptionError
 from ..captions.reading import data_of, find
 from ..captions.schema import elements, encodes
 from ..captions.unquoted import lost_marks, restore
+from ..captions.writing import Writer
 
 Was = Literal["json", "repaired", "wrapped", "written"]
-Writer = Callable[[str], Caption]
 
 REBUILT = "the prompt had lost its quotation marks on the way; they could be put back for certain"
 HALF = "{} holds half of a surrogate pair, which is no character: write the whole one."
@@ -36,7 +36,7 @@ class ReadPrompt:
         caption: the caption's data that the line is written of.
         was: how the line came about: the caption that was sent ("json"), the same repaired ("repaired"), a minimal
             caption around words ("wrapped"), or one that a caption writer wrote of words ("written").
-        warnings: what was repaired, and what still breaks the schema, in words.
+        warnings: who wrote it, what was repaired, and what still breaks the schema, in words.
         revised: the line, where it is not what was sent.
     """
 
@@ -48,7 +48,11 @@ class ReadPrompt:
 
 
 def read_prompt(
-    prompt: str | Mapping[str, Any], *, drop_unknown: bool = False, write: Writer | None = None
+    prompt: str | Mapping[str, Any],
+    *,
+    drop_unknown: bool = False,
+    write: Writer | None = None,
+    size: tuple[int, int] | None = None,
 ) -> ReadPrompt:
     """Read a client's prompt. No file is looked for, whatever it names.
 
@@ -56,13 +60,15 @@ def read_prompt(
         prompt: a caption as an object or as text, also among other words or with its quotation marks lost; or words.
         drop_unknown: leave out all keys that are not the schema's.
         write: makes a caption of words; None for the minimal one.
+        size: (width, height) in pixels of the picture that it is written for.
 
     Raises:
         CaptionError: if it is empty, means to be a caption and cannot be read as one, or holds what JSON cannot.
+        WritingError: if the writer cannot write one.
     """
     found, remarks = _read_text(prompt) if isinstance(prompt, str) else (_of_mapping(prompt), [])
     if found is None:
-        return _of_words(str(prompt), remarks, write)
+        return _of_words(str(prompt), remarks, write, size)
     caption, mended = found.mended(drop_unknown=drop_unknown)
     if not caption.is_one():
         raise CaptionError(f"the prompt is no caption: it has none of {', '.join(Caption.model_fields)}.")
@@ -102,12 +108,16 @@ def _in_other_marks(text: str) -> Caption | None:
     return Caption.of_found(found) if found and typed else None
 
 
-def _of_words(words: str, remarks: list[str], write: Writer | None) -> ReadPrompt:
+def _of_words(words: str, remarks: list[str], write: Writer | None, size: tuple[int, int] | None) -> ReadPrompt:
     if not words.strip():
         raise CaptionError("the prompt is empty: describe a picture.")
-    caption = write(words) if write else Caption.from_text(words)
-    line = caption.line()
-    return ReadPrompt(line, caption.data(), "written" if write else "wrapped", tuple(remarks), line)
+    if write is None:
+        caption = Caption.from_text(words)
+        return ReadPrompt(caption.line(), caption.data(), "wrapped", tuple(remarks), caption.line())
+    written = write(words, size)
+    line = written.caption.line()
+    notes = (*remarks, f"the caption was written by {written.by}", *written.notes)
+    return ReadPrompt(line, written.caption.data(), "written", notes, line)
 
 
 def check_characters(data: dict[str, Any], what: str) -> None:

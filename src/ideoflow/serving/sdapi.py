@@ -6,19 +6,18 @@ Programs send it dozens of fields of samplers and scripts: those that mean nothi
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ..captions import CaptionError
 from ..captions.schema import encodes
-from .api_errors import ApiError, invalid_caption, responses
+from .api_errors import ApiError, responses
 from .job import Job
 from .job_settings import MOST_COUNT, MOST_SIDE, SEEDS, Order, wrong
 from .preview_files import preview_base64
-from .prompts import read_prompt
 from .records import Format
 from .serving_model import name_of_model
 from .waiting import TheJobs, check_end, picture_base64, watched
@@ -117,19 +116,17 @@ class Sampler(BaseModel):
     options: dict[str, str]
 
 
-@router.post("/txt2img", response_model=Drawn, responses=responses(409, 429, 503, 504))
+@router.post("/txt2img", response_model=Drawn, responses=responses(409, 429, 502, 503, 504))
 async def draw(request: Request, body: DrawBody, jobs: TheJobs) -> Any:
     """Draw pictures of a prompt. Interrupted, it answers with those that are finished."""
     if (body.width is None) != (body.height is None):
         raise wrong("width", "`width` and `height` go together: give both, or neither.")
     jobs.check_room()
-    try:
-        prompt = await run_in_threadpool(read_prompt, body.prompt)
-    except CaptionError as error:
-        raise invalid_caption(error, "prompt") from None
+    size = None if body.width is None else f"{body.width}x{body.height}"
+    prompt = await run_in_threadpool(partial(jobs.read, body.prompt, size, field="prompt"))
     order = Order(
         caption=body.prompt,
-        size=None if body.width is None else f"{body.width}x{body.height}",
+        size=size,
         num_inference_steps=body.steps,
         guidance_scale=body.cfg_scale,
         seed=None if body.seed == -1 else body.seed,

@@ -34,6 +34,8 @@ class ServerView(BaseModel):
     bundled: bool
     ready: bool
     auth: bool
+    writer: str | None
+    describes: bool
     limits: dict[str, int]
     sizes: dict[str, Any]
     presets: list[dict[str, Any]]
@@ -58,6 +60,8 @@ async def server(request: Request) -> Any:
         "bundled": bundled,
         "ready": status_of(state) == "ready",
         "auth": bool(settings.api_keys),
+        "writer": served.writer,
+        "describes": settings.llm is not None,
         "limits": {
             "max_pixels": settings.pixel_limit,
             "max_steps": settings.max_steps,

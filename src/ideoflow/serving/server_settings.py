@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from ..bundled import SKETCH
+from ..captions.writing import Endpoint
 from ..engine.scheduler import Policy
 
 MEBIBYTE = 2**20
@@ -34,6 +35,11 @@ class ServerSettings(BaseModel):
         quantize: precision of one byte a weight; None for the weights as they are.
         policy: who goes first in the engine.
         max_tokens: tokens of one pass; None for what the plan of `memory` chose, or 65,536.
+        writer: "auto" has clients' words written as captions, by `endpoint`, else by the bundled model's grammar or
+            the model's own prompt enhancer; "none" puts them into minimal ones.
+        endpoint: address of the language model that writes captions.
+        llm: its name there.
+        llm_timeout: seconds that its answer may take.
         host: address to listen on.
         port: port to listen on; 0 for a free one.
         api_keys: keys of which a request must bear one; empty for none.
@@ -67,6 +73,10 @@ class ServerSettings(BaseModel):
     quantize: str | None = None
     policy: Policy = "fair"
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    writer: Literal["auto", "none"] = "auto"
+    endpoint: str | None = None
+    llm: str | None = None
+    llm_timeout: float = Field(120, gt=0, allow_inf_nan=False)
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     api_keys: tuple[SecretStr, ...] = ()
@@ -112,6 +122,20 @@ class ServerSettings(BaseModel):
                 " IDEOFLOW_API_KEYS, or say --no-auth to serve everyone."
             )
         return self
+
+    @model_validator(mode="after")
+    def _whole_endpoint(self) -> ServerSettings:
+        if (self.endpoint is None) != (self.llm is None):
+            raise ValueError("--endpoint and --llm go together: where the language model is, and its name there.")
+        _ = self.language_model
+        return self
+
+    @property
+    def language_model(self) -> Endpoint | None:
+        """The language model that writes captions, if there is one."""
+        if self.endpoint is None or self.llm is None:
+            return None
+        return Endpoint(self.endpoint, self.llm, timeout=self.llm_timeout)
 
     @property
     def pixel_limit(self) -> int:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..bundled import SKETCH
+from ..captions import Caption, writing
+from ..captions.writing import Writer, Written
 from ..devices import best_device
 from ..dtypes import of_name
 from ..pipeline import Ideogram4Pipeline
 from ..pipeline.opening import open_pipeline
 from ..sizes import SIDE_LIMITS
 from ..sketch import GUIDANCE
+from ..sketch.prose import GRAMMAR
+from ..sketch.prose import write as write_by_grammar
 from .job_settings import Served
 from .server_settings import ServerSettings, without_folders
 
 SKETCH_SIZE, DEFAULT_SIZE = (128, 128), (1024, 1024)
 DEFAULT_PRESET = "V4_DEFAULT_20"
+TEXT_ENCODER = "the model's own text encoder"
 
 
 def load_model(settings: ServerSettings) -> Ideogram4Pipeline:
@@ -40,6 +47,36 @@ def load_model(settings: ServerSettings) -> Ideogram4Pipeline:
     return pipe
 
 
+def writer_for(settings: ServerSettings, pipe: Ideogram4Pipeline) -> Writer | None:
+    """What makes captions of clients' words; None to put them into minimal ones."""
+    if settings.writer == "none":
+        return None
+    if (endpoint := settings.language_model) is not None:
+        return lambda words, size: writing.write(words, endpoint, size)
+    if SKETCH in (settings.model, settings.base):
+        return write_by_grammar
+    if pipe.prompt_enhancer_head is not None:
+        return partial(_by_the_model, pipe)
+    return None
+
+
+def name_of_writer(settings: ServerSettings, pipe: Ideogram4Pipeline | None) -> str | None:
+    """Who writes captions of clients' words, as far as can be told before the model is there; None for nobody."""
+    if settings.writer == "none":
+        return None
+    if settings.llm is not None:
+        return settings.llm
+    if SKETCH in (settings.model, settings.base):
+        return GRAMMAR
+    return TEXT_ENCODER if pipe is not None and pipe.prompt_enhancer_head is not None else None
+
+
+def _by_the_model(pipe: Ideogram4Pipeline, words: str, size: tuple[int, int] | None) -> Written:
+    width, height = size or DEFAULT_SIZE
+    (line,) = pipe.upsample_prompt(words, height, width)
+    return Written(Caption.parse(line), TEXT_ENCODER)
+
+
 def served_by(settings: ServerSettings, pipe: Ideogram4Pipeline | None) -> Served:
     """What orders are settled by; with what can be told before the model is there, if it is not."""
     bundled = settings.model == SKETCH
@@ -51,6 +88,7 @@ def served_by(settings: ServerSettings, pipe: Ideogram4Pipeline | None) -> Serve
         default_guidance=GUIDANCE if bundled else None,
         side_limits=tuple(limits or ((96, 192) if bundled else SIDE_LIMITS)),
         adapters=tuple(settings.loras),
+        writer=name_of_writer(settings, pipe),
     )
 
 

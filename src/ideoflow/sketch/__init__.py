@@ -24,6 +24,8 @@ def path() -> Path:
 def load(dtype: torch.dtype | None = None) -> Ideogram4Pipeline:
     """The bundled model as a pipeline: pictures of 96 to 192 pixels a side, on any machine, without a download.
 
+    With `prompt_upsampling=True` it draws plain words, by the grammar of `sketch.prose`.
+
     Args:
         dtype: What to compute in; float32 by default.
     """
@@ -31,7 +33,9 @@ def load(dtype: torch.dtype | None = None) -> Ideogram4Pipeline:
         import torch
 
         from ..pipeline import Ideogram4Pipeline
+        from .prose import write
 
     with bars(False):  # it takes a second
         pipeline: Ideogram4Pipeline = Ideogram4Pipeline.from_pretrained(path(), dtype=dtype or torch.float32)
+    pipeline.caption_writer = write
     return pipeline

@@ -1,0 +1,188 @@
+"""`ideoflow caption write`, `describe` and `edit`: captions from words, a picture, or a caption and a wish."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..files import check_writable, write_text
+from .console import err, plain_errors, shown, starting, warn, write
+from .values import parse_sizes
+
+if TYPE_CHECKING:
+    from ..captions.writing import Endpoint, Written
+
+EndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        metavar="URL",
+        help="Address of an OpenAI-compatible server (vLLM, Ollama, llama.cpp, a hosted one), up to and with /v1. What "
+        "is asked is sent there; its key is read from the environment's IDEOFLOW_LLM_KEY.",
+        show_default=False,
+    ),
+]
+LanguageModelOption = Annotated[
+    str | None,
+    typer.Option("--llm", metavar="NAME", help="Name of the language model at --endpoint.", show_default=False),
+]
+TimeoutOption = Annotated[
+    float, typer.Option("--llm-timeout", help="Seconds that an answer of --endpoint may take.", min=1)
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="FILE", help="Where to write the caption. Standard output if left out."),
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Let --out replace an existing file.")]
+TIMEOUT = 120.0
+
+
+def write_caption(
+    words: Annotated[str, typer.Argument(metavar="WORDS", help="What the picture is to show.", show_default=False)],
+    endpoint: EndpointOption = None,
+    llm: LanguageModelOption = None,
+    size: Annotated[
+        str | None, typer.Option("--size", "-s", metavar="WxH", help="The picture's size, for its proportions.")
+    ] = None,
+    layout: Annotated[bool, typer.Option(help="With a style, boxes and palettes; --no-layout for words alone.")] = True,
+    timeout: TimeoutOption = TIMEOUT,
+    output: OutputOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write a caption of plain words.
+
+    Without --endpoint, the small grammar of the bundled model writes it, which knows shapes, colours and short words;
+    what it did not understand is said. With one, a language model writes it.
+
+    Examples:
+
+      ideoflow caption write "a red heart on pink"
+
+      ideoflow caption write "a fox asleep in snow" --endpoint http://127.0.0.1:11434/v1 --llm qwen3:8b --out fox.json
+    """
+    with plain_errors():
+        (wanted,) = parse_sizes([size] if size else [], 1)
+        asked = endpoint_of(endpoint, llm, timeout)
+        _check_output(output, overwrite)
+        if asked is None:
+            from ..sketch.prose import write as by_grammar
+
+            written = by_grammar(words, wanted)
+        else:
+            from ..captions.writing import write as by_endpoint
+
+            with starting(f"asking {asked.name}"):
+                written = by_endpoint(words, asked, wanted, layout=layout)
+        _give(written, output)
+
+
+def describe(
+    picture: Annotated[str, typer.Argument(metavar="PICTURE", help="A picture file.", show_default=False)],
+    endpoint: EndpointOption = None,
+    llm: LanguageModelOption = None,
+    timeout: TimeoutOption = TIMEOUT,
+    output: OutputOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Describe a picture as a caption, by a language model that sees pictures; colours are measured from its pixels.
+
+    The picture is sent to --endpoint, made smaller and without what its file holds beside the pixels.
+
+    Example:
+
+      ideoflow caption describe photo.jpg --endpoint http://127.0.0.1:8000/v1 --llm Qwen3-VL-8B-Instruct
+    """
+    with plain_errors():
+        asked = _needed(endpoint, llm, timeout, "a picture is described by a language model that sees pictures")
+        _check_output(output, overwrite)
+        from ..captions.writing import describe as by_endpoint
+        from ..images import open_image
+        from ..images import plain_errors as plain_image_errors
+
+        try:
+            with plain_image_errors():
+                image = open_image(picture).convert("RGB")
+        except ValueError as error:
+            raise ValueError(f"{picture} {error}") from None
+        with starting(f"asking {asked.name}"):
+            written = by_endpoint(image, asked)
+        _give(written, output)
+
+
+def edit(
+    caption: Annotated[
+        str, typer.Argument(metavar="CAPTION", help="A caption's file, or its JSON.", show_default=False)
+    ],
+    wish: Annotated[
+        str, typer.Argument(metavar="WISH", help='What is to change: "make the heart blue".', show_default=False)
+    ],
+    endpoint: EndpointOption = None,
+    llm: LanguageModelOption = None,
+    timeout: TimeoutOption = TIMEOUT,
+    output: OutputOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Change a caption as you wish, everything else in it kept, by a language model; what changed is told.
+
+    Example:
+
+      ideoflow caption edit heart.json "make the heart blue and move it left" --endpoint ... --llm ... --out blue.json
+    """
+    with plain_errors():
+        asked = _needed(endpoint, llm, timeout, "a caption is changed by a language model")
+        _check_output(output, overwrite)
+        from ..captions import Caption
+        from ..captions.writing import differences
+        from ..captions.writing import edit as by_endpoint
+
+        before = Caption.parse(caption).repair()
+        with starting(f"asking {asked.name}"):
+            written = by_endpoint(before, wish, asked)
+        for line in differences(before, written.caption):
+            err.print(f"[green]changed[/] {shown(line)}")
+        _give(written, output)
+
+
+def endpoint_of(url: str | None, llm: str | None, timeout: float) -> Endpoint | None:
+    """The endpoint that options name; None if they name none.
+
+    Raises:
+        ValueError: naming the option that is missing or wrong.
+    """
+    if url is None:
+        if llm is not None:
+            raise ValueError("--llm names a language model, and no --endpoint says where it is: give both.")
+        return None
+    if llm is None:
+        raise ValueError("--endpoint needs --llm, the name that the language model has there.")
+    from ..captions.writing import Endpoint
+
+    return Endpoint(url, llm, timeout=timeout)
+
+
+def _needed(url: str | None, llm: str | None, timeout: float, why: str) -> Endpoint:
+    asked = endpoint_of(url, llm, timeout)
+    if asked is None:
+        raise ValueError(f"{why}: say where it is with --endpoint and --llm. Nothing is sent anywhere without.")
+    return asked
+
+
+def _check_output(path: Path | None, overwrite: bool) -> None:
+    if path is None:
+        return
+    if path.is_file() and not overwrite:
+        raise ValueError(f"--out {path} exists already: give --overwrite to replace it, or another name.")
+    check_writable(path, "--out")
+
+
+def _give(written: Written, output: Path | None) -> None:
+    """Say what is to be said of a caption, and write it."""
+    for note in written.notes:
+        warn(note)
+    line = written.caption.line() + "\n"
+    if output is None:
+        write(line)
+    else:
+        write_text(output, line)

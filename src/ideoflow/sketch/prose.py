@@ -1,0 +1,557 @@
+"""Plain words to a caption of the sketch world, by a small grammar that says what it understood and what it did not.
+
+The bundled model knows captions with boxes alone. Here "a red heart on pink" becomes one: the kinds of its words
+(`lexicon.KINDS`) are read by regular expressions, the background first, then each shape or word with what stands before
+it and after it. What was not said is chosen, and what was not understood is named.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..captions import Caption, CaptionError
+from ..captions.writing import Written
+from .lexicon import Word, nearest, tag
+from .masks import OUTLINED, SHAPES
+from .placing import Relation, boxes
+from .scene import COLOURS, rgb
+from .wanted import Ground, Thing
+
+GRAMMAR = "the bundled model's grammar"
+MOST = 9  # elements that are given a place; the model learned up to four
+SEVERAL = 3  # "stars" without a number
+LEARNED_ELEMENTS, LEARNED_LETTERS = 4, 5
+_CHOSEN = ("red", "blue", "yellow", "green", "purple", "orange", "black", "cyan", "brown", "pink", "white", "gray")
+
+
+@dataclass
+class Reading:
+    """What was understood of a text.
+
+    Attributes:
+        things: shapes and words in the order in which they were said.
+        ground: the background.
+        relations: which thing lies where beside which other, by their numbers.
+        unknown: words that were not understood, as they were said.
+        remarks: what was chosen, since it was not said, and what is drawn as something near.
+    """
+
+    things: list[Thing]
+    ground: Ground
+    relations: list[Relation] = field(default_factory=list)
+    unknown: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def understood(self) -> str:
+        """The picture in words."""
+        named = ", ".join(map(str, self.things)) or "nothing"
+        return f"{named}, on {self.ground}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of it: words that were not understood first."""
+        return (*map(_not_understood, self.unknown), *self.remarks)
+
+    def caption(self, size: tuple[int, int] | None = None) -> Caption:
+        """The caption, its boxes for a picture of `(width, height)` pixels, or a square one."""
+        width, height = size or (1, 1)
+        places = boxes(self.things, self.relations, width / height)
+        over = {one.thing for one in self.relations if one.kind in ("on", "inside")}
+        order = sorted(
+            range(len(self.things)), key=lambda number: number in over
+        )  # what lies on another comes after it
+        elements = [_element(self.things[number], places[number]) for number in order]
+        data = {"compositional_deconstruction": {"background": str(self.ground), "elements": elements}}
+        named = ", ".join(map(_named, self.things[:-1])) + " and " * (len(self.things) > 1)
+        summary = f"{named}{''.join(map(_named, self.things[-1:]))} on {_summed(self.ground)}."
+        if self.things:
+            data = {"high_level_description": summary[:1].upper() + summary[1:], **data}  # type: ignore[dict-item]
+        return Caption.parse(data)
+
+
+def write(text: str, size: tuple[int, int] | None = None) -> Written:
+    """The caption of a text, for a picture of `(width, height)` pixels or a square one; see `read`."""
+    reading = read(text)
+    return Written(reading.caption(size), GRAMMAR, reading.notes)
+
+
+def read(text: str) -> Reading:
+    """What is understood of a text.
+
+    Raises:
+        CaptionError: if no shape, no letters and no background of the sketch world is in it, naming what it has.
+    """
+    words, unknown = _with_letters(tag(text), text)
+    return _Grammar(words, unknown).read()
+
+
+def _with_letters(words: list[Word], text: str) -> tuple[list[Word], list[str]]:
+    """The words with those after `the word`, `saying` and the like as letters to be written; nouns of letters go."""
+    loud = text.isupper()
+    found: list[Word] = []
+    without: list[str] = []
+    at = 0
+    while at < len(words):
+        word = words[at]
+        if word.kind != "t":
+            found.append(word)
+            at += 1
+            continue
+        after = at + 1
+        while after < len(words) and (words[after].kind in "tF" or words[after].said == ":"):
+            after += 1
+        if after < len(words) and words[after].kind == "W":
+            at = after
+            continue
+        letters = after
+        while letters < len(words) and _are_letters(words[letters], loud, letters == after, words[after - 1].said):
+            found.append(Word("W", words[letters].said, words[letters].said))
+            letters += 1
+        if letters == after:
+            without.append(word.said)
+        at = letters if letters > after else at + 1
+    if any(word.kind == "W" for word in found):
+        without = []
+    return found, without
+
+
+def _are_letters(word: Word, loud: bool, first: bool, after: str) -> bool:
+    if not word.said.isalnum():
+        return False
+    if word.kind == "N":
+        return first and word.said.isdecimal()
+    if loud:
+        return first and word.kind in "uXS"
+    if word.said.isupper():
+        return True
+    return first and (word.kind in "uX" or (after.lower() == "letter" and len(word.said) == 1))
+
+
+class _Grammar:
+    """Reads one text: its words, and the string of their kinds on which the expressions work."""
+
+    def __init__(self, words: Sequence[Word], unknown: Sequence[str]) -> None:
+        self.unknown = list(unknown)
+        self.remarks: list[str] = []
+        self.words = self._known(words)
+        self.ground: Ground | None = None
+        self.things: list[Thing] = []
+        self.relations: list[Relation] = []
+
+    @property
+    def kinds(self) -> str:
+        return "".join(word.kind for word in self.words)
+
+    def _known(self, words: Sequence[Word]) -> list[Word]:
+        """The words that say something; of those that are not understood, the nouns, as `x`, which take what is theirs.
+
+        "No" and "without" take what follows them up to the next pause.
+        """
+        kept: list[Word] = []
+        negated = False
+        said = [word for word in words if word.kind != "F"]
+        for at, word in enumerate(said):
+            if at and said[at - 1].kind == "I" and word.kind == "P":
+                if word.value != (None, 1):
+                    self.unknown.append(f"pointing {word.said}")
+                continue
+            if word.kind == "I":
+                continue
+            if negated and word.kind in "MEAO":
+                negated = False
+            elif negated or word.kind == "X":
+                self.unknown.append(word.said) if word.kind == "X" or word.kind == "u" else None
+                if not negated:
+                    kept.append(Word("x", None, word.said))
+                negated = True
+                continue
+            if word.kind != "u":
+                kept.append(word)
+                continue
+            self.unknown.append(word.said)
+            ahead = "".join(other.kind for other in said[at + 1 :])
+            if not re.match(r"u*[CZUYD]*[SWBVG]", ahead) and (not kept or kept[-1].kind in "aNCZUYAMEJ"):
+                kept.append(Word("x", None, word.said))
+        return kept
+
+    def read(self) -> Reading:
+        self._gradient()
+        self._stripes()
+        self._plain()
+        self._elements()
+        if not self.things and self.ground is None:
+            self._lone_colour()
+        if not self.things and (self.ground is None or self.unknown):
+            raise CaptionError(self._nothing())
+        self._choose()
+        return Reading(
+            self.things, self.ground or Ground("solid", ("white",)), self.relations,
+            tuple(dict.fromkeys(self.unknown)), tuple(dict.fromkeys(self.remarks)),
+        )  # fmt: skip
+
+    # The background
+
+    def _settle(self, pattern: str, kind: str) -> bool:
+        """Take the background that an expression finds, its colours in the groups `c` and `d`; whether it does."""
+        found = re.search(pattern, self.kinds)
+        if not found:
+            return False
+        groups = found.groupdict()
+        colours = [self._of_ground(self.words[found.start(name)]) for name in "cd" if groups.get(name)]
+        places = [self.words[found.start(name)].value for name in "pq" if groups.get(name)]
+        if self.ground is not None:
+            self.remarks.append(f"a second background, {' and '.join(colours)}, is left out")
+        else:
+            self.ground = self._made(kind, colours, places)
+        self.words[found.start() : found.end()] = [Word("g", None, "")]
+        kinds = self.kinds
+        for shape in (r"(?:O[La]*)?[aD]*g[LD]*[aB]*H?(?=a|C|N|$|M|E|S|A)", r"O[La]*[aD]*g", r"g[LD]*B"):
+            if near := re.search(shape, kinds):
+                self.words[near.start() : near.end()] = [Word("g", None, "")]
+                kinds = self.kinds
+        return True
+
+    def _of_ground(self, colour: Word) -> str:
+        """The world's colour for a background, which has no others."""
+        if colour.value in COLOURS:
+            return str(colour.value)
+        name = min(COLOURS, key=lambda one: _distance(one, colour.value))
+        self.remarks.append(f"backgrounds have the world's twelve colours alone: {name} is nearest to {colour.said}")
+        return name
+
+    def _made(self, kind: str, colours: list[str], places: list[tuple[int | None, int | None]]) -> Ground:
+        if kind == "solid" and len(colours) == 2:
+            self.remarks.append(f"a background of {colours[0]} and {colours[1]} is taken for stripes")
+            kind = "stripes"
+        if kind == "solid":
+            return Ground(kind, tuple(colours))
+        if len(set(colours)) == 1:
+            other = "white" if colours[0] != "white" else "gray"
+            self.remarks.append(f"{kind} need two colours: {other} is the other one")
+            colours = [colours[0], other]
+        said = [word.value for word in self.words if word.kind == "D"]
+        if any(column for _, column in places):
+            said = ["horizontal"]
+        if kind == "stripes" and not said:
+            self.remarks.append("the stripes are vertical: their direction was not said")
+        if places and any(one in (1, -1) and number == (one == -1) for number, place in enumerate(places)
+                          for one in place if one):  # fmt: skip
+            colours.reverse()  # the first was said to be at the bottom, or at the right
+        return Ground(kind, tuple(colours[:2]), said[0] if said else "vertical")
+
+    def _gradient(self) -> None:
+        if "G" not in self.kinds:
+            return
+        settled = (
+            self._settle(r"D?(?P<c>C)(?P<p>P?)[MD]?T[La]*(?P<d>C)(?P<q>P?)D?G+", "gradient")
+            or self._settle(r"D?B?[LM]?D?G[BLMDa]*(?P<c>C)(?P<p>P?)[MD]*[TAG]*[ML]?a?(?P<d>C)(?P<q>P?)D?", "gradient")
+            or self._settle(r"(?P<c>C)(?P<p>P?)[LM]*GD?[TAG]?[La]*(?P<d>C)(?P<q>P?)", "gradient")
+            or self._settle(r"D?(?P<c>C)[AM]a?(?P<d>C)D?G", "gradient")
+            or self._settle(r"(?P<c>C)D?G", "gradient")
+            or self._settle(r"D?G[BLMDa]*(?P<c>C)(?![ZUYC]*[SW])", "gradient")
+        )
+        if not settled:
+            self.unknown.append(next(word.said for word in self.words if word.kind == "G"))
+
+    def _stripes(self) -> None:
+        if "V" not in self.kinds or self.ground is not None:
+            return
+        settled = (
+            self._settle(r"D?(?P<c>C)D?VO[La]*(?P<d>C)(?![ZUYC]*[SW])", "stripes")
+            or self._settle(r"D?(?P<c>C)(?:[AMT]|Aa)+(?P<d>C)D?V", "stripes")
+            or self._settle(r"D?V[BLMDa]*(?P<c>C)(?:[AM]+a?(?P<d>C))(?![ZUYC]*[SW])D?", "stripes")
+            or self._settle(r"D?(?P<c>C)D?V", "stripes")
+            or self._settle(r"D?V[BLMDa]*(?P<c>C)(?![ZUYC]*[SW])", "stripes")
+        )
+        if not settled:
+            self.unknown.append(next(word.said for word in self.words if word.kind == "V"))
+
+    def _plain(self) -> None:
+        none = r"(?![ZUYC]*[SWVG])"
+        for pattern in (
+            r"(?<!L)(?P<c>C)A(?P<d>C)[ZU]*B",
+            r"(?P<c>C)[ZU]*B",
+            rf"B[LMQ]*a?(?P<c>C){none}",
+            rf"K[LQB]*a?(?P<c>C){none}",
+            r"(?P<c>C)HQ?",
+            rf"H[QL]+a?(?P<c>C){none}",
+            r"(?P<c>C)La?B",
+            r"O[aL]*[ZU]*(?P<c>C)A(?P<d>C)(?![ZUYC]*[SWVGB])(?!A|MA)",
+            r"O[aL]*[ZU]*(?P<c>C)(?![ZUYC]*[SWVGB])",
+        ):
+            while self._settle(pattern, "solid"):
+                pass
+
+    def _lone_colour(self) -> None:
+        """A text of one colour, "plain green", means a picture of it."""
+        colours = [word for word in self.words if word.kind == "C"]
+        if len(colours) == 1 and "x" not in self.kinds:
+            self.ground = Ground("solid", (self._of_ground(colours[0]),))
+
+    # Shapes and words
+
+    def _elements(self) -> None:
+        kinds = self.kinds
+        heads = [at for at, kind in enumerate(kinds) if kind in "SWx"]
+        starts = [self._start(kinds, head, ([-1, *heads])[number]) for number, head in enumerate(heads)]
+        groups: list[list[int]] = []
+        for start, head in zip(starts, heads, strict=True):
+            groups.append(self._group(self.words[start:head], self.words[head]))
+        ends = [0, *(head + 1 for head in heads)]
+        for number, (begin, end) in enumerate(zip(ends, [*starts, len(kinds)], strict=True)):
+            self._gap(self.words[begin:end], number - 1, groups)
+
+    @staticmethod
+    def _start(kinds: str, head: int, before: int) -> int:
+        """Where what stands before a head, and belongs to it, begins."""
+        at = head
+        listed = False  # whether an `and` joins its colours
+        while at - 1 > before:
+            kind = kinds[at - 1]
+            if kind in "CZUYD":
+                at -= 1
+            elif kind == "a":
+                at -= 1
+                joined = kinds[:at].endswith(("CA", "CMA")) and "C" in kinds[at:head]
+                if not (joined or kinds[:at].endswith("U")):
+                    return at
+            elif kind in "NJ":
+                return at - 1
+            elif kind in "AM" and "C" in kinds[at:head] and (kind == "A" or listed) and kinds[at] in "CMAa":
+                first = at - 2 if kinds[: at - 1].endswith("C") else at - 3 if kinds[: at - 1].endswith("CM") else -1
+                if first <= before or kinds[first] != "C" or kinds[:first].endswith(("L", "g")):
+                    return at
+                listed = True
+                at = first
+            else:
+                return at
+        return at
+
+    def _group(self, before: Sequence[Word], head: Word) -> list[int]:
+        """The things that a head and what stands before it name; their numbers."""
+        if head.kind == "x":
+            return []
+        colours = [word for word in before if word.kind == "C"]
+        counts = [word.value for word in before if word.kind == "N"]
+        joined = bool(re.search("C[AM]+aC", "".join(word.kind for word in before)))  # "a red and a blue star"
+        count = counts[-1] if counts else 1
+        if not counts and (head.plural or joined):
+            count = len(colours) if len(colours) > 1 else SEVERAL
+            if len(colours) < 2:
+                self.remarks.append(f"how many {head.said} was not said: {SEVERAL} are drawn")
+        elif not counts and len(colours) > 1:
+            colours = self._one_colour(head.said, colours)
+        if not 0 < count <= MOST - len(self.things):
+            said = next((word.said for word in before if word.kind == "N"), "")
+            raise CaptionError(f"{said} {head.said} is more, or less, than a picture has: 1 to {MOST} things.".strip())
+        numbers = []
+        for number in range(count):
+            thing = self._thing(head, before)
+            if colours:
+                colour = colours[number % len(colours)]
+                thing.colour, thing.called = colour.value, colour.said.lower()
+            numbers += self._add(thing)
+        return numbers
+
+    def _one_colour(self, what: str, colours: Sequence[Word]) -> list[Word]:
+        left = ", ".join(word.said for word in colours[1:])
+        self.remarks.append(f"{what}: a thing has one colour here, {colours[0].said}; {left} is left out")
+        return list(colours[:1])
+
+    def _thing(self, head: Word, before: Sequence[Word]) -> Thing:
+        thing = Thing(shape=head.value) if head.kind == "S" else Thing(word=head.value)
+        if head.near:
+            thing.wide = {"rectangle": 1.5, "oblong": 1.6, "oval": 1.4, "ellipse": 1.4}.get(head.near, 1.0)
+            self.remarks.append(f"{head.said}: drawn as a {head.value}, the nearest that the world has")
+        for word in before:
+            self._attribute(thing, word)
+        return thing
+
+    def _attribute(self, thing: Thing, word: Word) -> None:
+        if word.kind == "Z":
+            thing.size = word.value
+        elif word.kind == "Y":
+            thing.font = word.value
+        elif word.kind == "U" and thing.shape:
+            thing.outline = thing.shape in OUTLINED
+            if not thing.outline and thing.shape != "ring":
+                self.remarks.append(f"{thing.shape}: the world has no outlines of it, so it is filled")
+
+    def _add(self, thing: Thing) -> list[int]:
+        """Keep a thing; of letters, those that the world has, one thing for each of several words."""
+        if not thing.word:
+            self.things.append(thing)
+            return [len(self.things) - 1]
+        numbers = []
+        for part in thing.word.split():
+            letters = "".join(letter for letter in part.upper() if letter.isascii() and letter.isalnum())
+            if dropped := sorted(set(part.upper()) - set(letters)):
+                self.remarks.append(f"{part}: the world has the letters A to Z and digits, not {' '.join(dropped)}")
+            if len(letters) > LEARNED_LETTERS:
+                self.remarks.append(
+                    f"{letters} has more than {LEARNED_LETTERS} letters, the most that the model learned: it may be"
+                    " misspelt"
+                )
+            if letters:
+                self.things.append(Thing(**{**vars(thing), "word": letters}))
+                numbers.append(len(self.things) - 1)
+        return numbers
+
+    # What stands between two heads
+
+    def _gap(self, gap: Sequence[Word], head: int, groups: list[list[int]]) -> None:
+        """What stands after one head and before what belongs to the next; `head` is -1 before the first."""
+        kinds = "".join(word.kind for word in gap)
+        last = head + 1 >= len(groups)
+        group = groups[head] if head >= 0 else []
+        back: list[tuple[int | None, int | None]] = []
+        for at, word in enumerate(gap):
+            if word.kind == "P":
+                pause = head < 0 or bool(re.search("[AME]", kinds[:at]))
+                if not last and pause and not re.search("[AME]", kinds[at + 1 :]):
+                    _put([self.things[number] for number in groups[head + 1]], [word.value])
+                else:
+                    back.append(word.value)
+            elif word.kind in "ZYU" and not (word.kind == "U" and "g" in kinds[:at]):
+                for number in group:
+                    self._attribute(self.things[number], word)
+        _put([self.things[number] for number in group], back)
+        colours = [word for word in gap if word.kind == "C"]
+        if colours:
+            self._colour(colours, self._uncoloured(group, head, groups, "J" in kinds))
+        self._relate(gap, kinds, head, groups)
+
+    def _uncoloured(self, group: list[int], head: int, groups: list[list[int]], all_of_them: bool) -> list[Thing]:
+        """The things that colours after a head are said of: those just before that have none yet."""
+        found: list[int] = []
+        earlier = [*itertools.chain.from_iterable(groups[: head + 1])] if head >= 0 else []
+        for number in reversed(earlier):
+            if self.things[number].colour:
+                if all_of_them:
+                    continue
+                break
+            found.insert(0, number)
+        return [self.things[number] for number in found]
+
+    def _colour(self, colours: Sequence[Word], things: Sequence[Thing]) -> None:
+        if not things:
+            self.remarks.append(f"{', '.join(word.said for word in colours)}: it was not clear of what this was said")
+            return
+        if len(things) == 1 and len(colours) > 1:
+            colours = self._one_colour(str(things[0]), colours)
+        for number, thing in enumerate(things):
+            colour = colours[number % len(colours)]
+            thing.colour, thing.called = colour.value, colour.said.lower()
+
+    def _relate(self, gap: Sequence[Word], kinds: str, head: int, groups: list[list[int]]) -> None:
+        """Take up a relation: `X above Y`, `above Y is X`, `X, above it Y`."""
+        at = next((at for at, kind in enumerate(kinds) if kind in "RO"), None)
+        if at is None:
+            return
+        relation = gap[at].value
+        pronoun = "Q" in kinds[at:]
+        opens = head < 0 or bool(re.search("[AME]", kinds[:at]))
+        closes = bool(re.search("[AME]", kinds[at + 1 :])) or head + 1 >= len(groups)
+        if pronoun:
+            pair = (head, head - 1) if closes else (head + 1, head)
+        elif opens and head + 2 < len(groups) and relation != "on":
+            pair = (head + 2, head + 1)
+        else:
+            pair = (head, head + 1)
+        if not all(0 <= one < len(groups) and groups[one] for one in pair):
+            return
+        others = [groups[pair[1]][0]]
+        if relation == "between" and pair[1] + 1 < len(groups):
+            others += groups[pair[1] + 1][:1] if len(groups[pair[1]]) == 1 else groups[pair[1]][1:2]
+        self.relations += [Relation(relation, number, tuple(others)) for number in groups[pair[0]][:1]]
+
+    # What was not said
+
+    def _choose(self) -> None:
+        if self.ground is None:
+            light = any(_distance(thing.colour, "white") < 100 for thing in self.things if thing.colour)
+            self.ground = Ground("solid", ("black",) if light else ("white",))
+            self.remarks.append(f"no background was named: it is {self.ground.colours[0]}")
+        used = {*self.ground.colours, *(thing.colour for thing in self.things)}
+        for thing in self.things:
+            if not thing.colour:
+                thing.colour = next((name for name in _CHOSEN if name not in used), _CHOSEN[0])
+                used.add(thing.colour)
+                self.remarks.append(f"no colour was named for the {thing.shape or thing.word}: it is {thing.colour}")
+            elif thing.colour in self.ground.colours and self.ground.kind == "solid":
+                self.remarks.append(f"the {thing} has the colour of the background and will hardly be seen")
+        for one in self.relations:
+            if one.kind in ("on", "inside"):
+                self.remarks.append(
+                    f"the model learned no things that lie on others: the {self.things[one.thing]} may be missing"
+                )
+        if len(self.things) > LEARNED_ELEMENTS:
+            self.remarks.append(
+                f"the model learned pictures of up to {LEARNED_ELEMENTS} things: some of {len(self.things)} may be"
+                " missing"
+            )
+
+    def _nothing(self) -> str:
+        unknown = dict.fromkeys(self.unknown)
+        first = " ".join(_not_understood(word) + "." for word in unknown) if unknown else "There is no shape in it."
+        return (
+            f"{first} The bundled model draws {', '.join(SHAPES)}, and words in quotation marks, in"
+            f' {", ".join(COLOURS)}, such as "a red heart on pink".'
+        )
+
+
+def _put(things: Sequence[Thing], places: Sequence[tuple[int | None, int | None]]) -> None:
+    """Give things their places: one each where there are as many, otherwise all of them to each."""
+    for number, thing in enumerate(things):
+        for row, column in [places[number]] if len(places) == len(things) > 1 else places:
+            thing.row = row if row is not None else thing.row
+            thing.column = column if column is not None else thing.column
+
+
+def _not_understood(word: str) -> str:
+    guess = nearest(word)
+    hint = f" (did you mean {guess}?)" if guess and guess != word.lower() else ""
+    return f"not understood: {word}{hint}"
+
+
+def _distance(one: str, other: str) -> float:
+    """How different two colours look, by the redmean approximation."""
+    (r, g, b), (x, y, z) = rgb(one), rgb(other)
+    mean = (r + x) / 2
+    squares = (2 + mean / 256) * (r - x) ** 2 + 4 * (g - y) ** 2 + (2 + (255 - mean) / 256) * (b - z) ** 2
+    return float(squares**0.5)
+
+
+def _element(thing: Thing, box: tuple[int, int, int, int]) -> dict[str, object]:
+    """A thing as an element of a caption, in wordings that the model was trained on."""
+    element: dict[str, object] = {"type": "text" if thing.word else "obj", "bbox": list(box)}
+    if thing.word:
+        element["text"] = thing.word
+        element["desc"] = f"{thing.font} letters" if thing.exact else f"{thing.colour} {thing.font} letters"
+    elif thing.outline:
+        element["desc"] = f"hollow {thing.shape}" if thing.exact else f"a hollow {thing.colour} {thing.shape}"
+    else:
+        element["desc"] = _article(thing.shape if thing.exact else f"{thing.colour} {thing.shape}")
+    if thing.exact:
+        element["color_palette"] = [thing.colour]
+    return element
+
+
+def _named(thing: Thing) -> str:
+    if thing.word:
+        return f'the word "{thing.word}"'
+    kind = f"{thing.shape} outline" if thing.outline else thing.shape
+    return _article(kind if thing.exact else f"{thing.colour} {kind}")
+
+
+def _summed(ground: Ground) -> str:
+    colours = " and ".join(ground.colours)
+    return {"solid": colours, "gradient": f"{_article(colours)} gradient"}.get(ground.kind, f"{colours} stripes")
+
+
+def _article(phrase: str) -> str:
+    return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
