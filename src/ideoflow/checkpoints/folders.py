@@ -34,6 +34,7 @@ USUAL: dict[str, tuple[str, str]] = {
     "transformer": ("diffusers", "Ideogram4Transformer2DModel"),
     "unconditional_transformer": ("diffusers", "Ideogram4Transformer2DModel"),
     "text_encoder": ("transformers", "Qwen3VLModel"),
+    "prompt_enhancer_head": ("diffusers", "Ideogram4PromptEnhancerHead"),
 }
 # Modules that an index may name without having been imported: nothing else is, for importing runs code.
 LIBRARIES = ("diffusers", "transformers", "ideogram4")

@@ -36,6 +36,7 @@ from ..checkpoints.pretrained import handing_on
 from ..checkpoints.source import open_source
 from ..model import Ideogram4Transformer2DModel
 from .autoencoder import Autoencoder
+from .prompt_enhancer import Ideogram4PromptEnhancerHead
 from .qwen3_vl import Qwen3VLModel
 
 HUB_ID = "ideogram-ai/ideogram-4-nf4-diffusers"  # gated; has all components in diffusers' layout
@@ -76,6 +77,7 @@ _LOADERS: dict[str, Any] = {
     "unconditional_transformer": UnconditionalTransformer,
     "text_encoder": Qwen3VLModel,
     "vae": Autoencoder,
+    "prompt_enhancer_head": Ideogram4PromptEnhancerHead,
 }
 
 

@@ -26,9 +26,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import latents as latent_tokens
 from .._imports import warn_renamed
+from ..captions import CaptionWarning
+from ..captions.writing import Writer
+from ..captions.writing.grammar import caption_grammar
+from ..captions.writing.instructions import writing_instructions
 from ..checkpoints.lora_model import LoraSource
 from ..checkpoints.save import save_pipeline
-from ..checks import whole
+from ..checks import finite, whole
 from ..engine import Denoiser, Engine, Policy, Request
 from ..fitting import Plan, fit_memory
 from ..model import Ideogram4Transformer2DModel
@@ -51,6 +55,7 @@ from .arguments import (
     check_arguments,
     check_attention_kwargs,
     lines_of,
+    prompts_of,
     takes_drawing,
 )
 from .callbacks import call_back
@@ -60,6 +65,7 @@ from .noise import prepare_latents
 from .origin import Origin
 from .padded import padded_rows
 from .preview_map import PreviewMap, linear_previews
+from .prompt_enhancer import seed_of, write_captions
 from .requests import RequestMaker
 from .sharing import arguments_from
 from .text_cache import TextCache
@@ -95,7 +101,8 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         tokenizer: Its tokenizer, with a chat template.
         transformer: The conditional branch.
         unconditional_transformer: The unconditional branch; None will do where guidance is always 1.
-        prompt_enhancer_head: Kept for folders that have one; not used.
+        prompt_enhancer_head: Head over the text encoder's vocabulary, with which it writes captions of plain words;
+            None to do without.
         text_encoder_taps: Decoder layers whose outputs are the text features; None for those of the published weights.
         side_limits: Smallest and largest side in pixels that the weights were trained on; None for the published ones'
             (256, 2048). Other sizes are warned about, not refused.
@@ -144,6 +151,8 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor * self.patch_size)
         self.text_cache = TextCache(TEXT_CACHE_BYTES)
         self.plan: Plan | None = None
+        # Writes captions of plain words in the place of the text encoder with its head; the bundled model's grammar.
+        self.caption_writer: Writer | None = None
 
         self._cuda_graphs = False
         self._calls = Calls()
@@ -176,7 +185,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         guidance_schedule: Sequence[float] | Tensor | None = SCHEDULE,
         mu: float = MU,
         std: float = STD,
-        prompt_upsampling: bool = False,
+        prompt_upsampling: bool | Mapping[str, Any] = False,
         prompt_upsampling_temperature: float = 1.0,
         max_sequence_length: int = 2048,
         num_images_per_prompt: int = 1,
@@ -205,8 +214,9 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             guidance_schedule: Guidance of each step, first step first, `num_inference_steps` values.
             mu: Mean of the logit-normal schedule at 512 x 512 pixels; it grows with the logarithm of the size.
             std: Standard deviation of the schedule.
-            prompt_upsampling: Not available here: True is refused with what to do instead.
-            prompt_upsampling_temperature: Not used.
+            prompt_upsampling: Have captions written of prompts in plain words first; True, or a mapping with keyword
+                arguments of `upsample_prompt`. Prompts that are mappings or `Caption` objects stay as they are.
+            prompt_upsampling_temperature: Of the tokens that are sampled for it.
             max_sequence_length: The most tokens a caption may have. Nothing is padded to it.
             num_images_per_prompt: Pictures of each prompt.
             generator: Source of the noise: one for all, drawn in order; or a list with one for each picture, which then
@@ -240,17 +250,17 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             NotEnoughMemory: a torch.OutOfMemoryError that says what to do.
         """
         drawing = Drawing.among(locals())
-        if prompt_upsampling:
-            raise ValueError(
-                "`prompt_upsampling=True` is not available: write the caption with ideoflow.Caption, or rewrite it with"
-                " diffusers' Ideogram4Pipeline.upsample_prompt and pass the result as `prompt`."
-            )
         tensor_inputs = callback_on_step_end_tensor_inputs or ()
         self.check_inputs(prompt, height, width, drawing.plan.steps, None, drawing.plan.guidance, tensor_inputs)
-        images = self._draw(
-            lambda: self.make_requests(**vars(drawing)),
-            output_type, attention_kwargs, max_tokens, callback_on_step_end, tensor_inputs,
-        )  # fmt: skip
+
+        def make() -> list[Request]:
+            if not prompt_upsampling:
+                return self.make_requests(**vars(drawing))
+            options = {"temperature": prompt_upsampling_temperature, "generator": generator}
+            options |= {} if prompt_upsampling is True else dict(prompt_upsampling)
+            return self.make_requests(**{**vars(drawing), "prompt": self._upsampled(drawing, options)})
+
+        images = self._draw(make, output_type, attention_kwargs, max_tokens, callback_on_step_end, tensor_inputs)
         return Ideogram4PipelineOutput(images=images) if return_dict else (images,)
 
     def _draw(
@@ -418,6 +428,91 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         lines = lines_of(prompt, strict)
         with self._exclusive():
             return encode_captions(self.text_encoder, self.tokenizer, lines, self.taps, max_sequence_length)
+
+    @torch.no_grad()
+    def upsample_prompt(
+        self,
+        prompt: str | Sequence[str],
+        height: int = 2048,
+        width: int = 2048,
+        temperature: float = 1.0,
+        max_new_tokens: int = 1024,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        device: torch.device | str | None = None,
+        *,
+        layout: bool = True,
+        instructions: tuple[str, str] | None = None,
+        grammar: str | None = None,
+    ) -> list[str]:
+        """Write a caption of each prompt, by the text encoder with its `prompt_enhancer_head`.
+
+        Every token is one that the caption schema allows, so that what comes back keeps it. Where `caption_writer` is
+        set, as in the bundled model's pipeline, it writes in their place.
+
+        Args:
+            prompt: Plain words, or a list of them.
+            height: Pixels of the picture.
+            width: Pixels of the picture.
+            temperature: Of the tokens that are sampled; 0 takes the likeliest.
+            max_new_tokens: The most tokens of a caption, which is brought to its end before them.
+            generator: Gives the seed, by one number that is drawn from it, as diffusers does; None for a fresh seed.
+            device: Where the text encoder computes; None for where it is.
+            layout: With a style, boxes and palettes. False for the smaller schema of diffusers' prompt enhancer.
+            instructions: What the model is told, and the form of what it is asked, with `{aspect_ratio}` and
+                `{original_prompt}` in it; None for those of `ideoflow.captions.writing`.
+            grammar: Of llguidance, in the place of the one that `layout` says.
+
+        Returns:
+            The line of each caption.
+
+        Raises:
+            ValueError: if the pipeline has no head and no writer, or an argument does not fit.
+            WritingError: a ValueError: if the words cannot be made a caption of.
+            ImportError: naming the extra, if llguidance is not installed.
+        """
+        words = [prompt] if isinstance(prompt, str) else list(prompt)
+        finite("temperature", temperature)
+        whole("max_new_tokens", max_new_tokens, 1)
+        if not words:
+            return []
+        if self.caption_writer is not None:
+            written = [self.caption_writer(text, (width, height)) for text in words]
+            for note in dict.fromkeys(note for one in written for note in one.notes):
+                warnings.warn(note, CaptionWarning, stacklevel=3)
+            return [one.caption.line() for one in written]
+        if self.prompt_enhancer_head is None:
+            raise ValueError(
+                "writing captions needs the component `prompt_enhancer_head`, which this pipeline has not: give one to"
+                " `from_pretrained` (`prompt_enhancer_head=...`), set `pipe.caption_writer`, or write captions with"
+                " ideoflow.captions.writing."
+            )
+        place = torch.device(device) if device is not None else self._execution_device
+        with self._exclusive():
+            return write_captions(
+                self.text_encoder,
+                self.prompt_enhancer_head,
+                self.tokenizer,
+                words,
+                (width, height),
+                temperature=temperature,
+                max_new_tokens=max_new_tokens,
+                seed=seed_of(generator),
+                device=place,
+                grammar=grammar or caption_grammar(layout),
+                instructions=instructions or (writing_instructions(layout), None),
+            )
+
+    def _upsampled(self, drawing: Drawing, options: Mapping[str, Any]) -> list[Any]:
+        """The prompts of a call, captions in the place of those that are words; of one size at a time."""
+        prompts = prompts_of(drawing.prompt)
+        sizes = drawing.sizes(self._unit, None)
+        for size in dict.fromkeys(sizes):
+            words = [n for n, one in enumerate(prompts) if isinstance(one, str) and sizes[n] == size]
+            width, height = size
+            lines = self.upsample_prompt([prompts[n] for n in words], height, width, **options)
+            for number, line in zip(words, lines, strict=True):
+                prompts[number] = line
+        return prompts
 
     def encode_prompt(
         self, prompt: Any, grid_h: int, grid_w: int, max_sequence_length: int, device: torch.device | str | None
