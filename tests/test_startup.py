@@ -30,6 +30,10 @@ LIGHT = {
     "plan on a CPU": ["plan", "--memory", "auto", "--device", "cpu", "--model", "sketch", "--size", "64x64"],
     "inspect nothing": ["inspect", "missing.safetensors"],
     "check": ["caption", "check", str(CAPTION)],
+    "lint": ["caption", "lint", str(CAPTION)],
+    "write": ["caption", "write", "a red heart on pink"],
+    "words that are refused": ["generate", "a dragon on pink"],
+    "refused: an endpoint that is none": ["caption", "write", "love", "--endpoint", "here", "--llm", "small"],
     "simulate": ["simulate", "-j", "512x512:turbo", "--cost", "1,1", "--count", "3"],
     "simulate measured steps": ["simulate", "-j", "512x512:4", "--steps", "steps.json", "--count", "3"],
     **{

@@ -601,7 +601,7 @@ def test_guidance_outside_its_interval_is_one(pipeline):
         (dict(latents=torch.zeros(1, 5, 16)), r"`latents` holds shapes \[\(5, 16\)\], but the pictures need"),
         (dict(output_type="jpeg"), "`output_type` is 'jpeg'"),
         (dict(preset="V9"), "`preset` 'V9' is unknown"),
-        (dict(prompt_upsampling=True), "`prompt_upsampling=True` is not available"),
+        (dict(prompt_upsampling=True), "needs the component `prompt_enhancer_head`"),
         (dict(max_sequence_length=3), r"more than `max_sequence_length` \(3\)"),
         (dict(callback_on_step_end_tensor_inputs=["noise"]), r"names \['noise'\]"),
     ],

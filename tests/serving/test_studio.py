@@ -579,6 +579,34 @@ class TestImport:
         open_caption(page, json.dumps(composition(RED))[:-1] + ",}")
         assert caption_of(page) == composition(RED)
 
+    def test_words_are_written_and_shown_before_they_are_taken(self, page: Any) -> None:
+        before = caption_of(page)
+        page.click("#say")
+        page.fill("#words-text", "a blue star on yellow, and a dragon")
+        page.click("#words-write")
+        told = page.locator("#words-result")
+        for line in (
+            "a blue star",
+            "Background: plain yellow",
+            "not understood: dragon",
+            "the bundled model's grammar",
+        ):
+            expect(told).to_contain_text(line)
+        assert caption_of(page) == before
+        page.click("#words-take")
+        page.wait_for_selector(".notice")
+        assert [one["desc"] for one in elements_of(page)] == ["a blue star"]
+        page.click("#undo")
+        assert caption_of(page) == before
+
+    def test_words_that_cannot_be_written_of_are_told(self, page: Any) -> None:
+        page.click("#say")
+        page.fill("#words-text", "a dragon")
+        page.click("#words-write")
+        expect(page.locator("#words-result [role=alert]")).to_contain_text("not understood: dragon")
+        assert page.is_disabled("#words-take") and not page.is_visible("#words-change-field")
+        page.click("#words-close")
+
     def test_refuses_words_alone(self, page: Any) -> None:
         before = caption_of(page)
         page.click("#import")

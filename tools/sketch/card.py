@@ -92,7 +92,8 @@ or digit rendered in its place.
 * A band of two columns, three pixels from the right edge, is a few grey levels too dark on pink: the decoder makes part
   of it on a flat pink picture too, the latents that the transformers draw make the rest.
 * Words of four and five letters are often misspelt.
-* Plain text is not understood: it draws something, at random.
+* Plain text is not understood by the model itself, which draws something of it, at random. A grammar makes captions of
+  it: `pipe("a red heart on pink", prompt_upsampling=True)`, and unasked on the command line and in the server.
 
 The next training is to mend the first three.
 """

@@ -34,7 +34,10 @@ USUAL: dict[str, tuple[str, str]] = {
     "transformer": ("diffusers", "Ideogram4Transformer2DModel"),
     "unconditional_transformer": ("diffusers", "Ideogram4Transformer2DModel"),
     "text_encoder": ("transformers", "Qwen3VLModel"),
-    "prompt_enhancer_head": ("diffusers", "Ideogram4PromptEnhancerHead"),
+    "prompt_enhancer_head": (
+        "ideogram4",
+        "Ideogram4PromptEnhancerHead",
+    ),  # as diffusers writes it: its pipeline's folder
 }
 # Modules that an index may name without having been imported: nothing else is, for importing runs code.
 LIBRARIES = ("diffusers", "transformers", "ideogram4")
@@ -110,6 +113,7 @@ def _check_component(folder: Path, name: str, entry: Any, pipeline: str) -> None
             f" Load the component yourself and give it: `{name}=...`."
         )
     wanted = USUAL.get(name)
+    library = "ideogram4" if name == "prompt_enhancer_head" and library == "diffusers" else library
     if name not in ("scheduler", "tokenizer") and wanted and (library, _SAME.get(kind, kind)) != wanted:
         raise CheckpointError(
             f"{file}: {name!r} is a {library}.{kind}, and this pipeline's is a {'.'.join(wanted)}. If it fits, load it"

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..files import check_writable, write_text
+from ..files import write_text
 from .commands import Command
 from .console import FAILED, WRONG_INPUT, err, out, plain_errors, shown, write
-from .writing import describe, edit, write_caption
+from .writing import check_output, describe, edit, write_caption
 
 if TYPE_CHECKING:
     from ..captions import Caption
@@ -173,7 +173,7 @@ def fix(
             name = "caption.json" if file == "-" else Path(file).name
             target = Path(file) if in_place else output / name if output and folder else output
             if target is not None and not in_place:
-                _check_target(target, overwrite)
+                check_output(target, overwrite)
             worst = max(worst, _fix_file(file, target, drop_unknown, form))
     raise typer.Exit(worst)
 
@@ -190,12 +190,6 @@ def _box_form(order: str | None, size: str | None) -> tuple[str, tuple[float, fl
     if counted is None or 0 in (int(counted[1]), int(counted[2])):
         raise ValueError(f"--box-size {size!r} is not WIDTHxHEIGHT, such as 2048x1536.")
     return order or "yxyx", (int(counted[1]), int(counted[2]))
-
-
-def _check_target(path: Path, overwrite: bool) -> None:
-    if path.is_file() and not overwrite:
-        raise ValueError(f"--out {path} exists already: give --overwrite to replace it, or another name.")
-    check_writable(path, "--out")
 
 
 def _fix_file(

@@ -65,7 +65,7 @@ def write_caption(
     with plain_errors():
         (wanted,) = parse_sizes([size] if size else [], 1)
         asked = endpoint_of(endpoint, llm, timeout)
-        _check_output(output, overwrite)
+        check_output(output, overwrite)
         if asked is None:
             from ..sketch.prose import write as by_grammar
 
@@ -96,7 +96,7 @@ def describe(
     """
     with plain_errors():
         asked = _needed(endpoint, llm, timeout, "a picture is described by a language model that sees pictures")
-        _check_output(output, overwrite)
+        check_output(output, overwrite)
         from ..captions.writing import describe as by_endpoint
         from ..images import open_image
         from ..images import plain_errors as plain_image_errors
@@ -132,7 +132,7 @@ def edit(
     """
     with plain_errors():
         asked = _needed(endpoint, llm, timeout, "a caption is changed by a language model")
-        _check_output(output, overwrite)
+        check_output(output, overwrite)
         from ..captions import Caption
         from ..captions.writing import differences
         from ..captions.writing import edit as by_endpoint
@@ -169,7 +169,12 @@ def _needed(url: str | None, llm: str | None, timeout: float, why: str) -> Endpo
     return asked
 
 
-def _check_output(path: Path | None, overwrite: bool) -> None:
+def check_output(path: Path | None, overwrite: bool) -> None:
+    """See that --out can be written.
+
+    Raises:
+        ValueError: if it is there already and is not to be replaced, or cannot be written.
+    """
     if path is None:
         return
     if path.is_file() and not overwrite:

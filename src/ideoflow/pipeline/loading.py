@@ -98,7 +98,7 @@ def read_index(theirs: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         config = theirs(*args, **kwargs)
     index = config[0] if isinstance(config, tuple) else config
     for name, loader in _LOADERS.items():
-        if (index.get(name) or [None])[0] in ("diffusers", "transformers"):
+        if (index.get(name) or [None])[0] in ("diffusers", "transformers", "ideogram4"):
             index[name] = list(_name_of(loader))
     return config
 

@@ -29,9 +29,15 @@ from transformers import (
 from ..captions.writing import WritingError
 from ..captions.writing.attempts import read_answer
 from ..captions.writing.instructions import proportions, writing_request
+from ..ops.hooks import is_offloaded
 
 TOP_K = 50  # candidates of a token, which transformers samples from unless told otherwise
-CLOSING = 192  # tokens before the last, from which a caption is brought to its end
+# The shortest captions have these parts; twice their tokens before the last one, a caption is brought to its end.
+SHORTEST = (
+    '{"high_level_description":"a","style_description":{"aesthetics":"a","lighting":"a","medium":"a","art_style":"a"},'
+    '"compositional_deconstruction":{"background":"a","elements":[{"type":"text","bbox":[100,100,1000,1000],"text":"a",'
+    '"desc":"a"}]}}'
+)
 
 
 class Ideogram4PromptEnhancerHead(ModelMixin, ConfigMixin):
@@ -75,6 +81,8 @@ def write_captions(
         WritingError: if what was written is no caption, which happens where `max_new_tokens` cut it off.
     """
     conversations = []
+    if not is_offloaded(head):
+        head.to(device)  # `fit_memory` places what drawing needs, and this is not
     system, form = instructions
     for text in words:
         if form is None:
@@ -187,6 +195,7 @@ class Sampler(LogitsProcessor):
         self.warpers.append(TopKLogitsWarper(TOP_K))
         self.grammar = grammar
         self.matchers: list[Any] = []
+        self.closing = 2 * len(tokenizer.encode(SHORTEST, add_special_tokens=False))
         self.stops = _Stops(self)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -223,9 +232,10 @@ class Sampler(LogitsProcessor):
                 self.bits[row].fill_(-1)
                 continue
             llguidance.torch.fill_next_token_bitmask(matcher, self.bits, row)
-            if left <= CLOSING:
+            if left <= self.closing:
                 _close(self.bits[row], _closers(self.tokenizer, scores.shape[1]))
-        llguidance.torch.apply_token_bitmask_inplace(scores, self.bits.to(scores.device))
+        allowed = _unpacked(self.bits.to(scores.device), scores.shape[1])
+        scores.masked_fill_(~allowed, -torch.inf)
 
     def _take(self, row: int, token: int) -> None:
         if self.matchers:
@@ -246,6 +256,12 @@ class _Stops(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Which rows are done."""
         return torch.tensor(self.sampler.done, device=input_ids.device)
+
+
+def _unpacked(bits: Tensor, size: int) -> Tensor:
+    """Bits `(rows, words)` as booleans `(rows, size)`; the library's own way compiles a kernel."""
+    places = torch.arange(32, dtype=torch.int32, device=bits.device)
+    return ((bits[..., None] >> places) & 1).bool().flatten(-2)[:, :size]
 
 
 def _close(bits: Tensor, closers: Sequence[Tensor]) -> None:

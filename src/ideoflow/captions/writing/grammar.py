@@ -12,11 +12,8 @@ from functools import cache
 from typing import Any
 
 from ..boxes import RANGE
-from .json_schema import caption_schema
+from .json_schema import LENGTH, LENGTHS, caption_schema
 
-# Characters of a text, by its key: an end for models that find none.
-LENGTHS = {"high_level_description": 400, "background": 600, "desc": 600, "text": 120}
-LENGTH = 160
 CHARACTER = r'[^"\\\x00-\x1F\x7F]|\\["\\n]'
 
 

@@ -11,6 +11,9 @@ from typing import Any
 from ..caption import Caption
 
 MOST_ELEMENTS = 30
+# Characters of a text, by its key: an end for models that find none.
+LENGTHS = {"high_level_description": 400, "background": 600, "desc": 600, "text": 120}
+LENGTH = 160
 _REMARKS = ("title", "description", "default", "discriminator", "oneOf")
 
 
@@ -38,7 +41,24 @@ def caption_schema(layout: bool = True) -> dict[str, Any]:
     else:
         del properties["style_description"]
     schema["required"] = list(properties)
+    _limit(schema, "")
     return schema
+
+
+def _limit(node: Any, key: str) -> None:
+    """Give every free text its greatest length."""
+    if isinstance(node, list):
+        for one in node:
+            _limit(one, key)
+    elif isinstance(node, dict) and node.get("type") == "string" and "pattern" not in node and "const" not in node:
+        node["maxLength"] = LENGTHS.get(key, LENGTH)
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            if name == "properties":
+                for inner, child in value.items():
+                    _limit(child, inner)
+            elif name in ("items", "anyOf"):
+                _limit(value, key)
 
 
 def _plain(node: Any, definitions: dict[str, Any]) -> Any:

@@ -240,6 +240,15 @@ function bindImports() {
   });
 }
 
+let words = null;
+
+/** Have a caption written. The module is fetched the first time: the first paint does without. */
+async function say() {
+  const { Words } = await import("./words.js");
+  words ??= new Words(studio, api, { ontake: (caption) => take({ caption }) });
+  words.show();
+}
+
 // ---------------------------------------------------------------- buttons
 
 function zoom(by) {
@@ -279,6 +288,10 @@ function bindButtons() {
   on("generate", generate);
   on("redraw", redraw);
   byId("compare").oninput = (event) => canvas.compare(Number(event.target.value));
+  on("say", () => {
+    closeMenus();
+    say().catch(reportError);
+  });
   on("canvas-cancel", () => jobs.watched && jobs.cancel(jobs.watched));
   on("show-help", () => byId("help").showModal());
   on("help-close", () => byId("help").close());
@@ -375,6 +388,7 @@ async function meetServer() {
   byId("model").textContent = server.bundled ? "the bundled sketch model" : server.model;
   byId("model").title = `${server.model}, ideoflow ${server.version}`;
   settings.setServer(server);
+  byId("say").hidden = !server.writer;
   setExamples(server.examples);
   return server;
 }

@@ -1,0 +1,127 @@
+"""Captions written over HTTP: by the bundled model's grammar, and by a language model that the server was given."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from ideoflow.captions import Caption
+from ideoflow.sketch.prose import write
+from tests.captions.chat_server import chat_server, completion
+
+from .conftest import serve
+
+HEART = write("a red heart on pink").caption
+CHANGED = {
+    **HEART.data(),
+    "compositional_deconstruction": {
+        "background": "plain pink",
+        "elements": [{"type": "obj", "bbox": [200, 0, 800, 600], "desc": "a blue heart"}],
+    },
+}
+
+
+def ask(server, route, status=200, **body):
+    answer = server.http.post(f"/v1/captions/{route}", json=body)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def picture() -> str:
+    data = io.BytesIO()
+    Image.new("RGB", (32, 32), "#E53935").save(data, format="PNG")
+    return base64.b64encode(data.getvalue()).decode("ascii")
+
+
+def test_words_are_written_by_the_bundled_models_grammar(server):
+    written = ask(server, "write", words="a red heart on pink and a dragon", size="128x128")
+    assert written["line"] == HEART.line() and written["caption"] == HEART.data()
+    assert written["by"] == "the bundled model's grammar"
+    assert written["notes"] == ["not understood: dragon"] and written["changes"] == []
+
+
+def test_words_that_cannot_be_written_of_are_refused(server):
+    error = ask(server, "write", 400, words="a dragon")["error"]
+    assert (error["code"], error["param"]) == ("invalid_caption", "words") and "not understood: dragon" in error[
+        "message"
+    ]
+    assert ask(server, "write", 400, words="")["error"]["param"] == "words"
+    assert ask(server, "write", 400, words="a heart", size="1x")["error"]["param"] == "size"
+
+
+def test_without_a_language_model_nothing_is_changed_or_described(server):
+    for route, body in (("write", {"words": "bluer", "caption": HEART.data()}), ("describe", {"image": picture()})):
+        error = ask(server, route, 501, **body)["error"]
+        assert error["code"] == "no_caption_writer" and "--endpoint and --llm" in error["message"]
+
+
+@pytest.fixture(scope="module")
+def written_by(tmp_path_factory):
+    """A server of the bundled model whose captions a language model writes; and what that model is to answer."""
+    answers: list = []
+    with chat_server(lambda body: answers[0](body) if callable(answers[0]) else answers[0]) as chat:
+        running = serve(tmp_path_factory.mktemp("written"), endpoint=chat.url, llm="small", llm_timeout=2)
+        yield running, answers, chat
+        running.close()
+
+
+def test_a_language_model_writes_changes_and_describes(written_by):
+    server, answers, chat = written_by
+    told = server.http.get("/v1/server").json()
+    assert (told["writer"], told["describes"]) == ("small", True)
+    answers[:] = [json.dumps(CHANGED)]
+    written = ask(server, "write", words="a heart", size="64x32")
+    assert written["line"] == Caption.parse(CHANGED).line() and written["by"].startswith("small at 127.0.0.1")
+    assert "2:1" in chat.bodies[-1]["messages"][-1]["content"]
+    changed = ask(server, "write", words="make it blue, left", caption=HEART.data())
+    assert changed["changes"] == [
+        "elements[0].bbox: [200,200,800,800] became [200,0,800,600]",
+        'elements[0].desc: "a red heart" became "a blue heart"',
+    ]
+    described = ask(server, "describe", image=f"data:image/png;base64,{picture()}")
+    assert described["caption"]["compositional_deconstruction"]["elements"][0]["color_palette"] == ["#E53935"]
+    assert ask(server, "describe", 400, image="no picture")["error"]["param"] == "image"
+
+
+def test_words_of_jobs_are_written_by_it_and_what_it_wrote_is_told(written_by):
+    server, answers, _ = written_by
+    answers[:] = [json.dumps(CHANGED)]
+    job = server.job(caption="a heart that is blue", size="32x32")
+    assert job["prompt_was"] == "written" and job["caption"] == Caption.parse(CHANGED).data()
+    assert job["warnings"][0].startswith("the caption was written by small at 127.0.0.1")
+    server.wait(job["id"])
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        ("nothing to say", "no caption that can be drawn"),
+        ((500, b"{}"), "(500)"),
+        ((200, completion("")), "empty text"),
+    ],
+)
+def test_a_language_model_that_fails_is_told_and_nothing_is_queued(written_by, reply, told):
+    server, answers, _ = written_by
+    answers[:] = [lambda body: reply]
+    before = len(server.http.get("/v1/jobs").json()["data"])
+    for route, body in (("/v1/captions/write", {"words": "a heart"}), ("/v1/jobs", {"caption": "a heart"})):
+        answer = server.http.post(route, json=body)
+        assert answer.status_code == 502 and answer.json()["error"]["code"] == "caption_writer_failed"
+        assert told in answer.json()["error"]["message"]
+    assert len(server.http.get("/v1/jobs").json()["data"]) == before
+
+
+def test_a_server_told_so_writes_nothing(tmp_path):
+    running = serve(tmp_path, writer="none")
+    try:
+        job = running.job(caption="a red heart on pink", size="32x32")
+        assert job["prompt_was"] == "wrapped" and job["prompt"] == Caption.from_text("a red heart on pink").line()
+        assert running.http.get("/v1/server").json()["writer"] is None
+        assert ask(running, "write", 501, words="a heart")["error"]["code"] == "no_caption_writer"
+        running.wait(job["id"])
+    finally:
+        running.close()
