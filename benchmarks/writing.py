@@ -16,7 +16,6 @@ from benchmarks._measure import alternate, machine, make_parser, publish
 from ideoflow import sketch
 from ideoflow.captions.writing import Endpoint, WritingError, write
 from ideoflow.captions.writing.grammar import caption_grammar
-from ideoflow.pipeline import prompt_enhancer
 from ideoflow.pipeline.prompt_enhancer import Ideogram4PromptEnhancerHead, generate, writes
 
 THINGS = (
@@ -50,14 +49,13 @@ def _cost(rows: int, tokens: int, rounds: int) -> dict[str, object]:
     torch.manual_seed(0)
     head = Ideogram4PromptEnhancerHead(pipe.text_encoder.config.text_config.hidden_size, len(pipe.tokenizer))
     model = writes(pipe.text_encoder, head)
-    prompt_enhancer.SHORTEST = ""  # or texts are brought to their end, and both sides are to take as many tokens
     told = [[{"role": "user", "content": "a red heart on pink"}]] * rows
     # Texts without an end, so that both sides take as many tokens.
     grammar = caption_grammar(True, (("", 100_000), ("high_level_description", 100_000)))
 
     def run(held: str | None) -> None:
         generate(model, pipe.tokenizer, told, grammar=held, temperature=1.0, max_new_tokens=tokens, seed=0,
-                 device=torch.device("cpu"))  # fmt: skip
+                 device=torch.device("cpu"), closes=False)  # fmt: skip
 
     begun = time.perf_counter()
     run(grammar)

@@ -460,7 +460,8 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             layout: With a style, boxes and palettes. False for the smaller schema of diffusers' prompt enhancer.
             instructions: What the model is told, and the form of what it is asked, with `{aspect_ratio}` and
                 `{original_prompt}` in it; None for those of `ideoflow.captions.writing`.
-            grammar: Of llguidance, in the place of the one that `layout` says.
+            grammar: Of llguidance, in the place of the one that `layout` says; captions are then not brought to their
+                end before `max_new_tokens`.
 
         Returns:
             The line of each caption.
@@ -500,6 +501,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
                 device=place,
                 grammar=grammar or caption_grammar(layout),
                 instructions=instructions or (writing_instructions(layout), None),
+                closes=grammar is None,
             )
 
     def _upsampled(self, drawing: Drawing, options: Mapping[str, Any]) -> list[Any]:

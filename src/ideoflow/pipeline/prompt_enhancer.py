@@ -72,10 +72,12 @@ def write_captions(
     device: torch.device,
     grammar: str,
     instructions: tuple[str, str | None],
+    closes: bool = True,
 ) -> list[str]:
     """The line of a caption of each prompt: arguments as of the pipeline's `upsample_prompt`.
 
-    The form of what the model is asked may be None, for that of `writing_request`.
+    The form of what the model is asked may be None, for that of `writing_request`. With `closes=False` a caption is not
+    brought to its end before its last token: it is what the model makes of the grammar alone.
 
     Raises:
         WritingError: if what was written is no caption, which happens where `max_new_tokens` cut it off.
@@ -92,7 +94,7 @@ def write_captions(
         conversations.append([{"role": "system", "content": system}, {"role": "user", "content": request}])
     texts = generate(
         writes(text_encoder, head), tokenizer, conversations, grammar=grammar, temperature=temperature,
-        max_new_tokens=max_new_tokens, seed=seed, device=device,
+        max_new_tokens=max_new_tokens, seed=seed, device=device, closes=closes,
     )  # fmt: skip
     for text in texts:
         try:
@@ -130,6 +132,7 @@ def generate(
     max_new_tokens: int,
     seed: int | None,
     device: torch.device,
+    closes: bool = True,
 ) -> list[str]:
     """Have the model go on with each conversation.
 
@@ -139,9 +142,10 @@ def generate(
         conversations: messages as chat models take them, one list for each text.
         grammar: of llguidance, that every text keeps to; None for none.
         temperature: of sampling; 0 takes the likeliest token each time.
-        max_new_tokens: the most that a text may have. With a grammar, it is brought to its end before.
+        max_new_tokens: the most that a text may have.
         seed: of the first text; the next have the next. None for fresh ones.
         device: where the model computes.
+        closes: whether a text that has a grammar, that of captions, is brought to its end before `max_new_tokens`.
 
     Returns:
         The text of each, without special tokens.
@@ -153,6 +157,8 @@ def generate(
     prompt = inputs["input_ids"].shape[1]
     end = _ends(model, tokenizer)
     sampler = Sampler(tokenizer, rows, prompt, grammar, temperature, max_new_tokens, generators, end)
+    if not closes:
+        sampler.closing = 0
     tokens = model.generate(
         **{name: tensor.to(device) for name, tensor in inputs.items()},
         max_new_tokens=max_new_tokens,
