@@ -100,7 +100,7 @@ def test_words_of_jobs_are_written_by_it_and_what_it_wrote_is_told(written_by):
     ("reply", "told"),
     [
         ("nothing to say", "no caption that can be drawn"),
-        ((500, b"{}"), "(500)"),
+        ((402, b"{}"), "(402)"),
         ((200, completion("")), "empty text"),
     ],
 )

@@ -1,4 +1,7 @@
-"""Sentences for the sketch world with what they say: made from many wordings, and those written by hand."""
+"""Sentences for the sketch world with what they say: made from many wordings, and those written by hand.
+
+Run as `python -m tests.sketch.prose_sentences`, it prints how many of each list the grammar understands.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,11 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from ideoflow.captions import CaptionError
+from ideoflow.sketch.prose import Reading, read
+
 HELD_OUT = Path(__file__).parent / "prose_held_out.txt"
+SECOND = Path(__file__).parent / "prose_second.txt"
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "black", "white", "gray")
 SHAPES = (
     "circle",
@@ -56,7 +63,16 @@ class Sentence:
 
 def held_out() -> list[Sentence]:
     """The list written by hand before the grammar was."""
-    lines = [line for line in HELD_OUT.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+    return _listed(HELD_OUT)
+
+
+def second() -> list[Sentence]:
+    """The list written by hand after the grammar, by one who had not seen it."""
+    return _listed(SECOND)
+
+
+def _listed(file: Path) -> list[Sentence]:
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
     return [_parsed(*line.rsplit(" | ", 1)) for line in lines]
 
 
@@ -187,3 +203,67 @@ def _named(draw: random.Random, colour: str) -> tuple[list[tuple[str, bool, str]
 
 def _plural(name: str) -> str:
     return f"{name}es" if name.endswith(("x", "s")) else f"{name}s"
+
+
+def misread(sentence: Sentence) -> str:
+    """What is wrong with how a sentence is understood; empty if nothing is."""
+    try:
+        reading = read(sentence.text)
+    except CaptionError as error:
+        unnamed = [word for word in sentence.unknown if word.lower() not in str(error).lower()]
+        return f"{unnamed} unnamed" if sentence.refused and unnamed else "" if sentence.refused else f"refused: {error}"
+    if sentence.refused:
+        return f"drawn: {reading.understood}"
+    found = sorted((thing.colour, thing.outline, thing.shape or thing.word) for thing in reading.things)
+    if not alike(found, sentence) or reading.caption().check():
+        return f"{found} {reading.caption().check()}"
+    if not _same_ground(reading, sentence.ground):
+        return f"on {reading.ground}"
+    said = " ".join(reading.unknown).lower()
+    unnamed = [word for word in sentence.unknown if word not in said]
+    invented = [word for word in said.split() if word not in sentence.unknown]
+    return f"unnamed {unnamed}, invented {invented}" if unnamed or invented else ""
+
+
+def alike(found: list[tuple[str, bool, str]], sentence: Sentence) -> bool:
+    """Whether things are those of the sentence; a colour that it leaves open is any."""
+    left = list(found)
+    for colour, outline, name in sentence.things:
+        wanted = {"darkgreen": "#006400", "lightblue": "#ADD8E6", "turquoise": "#40E0D0", **CSS}.get(colour, colour)
+        match = next((one for one in left if one[1:] == (outline, name) and wanted in ("", one[0])), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return not left
+
+
+def _same_ground(reading: Reading, wanted: tuple[str, ...]) -> bool:
+    if not wanted:
+        return True
+    kind, *rest = wanted if wanted[0] in ("gradient", "stripes") else ("solid", *wanted)
+    direction = {"v": "vertical", "h": "horizontal"}.get(rest[-1])
+    colours = tuple(rest[:-1] if direction else rest)
+    ground = reading.ground
+    return (ground.kind, ground.colours) == (kind, colours) and direction in (None, ground.direction)
+
+
+def wrong(sentences: list[Sentence]) -> dict[str, str]:
+    return {one.text: told for one in sentences if (told := misread(one))}
+
+
+def main() -> None:
+    """Print how many of each list are understood, and what is wrong with the others."""
+    lists = {
+        "written before the grammar": held_out(),
+        "written after it, by another": second(),
+        "put together of many wordings": [made(number) for number in range(300)],
+    }
+    for name, sentences in lists.items():
+        found = wrong(sentences)
+        print(f"{name}: {len(sentences) - len(found)} of {len(sentences)}")
+        for text, told in found.items():
+            print(f"  {text}: {told:.100}")
+
+
+if __name__ == "__main__":
+    main()

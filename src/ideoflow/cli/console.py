@@ -134,7 +134,7 @@ def plain_warnings() -> Iterator[None]:
 def _no_hub(error: BaseException | None) -> BaseException | None:
     """The failure to reach the hub that `error` comes from: diffusers wraps it in an OSError about its cache."""
     while error and _FAILURES.get(type(error).__name__) != _NO_HUB:
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return error
 
 

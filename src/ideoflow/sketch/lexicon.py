@@ -29,7 +29,8 @@ _SHAPE_NAMES: dict[str, tuple[str, ...]] = {
     "cross": ("plus", "plus sign", "plus symbol"),
     "arrow": ("arrow sign",),
 }
-_NEAR = {"rectangle": "square", "oblong": "square", "oval": "circle", "ellipse": "circle", "kite": "diamond"}
+_NEAR = {"rectangle": "square", "oblong": "square", "oval": "circle", "ellipse": "circle", "kite": "diamond",
+         "sphere": "circle", "orb": "circle"}  # fmt: skip
 _COLOUR_NAMES = {"grey": "gray", "violet": "purple", "lilac": "#C8A2C8", "mauve": "#E0B0FF", "amber": "#FFBF00",
                  "rose": "#FF007F", "scarlet": "#FF2400", "emerald": "#50C878", "mustard": "#FFDB58",
                  "burgundy": "#800020", "cream": "#FFFDD0", "peach": "#FFE5B4", "charcoal": "#36454F"}  # fmt: skip
@@ -37,7 +38,8 @@ _SHADES = {"light": 0.55, "pale": 0.65, "pastel": 0.6, "dark": -0.45, "deep": -0
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 _GROUND = ("background", "backdrop", "back ground", "backround", "bg", "wall", "field", "paper", "canvas", "page",
-           "surface", "sheet", "board", "ground", "card", "screen")  # fmt: skip
+           "surface", "sheet", "board", "ground", "card", "screen", "sky", "wallpaper")  # fmt: skip
+_PICTURE = ("picture", "image")
 _OPENERS = ("surrounded by", "everything else", "all else", "the rest", "rest", "otherwise", "elsewhere",
             "the remainder", "the space around it", "all around", "all around it", "around it")  # fmt: skip
 _ON = ("on", "on top of", "upon", "atop", "against", "over", "in front of", "set against", "set on", "onto")
@@ -63,7 +65,7 @@ _FILLERS = (
     " clean design bold style graphics we have put place placed positioned located shape shaped shapes symbol side"
     " corner part half area edge some only just alone completely entirely fully uniformly all-over"
     " that which this these what looks contains containing shows showing depicts depicting featuring consisting"
-    " called piece font typeface type fonts front will my our and/or kind sort somewhere"
+    " called piece font typeface type fonts front will my our and/or kind sort somewhere something minimalistic"
 )
 
 
@@ -128,7 +130,7 @@ def lexicon() -> dict[tuple[str, ...], Word]:
         for name in names:
             words[tuple(name.split())] = Word(kind, value, name, plural, near)
 
-    add("F", None, *_FILLERS.split())
+    add("F", None, *_FILLERS.split(), "many", "several", "a few", "lots of", "a lot of")  # a number is chosen, and said
     add("a", None, "a", "an", "the", "another")
     add("A", None, "and", "&", "/", "plus a", "and then", "as well as", "together with", "along with", "also")
     add("M", None, ",", "(", ")", "with", "while", "then", "but", "plus the", "having")
@@ -144,6 +146,8 @@ def lexicon() -> dict[tuple[str, ...], Word]:
         add("C", _COLOUR_NAMES.get(name, name), name)
     for number, name in enumerate(_NUMBERS):
         add("N", number, name)
+    add("N", 12, "dozen", "a dozen")
+    add("N", 6, "half a dozen", "half dozen")
     add("N", 2, "pair of", "a pair of", "couple of", "a couple of")
     add("Z", 0.55, "tiny", "minuscule")
     add("Z", 0.7, "small", "little", "smaller")
@@ -165,8 +169,10 @@ def lexicon() -> dict[tuple[str, ...], Word]:
         "blend", "ombre", "transition", "transitioning", "graded", "turning", "shading", "melting", "merging",
         "smooth gradient", "colour gradient", "color gradient")  # fmt: skip
     add("V", None, "stripes", "stripe", "striped", "stripy", "stripey", "bands", "bars", "stripes of")
-    add("D", "vertical", "vertical", "vertically", "from top to bottom", "top to bottom", "upright", "top down")
-    add("D", "horizontal", "horizontal", "horizontally", "from left to right", "left to right", "sideways")
+    add("D", "vertical", "vertical", "vertically", "from top to bottom", "top to bottom", "upright", "top down",
+        "going down", "running down")  # fmt: skip
+    add("D", "horizontal", "horizontal", "horizontally", "from left to right", "left to right", "sideways", "across",
+        "going across", "running across")  # fmt: skip
     add("T", None, "to", "into", "towards", "toward", "through to", "until")
     add("F", None, "from", "starting", "ending")
     add("L", None, *_LINKS)
@@ -176,7 +182,7 @@ def lexicon() -> dict[tuple[str, ...], Word]:
     add("Q", None, "it", "them", "that one")
     add("X", None, "no", "without", "not", "except", "but no", "don't", "never", "instead of")
     add("t", True, "word", "words", "text", "letters", "letter", "lettering", "number", "digit", "digits", "saying",
-        "says", "reading", "reads", "spelling", "spells", "spell", "written", "writing", "capitals", "label",
+        "write", "says", "reading", "reads", "spelling", "spells", "spell", "written", "writing", "capitals", "label",
         "labelled", "labeled", "inscription", "title", "caps", "say", "read", "uppercase", "characters")  # fmt: skip
     return words
 
@@ -242,7 +248,12 @@ def tag(text: str) -> list[Word]:
         else:
             tagged.append(_unlisted(run[0], said))
             at += 1
-    return list(_shaded(tagged))
+    shaded = list(_shaded(tagged))
+    # "A blue picture" has a blue background; elsewhere the word says nothing.
+    return [
+        Word("B", None, word.said) if word.said.lower() in _PICTURE and before.kind == "C" else word
+        for before, word in zip([Word("F", None, ""), *shaded], shaded, strict=False)
+    ]
 
 
 def _unlisted(word: str, said: str) -> Word:

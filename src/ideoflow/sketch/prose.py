@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..captions import Caption, CaptionError
 from ..captions.writing import Written
@@ -131,6 +131,17 @@ def _are_letters(word: Word, loud: bool, first: bool, after: str) -> bool:
     return first and (word.kind in "uX" or (after.lower() == "letter" and len(word.said) == 1))
 
 
+def _with_pronouns(words: list[Word]) -> list[Word]:
+    """The words with "a blue one" as a blue thing of the shape that was named last."""
+    kinds = "".join(word.kind for word in words)
+    for one in re.finditer(r"a[CZUY]+(N)(?![CZUYSW])", kinds):
+        at = one.start(1)
+        shape = next((word for word in reversed(words[:at]) if word.kind == "S"), None)
+        if shape is not None and words[at].said.lower() == "one":
+            words[at] = replace(shape, plural=False)
+    return words
+
+
 class _Grammar:
     """Reads one text: its words, and the string of their kinds on which the expressions work."""
 
@@ -176,7 +187,7 @@ class _Grammar:
             ahead = "".join(other.kind for other in said[at + 1 :])
             if not re.match(r"u*[CZUYD]*[SWBVG]", ahead) and (not kept or kept[-1].kind in "aNCZUYAMEJ"):
                 kept.append(Word("x", None, word.said))
-        return kept
+        return _with_pronouns(kept)
 
     def read(self) -> Reading:
         self._gradient()
@@ -422,7 +433,10 @@ class _Grammar:
         _put([self.things[number] for number in group], back)
         colours = [word for word in gap if word.kind == "C"]
         if colours:
-            self._colour(colours, self._uncoloured(group, head, groups, "J" in kinds))
+            things = self._uncoloured(group, head, groups, "J" in kinds)
+            if head < 0 and not last:  # "white on red: a cross"
+                things = [self.things[number] for number in groups[0] if not self.things[number].colour]
+            self._colour(colours, things)
         self._relate(gap, kinds, head, groups)
 
     def _uncoloured(self, group: list[int], head: int, groups: list[list[int]], all_of_them: bool) -> list[Thing]:
