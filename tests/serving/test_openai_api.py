@@ -246,7 +246,7 @@ def test_partial_pictures_are_spread_over_the_steps_before_the_last(steps, parti
         ({"partial_images": 4}, "partial_images", "less than or equal to 3"),
         ({"prompt": " "}, "prompt", "1 to 100000 characters"),
         ({"prompt": "a" * 100_001}, "prompt", "1 to 100000 characters"),
-        ({"prompt": CAPTION.replace("a red", "red " * 3000)}, None, "2048"),
+        ({"prompt": CAPTION.replace("a red", "red " * 3000)}, "prompt", "2048"),
         ({"prompt": {"shape": "circle"}}, "prompt", "no caption"),
         ({"prompt": 3}, "prompt", "JSON object or as text"),
         ({"prompt": CAPTION[:-3]}, "prompt", "cut off"),
