@@ -79,7 +79,8 @@ class ChatModel:
         cache = DynamicCache()
         if same and self.cache is not None:
             cache = copy.deepcopy(self.cache)
-            cache.crop(same)
+            if same < len(self.read):
+                cache.crop(same - len(self.read))  # negative: how many are taken off
         scores = self.model(torch.tensor([ids[same:]]), past_key_values=cache, use_cache=True).logits[:, -1]
         self.read, self.cache = ids, copy.deepcopy(cache)
         return scores, cache
