@@ -55,7 +55,7 @@ def test_words_that_cannot_be_written_of_are_refused(server):
 
 def test_without_a_language_model_nothing_is_changed_or_described(server):
     for route, body in (("write", {"words": "bluer", "caption": HEART.data()}), ("describe", {"image": picture()})):
-        error = ask(server, route, 501, **body)["error"]
+        error = ask(server, route, 400, **body)["error"]
         assert error["code"] == "no_caption_writer" and "--endpoint and --llm" in error["message"]
 
 
@@ -121,7 +121,7 @@ def test_a_server_told_so_writes_nothing(tmp_path):
         job = running.job(caption="a red heart on pink", size="32x32")
         assert job["prompt_was"] == "wrapped" and job["prompt"] == Caption.from_text("a red heart on pink").line()
         assert running.http.get("/v1/server").json()["writer"] is None
-        assert ask(running, "write", 501, words="a heart")["error"]["code"] == "no_caption_writer"
+        assert ask(running, "write", 400, words="a heart")["error"]["code"] == "no_caption_writer"
         running.wait(job["id"])
     finally:
         running.close()

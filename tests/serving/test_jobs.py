@@ -213,7 +213,7 @@ def test_a_job_that_is_not_stored_is_there_for_a_while_and_in_no_list(server):
         ({"caption": 3}, "caption", "JSON object or as text"),
         ({"caption": {"a": 1}}, "caption", "none of high_level_description"),
         ({"caption": "x " * 60_000}, "caption", "characters"),
-        ({"caption": "word " * 2100}, "caption", "2048"),
+        ({"caption": HEART.replace("heart", "heart " * 2100)}, "caption", "2048"),
         ({"caption": {"high_level_description": "x " * 60_000}}, "caption", "characters"),
         ({"widht": 32}, "widht", "no such field"),
         ({"format": "gif"}, "format", "'png', 'jpeg' or 'webp'"),

@@ -100,7 +100,7 @@ class WrittenCaption(BaseModel):
     changes: list[str] = Field(description="What is another than in the caption that was to be changed.")
 
 
-@router.post("/write", response_model=WrittenCaption, responses=responses(501, 502, 503))
+@router.post("/write", response_model=WrittenCaption, responses=responses(502, 503))
 async def write(request: Request, body: WriteBody, jobs: TheJobs) -> Any:
     """Write a caption of words, or change one as the words wish; nothing is drawn or kept.
 
@@ -110,7 +110,7 @@ async def write(request: Request, body: WriteBody, jobs: TheJobs) -> Any:
     return await run_in_threadpool(_write, body, jobs)
 
 
-@router.post("/describe", response_model=WrittenCaption, responses=responses(501, 502))
+@router.post("/describe", response_model=WrittenCaption, responses=responses(502))
 async def describe_picture(request: Request, body: DescribeBody) -> Any:
     """Describe a picture as a caption, by the language model that the server was given; colours are measured."""
     return await run_in_threadpool(_describe, body.image, request)
@@ -214,7 +214,7 @@ def _written(written: Written, before: Caption | None = None) -> WrittenCaption:
 
 def _no_language_model(what: str) -> ApiError:
     return ApiError(
-        501, f"This server has no language model that {what}: it is started with --endpoint and --llm.",
+        400, f"This server has no language model that {what}: it is started with --endpoint and --llm.",
         code="no_caption_writer",
     )  # fmt: skip
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
-from .api_errors import ApiError, responses
+from ..captions import CaptionError
+from .api_errors import ApiError, invalid_caption, responses
 from .guard import MOST_IMAGE, MOST_MASK
 from .job_settings import How, wrong
 from .openai_answer import answered
 from .openai_api import check_model
 from .openai_body import ImageAnswer, ImageBody
 from .picture_changes import LARGER, Wanted
+from .prompts import read_prompt
 from .waiting import TheJobs
 
 router = APIRouter(prefix="/v1", tags=["OpenAI's API"])
@@ -31,7 +32,7 @@ router = APIRouter(prefix="/v1", tags=["OpenAI's API"])
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
             "description": "The pictures, or a stream of image_edit.partial_image and .completed events.",
         },
-        **responses(404, 409, 429, 502, 503, 504),
+        **responses(404, 409, 429, 503, 504),
     },
 )
 async def edit(
@@ -115,7 +116,10 @@ async def edit(
     hole = None if mask is None else await _read("mask", mask, MOST_MASK)
     asked = (("strength", strength), ("feather", feather), ("harmonise", harmonise or None))
     options = {name: value for name, value in asked if value is not None}
-    parsed = await run_in_threadpool(partial(jobs.read, body.prompt, None, field="prompt"))
+    try:
+        parsed = await run_in_threadpool(read_prompt, body.prompt)
+    except CaptionError as error:
+        raise invalid_caption(error, "prompt") from None
     wanted = Wanted(how, hole, mask_changes, before, None if size == "auto" else size, options)
     most = LARGER * request.app.state.settings.pixel_limit
     change = await run_in_threadpool(wanted.change, picture, parsed.line, most)

@@ -122,7 +122,7 @@ class Jobs:
             raise ApiError(400, "An idempotency key needs a job that is stored.", code="invalid_value", param="stored")
         if change is None and order.edit is None:
             settle(order, self.served)  # or a writer is asked in vain
-        prompt = prompt or self.read(order.caption, None if order.edit else order.size, field=field)
+        prompt = prompt or self.read(order.caption, order.size, field=field, write=order.edit is None)
         self._check_length(prompt, field)
         change = change or self._change_of(order, prompt.line)
         settled = self._settle(order, change)
@@ -168,6 +168,7 @@ class Jobs:
         *,
         drop_unknown: bool = False,
         field: str = "caption",
+        write: bool = True,
     ) -> ReadPrompt:
         """Read what a client gave as a caption, which may take as long as a caption writer does.
 
@@ -176,13 +177,15 @@ class Jobs:
             size: of the picture, as it was given.
             drop_unknown: leave out all keys that are not the schema's.
             field: what the client calls the caption.
+            write: have a caption written of words. Not for a change: its writer has not seen the picture.
 
         Raises:
             ApiError: with status 400 for what cannot be drawn, 502 where the caption writer fails.
         """
-        sides = read_size(size, self.served.default_size)
+        writer = self.write if write else None
+        sides = None if writer is None else read_size(size, self.served.default_size)
         try:
-            return read_prompt(prompt, drop_unknown=drop_unknown, write=self.write, size=sides)
+            return read_prompt(prompt, drop_unknown=drop_unknown, write=writer, size=sides)
         except WritingError as error:
             raise ApiError(502, str(error), code="caption_writer_failed", param=field) from None
         except ValueError as error:
