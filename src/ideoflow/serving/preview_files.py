@@ -7,6 +7,8 @@ import io
 
 from PIL import Image
 
+from ..images import open_image
+
 QUALITY = 80  # of JPEG
 
 
@@ -30,7 +32,7 @@ def thumbnail(picture: bytes, side: int) -> bytes:
         side: the most pixels of the longer side; smaller pictures keep their size.
     """
     small = io.BytesIO()
-    with Image.open(io.BytesIO(picture)) as image:
+    with open_image(picture) as image:
         image.draft("RGB", (side, side))
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
         image.convert("RGB").save(small, format="JPEG", quality=QUALITY)
