@@ -29,20 +29,20 @@ def test_strength_0_is_the_picture_through_the_autoencoder(image_to_image, pictu
 
 def test_strength_1_is_the_fresh_picture_of_the_seed(image_to_image, plain, picture, seeded):
     one, caption = picture(5), picture(6).caption
-    (found,) = image_to_image(caption, image=one.image, strength=1, generator=seeded(3), **CALL).images
-    (fresh,) = plain(caption, size=(96, 96), generator=seeded(3), **CALL).images
+    (found,) = image_to_image(caption, image=one.image, strength=1, generator=seeded(3), **QUICK).images
+    (fresh,) = plain(caption, size=(96, 96), generator=seeded(3), **QUICK).images
 
     assert grey_levels(found, fresh).max() <= 1
 
 
 def test_the_distance_grows_with_strength(image_to_image, picture, seeded):
-    """The mean over three pictures, of a schedule of twelve steps; `tools.edits strength` has more of both."""
-    strengths = [0, 0.25, 0.5, 0.75, 1]
-    pictures = [picture(index) for index in (5, 7, 9)]
-    captions = [picture(index).caption for index in (6, 8, 10)]
+    """The mean over two pictures, of a schedule of twelve steps; `tools.edits strength` has more of both."""
+    strengths = [0, 0.3, 0.6, 1]
+    pictures = [picture(index) for index in (5, 7)]
+    captions = [picture(index).caption for index in (6, 8)]
     far = []
     for strength in strengths:
-        generators = [seeded(seed) for seed in range(3)]
+        generators = [seeded(seed) for seed in range(2)]
         found = image_to_image(
             captions, image=[one.image for one in pictures], strength=strength, generator=generators, **CALL
         ).images

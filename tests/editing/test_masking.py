@@ -25,13 +25,13 @@ def size_of(values):
     return values.shape[1], values.shape[0]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(MASKS)
 def test_white_changes(values):
     assert torch.equal(open_mask(grey(values), size_of(values)), torch.from_numpy(values / np.float32(255)))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(MASKS)
 def test_black_changes_where_it_is_said(values):
     inverse = open_mask(grey(255 - values), size_of(values), "black")
@@ -39,7 +39,7 @@ def test_black_changes_where_it_is_said(values):
     assert torch.allclose(inverse, open_mask(grey(values), size_of(values)), atol=1e-6)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(MASKS)
 def test_what_is_transparent_changes_where_it_is_said(values):
     clear = np.stack([values] * 3 + [255 - values], axis=-1)
@@ -70,7 +70,7 @@ def test_an_opaque_mask_with_alpha_is_read_by_its_brightness():
     assert open_mask(Image.new("RGBA", (2, 2), (255, 255, 255, 255)), (2, 2)).eq(1).all()
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(MASKS, st.integers(0, 6))
 def test_a_feather_shows_nothing_outside_and_all_in_the_middle(values, feather):
     mask = torch.from_numpy(values / np.float32(255))
@@ -137,7 +137,7 @@ def test_a_latent_pixel_changes_as_much_as_any_pixel_in_it():
     assert all(torch.equal(channel, expected) for channel in cells)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(MASKS)
 def test_a_mask_comes_back_from_its_text(values):
     mask = open_mask(grey(values), size_of(values))

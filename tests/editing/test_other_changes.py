@@ -11,7 +11,7 @@ from ideoflow.editing import CaptionEdit, Variation, outpainted, redrawn
 from ideoflow.editing.caption_edit import ByDifference
 from ideoflow.editing.change import noised
 from ideoflow.editing.variation import mixed
-from tests.editing.conftest import CALL
+from tests.editing.conftest import CALL, QUICK
 
 YELLOW, BLUE, RED = (0xFD, 0xD8, 0x35), (0x1E, 0x60, 0xE5), (0xE5, 0x39, 0x35)
 SQUARE = {"type": "obj", "bbox": [150, 150, 450, 450], "desc": "a blue square"}
@@ -115,10 +115,10 @@ def test_sizes_and_places_that_do_not_hold_the_picture_are_refused(size, place, 
 def test_a_variation_lies_between_two_seeds_pictures(pipe, plain, picture, seeded):
     one = picture(3)
     made = {
-        amount: pipe.vary(one.caption, (96, 96), 9, amount, generator=seeded(2), **CALL).images[0]
+        amount: pipe.vary(one.caption, (96, 96), 9, amount, generator=seeded(2), **QUICK).images[0]
         for amount in (0.0, 0.1, 1.0)
     }
-    own, other = (plain(one.caption, size=(96, 96), generator=seeded(seed), **CALL).images[0] for seed in (2, 9))
+    own, other = (plain(one.caption, size=(96, 96), generator=seeded(seed), **QUICK).images[0] for seed in (2, 9))
 
     def gap(a, b):
         return np.abs(np.asarray(a, int) - np.asarray(b, int))

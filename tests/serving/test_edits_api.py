@@ -307,6 +307,7 @@ def test_a_change_has_its_pictures_size(server, before):
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "size"
 
 
+@pytest.mark.long
 def test_a_change_that_was_unfinished_is_taken_up_after_a_restart(own_server, tmp_path):
     server = own_server(tmp_path / "data")
     before = drawn(server)
