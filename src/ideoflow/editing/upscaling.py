@@ -23,7 +23,7 @@ from .. import latents as latent_tokens
 from ..checks import finite, whole
 from ..engine import Request
 from ..files import write_tensors
-from ..sizes import LARGEST_SIDE, MAX_ASPECT
+from ..sizes import LARGEST_SIDE, MAX_ASPECT, UNIT
 from .canvas import LANCZOS, digest, open_picture
 from .caption_window import seen_caption
 from .change import check_share, started
@@ -65,7 +65,9 @@ class Upscale:
         if finite("overlap", self.overlap, least=0) > 0.5:
             raise ValueError(f"`overlap` is {self.overlap!r}: give a share of a tile's side, from 0 to 0.5.")
         if self.tile is not None:
-            whole("tile", self.tile, 16)
+            whole("tile", self.tile, UNIT)
+            if self.tile % UNIT:
+                raise ValueError(f"`tile` is {self.tile}: give a multiple of {UNIT} pixels.")
         self.image: Image.Image = open_picture(self.image)
         self.keep = None if self.keep is None else Path(self.keep)
         longest, shortest = max(self.image.size), min(self.image.size)
@@ -85,8 +87,6 @@ class Upscale:
             most: The longest side that the weights know.
         """
         side = min(TILE, most) if self.tile is None else self.tile
-        if side % unit:
-            raise ValueError(f"`tile` is {side}: give a multiple of {unit} pixels.")
         grid = tuple(max(1, round(length * self.factor / unit)) for length in (self.image.height, self.image.width))
         tokens = side // unit
         overlap = round(self.overlap * tokens)
