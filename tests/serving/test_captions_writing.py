@@ -31,9 +31,9 @@ def ask(server, route, status=200, **body):
     return answer.json()
 
 
-def picture() -> str:
+def picture(size: tuple[int, int] = (32, 32)) -> str:
     data = io.BytesIO()
-    Image.new("RGB", (32, 32), "#E53935").save(data, format="PNG")
+    Image.new("RGB", size, "#E53935").save(data, format="PNG")
     return base64.b64encode(data.getvalue()).decode("ascii")
 
 
@@ -85,6 +85,8 @@ def test_a_language_model_writes_changes_and_describes(written_by):
     described = ask(server, "describe", image=f"data:image/png;base64,{picture()}")
     assert described["caption"]["compositional_deconstruction"]["elements"][0]["color_palette"] == ["#E53935"]
     assert ask(server, "describe", 400, image="no picture")["error"]["param"] == "image"
+    large = ask(server, "describe", 400, image=picture((8200, 8200)))["error"]
+    assert large["param"] == "image" and "8200 x 8200 pixels" in large["message"]
 
 
 def test_words_of_jobs_are_written_by_it_and_what_it_wrote_is_told(written_by):

@@ -15,12 +15,14 @@ from ..captions import Breach, Caption, CaptionError
 from ..captions.reading import data_of, find
 from ..captions.unquoted import lost_marks, restore
 from ..captions.writing import WritingError, Written, describe, differences, edit
-from ..images import open_image, plain_errors
+from ..images import ImageError, open_image, plain_errors
 from .api_errors import ApiError, invalid_caption, responses
 from .job_settings import MOST_TEXT, Given, read_size
 from .jobs import Jobs
 from .prompts import REBUILT, check_characters
 from .waiting import TheJobs
+
+MOST_PIXELS = 2**26  # of a picture that is described: a small file may unpack to a large one
 
 router = APIRouter(prefix="/v1/captions", tags=["captions"])
 
@@ -189,8 +191,10 @@ def _describe(text: str, request: Request) -> WrittenCaption:
         raise _no_language_model("sees pictures")
     try:
         data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
-        with plain_errors():
-            image = open_image(data).convert("RGB")
+        with plain_errors(), open_image(data) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise ImageError(f"has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS}")
+            image = opened.convert("RGB")
     except (binascii.Error, ValueError) as error:
         told = "is no base64" if isinstance(error, binascii.Error) else str(error).rstrip(".")
         raise ApiError(
