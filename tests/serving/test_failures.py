@@ -202,8 +202,13 @@ def test_a_cancelled_job_shows_no_steps_that_were_not_taken(own_server, tmp_path
     assert own_server(tmp_path / "data").http.get(f"/v1/jobs/{job['id']}").json()["progress"]["step"] < 100
 
 
+UNPLACED = {
+    "compositional_deconstruction": {"background": "plain blue", "elements": [{"type": "obj", "desc": "a star"}]}
+}
+
+
 @pytest.mark.parametrize(
-    ("change", "said"), [({"caption": "a red circle"}, "box"), ({"guidance_scale": 0}, "guidance of 0"), ({}, None)]
+    ("change", "said"), [({"caption": UNPLACED}, "box"), ({"guidance_scale": 0}, "guidance of 0"), ({}, None)]
 )
 def test_what_would_be_a_picture_of_something_else_is_said(server, change, said):
     warnings = server.job(**{"size": "96x96", **change})["warnings"]

@@ -12,7 +12,7 @@ from threading import RLock
 from typing import Any
 
 from ..engine import Request
-from .job_settings import Settled
+from .job_settings import JobSettings
 from .journal import LAST, Journal
 from .records import JobRecord, PictureInfo
 
@@ -68,7 +68,7 @@ class Job:
 
     Attributes:
         record: what is kept of it.
-        settled: what was asked for.
+        settings: what was asked for.
         is_edit: whether a picture is changed, rather than drawn from the caption alone.
         pictures: those that were to be made when it was submitted or taken up, by index.
         journal: its events.
@@ -79,7 +79,7 @@ class Job:
     """
 
     record: JobRecord
-    settled: Settled
+    settings: JobSettings
     is_edit: bool = False
     pictures: dict[int, Picture] = field(default_factory=dict)
     journal: Journal = field(default_factory=lambda: Journal(first=int(time.time() * 1e6)))
@@ -91,7 +91,7 @@ class Job:
     @classmethod
     def ended_before(cls, record: JobRecord) -> Job:
         """A job of which nothing but its record is left."""
-        job = cls(record, Settled.of_request(record.request), journal=Journal(first=UNSEEN))
+        job = cls(record, JobSettings.of_request(record.request), journal=Journal(first=UNSEEN))
         job.tell_status()
         return job
 
@@ -105,7 +105,7 @@ class Job:
         """Indices of the pictures that are not finished."""
         with self.lock:
             made = {info.index for info in self.record.pictures}
-        return [index for index in range(len(self.settled.seeds)) if index not in made]
+        return [index for index in range(len(self.settings.seeds)) if index not in made]
 
     @property
     def under_way(self) -> list[Request]:
@@ -136,7 +136,7 @@ class Job:
     def view(self, queue_position: int | None = None) -> dict[str, Any]:
         """The job as clients see it."""
         with self.lock:
-            record, settled = self.record, self.settled
+            record, settings = self.record, self.settings
             caption = record.request["caption"]
             return {
                 "id": record.id,
@@ -153,7 +153,7 @@ class Job:
                 "revised_prompt": record.revised_prompt,
                 "prompt_was": record.prompt_was,
                 "warnings": record.warnings,
-                "stored": settled.stored,
+                "stored": settings.stored,
                 "pictures": self.picture_views(record.pictures),
                 "error": record.error,
                 "links": {
@@ -181,9 +181,9 @@ class Job:
     def _progress(self) -> dict[str, Any]:
         """Steps taken and to be taken, over all pictures, and seconds left where that is known."""
         pictures = list(self.pictures.values())
-        steps = len(self.settled.seeds) * self.settled.steps
+        steps = len(self.settings.seeds) * self.settings.steps
         made_before = sum(info.index not in self.pictures for info in self.record.pictures)
-        taken = made_before * self.settled.steps + sum(picture.step for picture in pictures)
+        taken = made_before * self.settings.steps + sum(picture.step for picture in pictures)
         left = [picture.seconds_left for picture in pictures]
         known = [seconds for seconds in left if seconds is not None]
         over = self.record.status in LAST

@@ -99,7 +99,7 @@ class Order(BaseModel):
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """What a server has that orders are settled by.
 
     Attributes:
@@ -122,7 +122,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Settled:
+class JobSettings:
     """An order with nothing left open.
 
     Attributes:
@@ -158,7 +158,7 @@ class Settled:
     edit: EditOrder | None = None
 
     @classmethod
-    def of_request(cls, asked: Mapping[str, Any]) -> Settled:
+    def of_request(cls, asked: Mapping[str, Any]) -> JobSettings:
         """What `as_request` wrote, read again."""
         width, height = map(int, asked["size"].split("x"))
         return cls(
@@ -199,7 +199,7 @@ class Settled:
         }
 
 
-def settle(order: Order, served: Served) -> Settled:
+def settle(order: Order, served: ServedModel) -> JobSettings:
     """Fill in what an order leaves open, within what the server allows.
 
     Raises:
@@ -230,7 +230,7 @@ def settle(order: Order, served: Served) -> Settled:
             raise wrong("adapters", f"`adapters` names {name[:80]!r}: {known}.")
     seed = secrets.randbelow(FRESH_SEEDS) if order.seed is None else order.seed
     limits = [limit for limit in (order.timeout, settings.timeout) if limit is not None]
-    return Settled(
+    return JobSettings(
         width=width,
         height=height,
         preset=preset.name,

@@ -1,7 +1,8 @@
 """Jobs: what clients asked for, from the queue through the engine to kept pictures.
 
 Three kinds of threads meet here. Routes submit, cancel and look from the server's; the engine's thread hands on what
-happens and goes on at once; and one clerk alone writes what happened into jobs, files and the database, in its order.
+happens and goes on at once; and the recorder alone writes what happened into jobs, files and the database, in its
+order.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from ..sizes import UNIT
 from ..text_encoder import CaptionTooLong, tokenise
 from .api_errors import ApiError, invalid_caption
 from .job import Job, Picture
-from .job_clerk import Clerk
-from .job_settings import MOST_TEXT, Order, Served, Settled, read_size, settle, unusual_size, wrong
+from .job_recorder import JobRecorder
+from .job_settings import MOST_TEXT, JobSettings, Order, ServedModel, read_size, settle, unusual_size, wrong
 from .job_table import JobTable
 from .metrics import Metrics
 from .picture_changes import LARGER, Wanted
@@ -65,7 +66,7 @@ class Jobs:
     """
 
     def __init__(
-        self, pipe: Ideogram4Pipeline, served: Served, store: Store, metrics: Metrics, write: Writer | None = None
+        self, pipe: Ideogram4Pipeline, served: ServedModel, store: Store, metrics: Metrics, write: Writer | None = None
     ) -> None:
         self.served = served
         self.write = write
@@ -81,8 +82,8 @@ class Jobs:
             preview_every=1,
             previews=preview_map_of(pipe.vae, served.settings.data),
         )
-        self._clerk = Clerk(self.table, store, metrics, self._engine.cancel)
-        self._worker = Worker(self._engine, self._clerk.hear, metrics.count_pass, self._give_up_all)
+        self._recorder = JobRecorder(self.table, store, metrics, self._engine.cancel)
+        self._worker = Worker(self._engine, self._recorder.hear, metrics.count_pass, self._give_up_all)
         self._to_a_place = (0.0, 0)  # until when seconds to a free place are told again, and those
         metrics.watch(self)
         metrics.watch_device(pipe.device)
@@ -125,7 +126,7 @@ class Jobs:
         prompt = prompt or self.read(order.caption, order.size, field=field, write=order.edit is None)
         self._check_length(prompt, field)
         change = change or self._change_of(order, prompt.line)
-        settled = self._settle(order, change)
+        settings = self._settle(order, change)
         if not self.table.reserve():
             raise self._full()
         try:
@@ -133,20 +134,20 @@ class Jobs:
                 id=f"job_{''.join(secrets.choice(LETTERS) for _ in range(22))}",
                 status="queued",
                 created_at=time.time(),
-                request=settled.as_request(prompt.caption or prompt.line),
+                request=settings.as_request(prompt.caption or prompt.line),
                 prompt=prompt.line,
                 prompt_was=prompt.was,
                 revised_prompt=prompt.revised,
-                warnings=self._remarks(prompt, settled),
+                warnings=self._remarks(prompt, settings),
                 key=key,
                 body_digest=digest,
                 model=self.served.settings.model,
             )
-            job = Job(record, settled, is_edit=change is not None)
+            job = Job(record, settings, is_edit=change is not None)
             self._make(job, change)
             self.table.add(job)
             try:
-                if settled.stored:
+                if settings.stored:
                     self._store.put(record)
             except BaseException:
                 self.table.drop(job)
@@ -251,7 +252,7 @@ class Jobs:
         job = self.get(id)
         info = next((info for info in job.record.pictures if info.index == index), None)
         data = job.data.get(index)
-        if info is not None and data is None and job.settled.stored:
+        if info is not None and data is None and job.settings.stored:
             path = self._store.picture(id, index)
             with suppress(FileNotFoundError):  # it was forgotten just now
                 data = path.read_bytes() if path is not None else None
@@ -303,19 +304,19 @@ class Jobs:
     def stop_unstored(self) -> None:
         """Have the jobs fail that are not stored, for the server is about to stop."""
         for job in self.table.unfinished:
-            if not job.settled.stored:
-                self._clerk.give_up(job, "stopping", "The server is stopping: ask again in a moment.")
+            if not job.settings.stored:
+                self._recorder.give_up(job, "stopping", "The server is stopping: ask again in a moment.")
 
     def close(self) -> None:
         """Stop at once. Stored jobs that are not finished are queued for the next start; others are lost."""
         self.drain()
-        self._clerk.stopping = True
+        self._recorder.stopping = True
         for request in self.table.requests:
             self._engine.cancel(request)
         self._worker.close(timeout=60)
-        self._clerk.close()
+        self._recorder.close()
         for job in self.table.unfinished:
-            if job.settled.stored:
+            if job.settings.stored:
                 try:
                     self._store.update(job.id, status="queued", started_at=None)
                 except StoreError as error:  # the next start takes it for one that was killed
@@ -367,9 +368,9 @@ class Jobs:
     def _give_up_all(self) -> None:
         """Have every job fail, for the engine has; those that are stored are taken up by the next start."""
         for job in self.table.unfinished:
-            again = " This job is taken up again after that." if job.settled.stored else ""
+            again = " This job is taken up again after that." if job.settings.stored else ""
             message = f"The engine has failed: the server has to be restarted.{again}"
-            self._clerk.give_up(job, "engine_failed", message, resume=True)
+            self._recorder.give_up(job, "engine_failed", message, resume=True)
 
     def _full(self) -> ApiError:
         seconds = self.seconds_to_a_place()
@@ -393,13 +394,13 @@ class Jobs:
     def _of_record(self, record: JobRecord) -> Job:
         return self.table.find(record.id) or Job.ended_before(record)
 
-    def _remarks(self, prompt: ReadPrompt, settled: Settled) -> list[str]:
+    def _remarks(self, prompt: ReadPrompt, settings: JobSettings) -> list[str]:
         remarks = [*prompt.warnings]
-        if size := unusual_size(settled.width, settled.height, self.served.side_limits):
+        if size := unusual_size(settings.width, settings.height, self.served.side_limits):
             remarks.append(size)
         if self.served.settings.model == SKETCH and not is_placed(prompt.line):
             remarks.append(UNPLACED)
-        if settled.guidance == 0:
+        if settings.guidance == 0:
             remarks.append("a guidance of 0 leaves the caption out: the picture shows anything.")
         return remarks
 
@@ -416,16 +417,16 @@ class Jobs:
         wanted = Wanted.of(edit, self.get(edit.job).record.prompt)
         return wanted.change(picture, line, LARGER * self.served.settings.pixel_limit)
 
-    def _settle(self, order: Order, change: Change | None) -> Settled:
+    def _settle(self, order: Order, change: Change | None) -> JobSettings:
         """An order with nothing left open; a change is drawn in whole tokens, and has the picture's own size."""
         canvas = None if change is None else change.canvas(UNIT, self.served.side_limits[1])
         if change is None or canvas is None:
             return settle(order, self.served)
-        settled = settle(order.model_copy(update={"size": "{}x{}".format(*canvas.picture.size)}), self.served)
+        settings = settle(order.model_copy(update={"size": "{}x{}".format(*canvas.picture.size)}), self.served)
         width, height = change.result_size(UNIT, self.served.side_limits[1])
         if order.edit is not None and order.size not in (None, "auto", f"{width}x{height}"):
             raise wrong("size", f"`size` is {order.size}, and the picture has {width}x{height}: leave it out.")
-        return replace(settled, width=width, height=height)
+        return replace(settings, width=width, height=height)
 
     def _make(self, job: Job, change: Change | None) -> None:
         """Make the requests of a job's pictures that are missing.
@@ -437,23 +438,23 @@ class Jobs:
         Raises:
             ApiError: with status 400 where the pipeline refuses them.
         """
-        settled, missing = job.settled, job.missing
-        options: dict[str, Any] = {} if settled.guidance is None else {"guidance_scale": settled.guidance}
+        settings, missing = job.settings, job.missing
+        options: dict[str, Any] = {} if settings.guidance is None else {"guidance_scale": settings.guidance}
         if change is None:
-            make = partial(self._pipe.make_requests, job.record.prompt, size=(settled.width, settled.height))
+            make = partial(self._pipe.make_requests, job.record.prompt, size=(settings.width, settings.height))
         else:
             make = partial(self._editor.make_edits, change, job.record.prompt)
         try:
             requests = make(
                 num_images_per_prompt=len(missing),
-                preset=settled.preset,
-                num_inference_steps=settled.steps,
-                generator=[torch.Generator().manual_seed(settled.seeds[index]) for index in missing],
+                preset=settings.preset,
+                num_inference_steps=settings.steps,
+                generator=[torch.Generator().manual_seed(settings.seeds[index]) for index in missing],
                 defer=True,
-                priority=settled.priority,
-                adapters=dict(settled.adapters) if self.served.adapters else None,
-                deadline=None if settled.timeout is None else time.monotonic() + _left(job),
-                preview_every=settled.preview_every,
+                priority=settings.priority,
+                adapters=dict(settings.adapters) if self.served.adapters else None,
+                deadline=None if settings.timeout is None else time.monotonic() + _left(job),
+                preview_every=settings.preview_every,
                 **options,
             )
         except (ValueError, TypeError) as error:
@@ -473,12 +474,12 @@ class Jobs:
         try:
             self._worker.add(requests)
         except ValueError as error:
-            self._clerk.refuse(job, error)
+            self._recorder.refuse(job, error)
             raise ApiError(400, str(error), code="invalid_value") from None
         if job.given_up:  # meanwhile
             self.cancel(job)
         if not requests:
-            self._clerk.settle(job)
+            self._recorder.settle(job)
 
     def _take_up(self, record: JobRecord) -> None:
         """Put a job that was unfinished when the server stopped into the queue again."""
@@ -508,4 +509,4 @@ class Jobs:
 
 def _left(job: Job) -> float:
     """Seconds of a job's time limit that are left."""
-    return job.record.created_at + (job.settled.timeout or 0) - time.time()
+    return job.record.created_at + (job.settings.timeout or 0) - time.time()

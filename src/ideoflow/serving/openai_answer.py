@@ -44,7 +44,7 @@ def pictures_of(jobs: Jobs, job: Job, body: ImageBody, base: str) -> dict[str, A
     return {
         "id": job.id,
         "created": int(job.record.created_at),
-        "data": [_picture(jobs, job, index, body, base) for index in range(len(job.settled.seeds))],
+        "data": [_picture(jobs, job, index, body, base) for index in range(len(job.settings.seeds))],
         **_about(job),
         "background": "opaque",
         "usage": _usage(job),
@@ -55,7 +55,7 @@ def pictures_of(jobs: Jobs, job: Job, body: ImageBody, base: str) -> dict[str, A
 
 async def events_of(request: Request, jobs: Jobs, job: Job, body: ImageBody) -> AsyncIterator[str]:
     """The events of a call that streams, as the client reads them."""
-    due = {index: due_steps(job.settled.steps, body.partials) for index in range(len(job.settled.seeds))}
+    due = {index: due_steps(job.settings.steps, body.partials) for index in range(len(job.settings.seeds))}
     told = dict.fromkeys(due, 0)  # previews, by picture
     try:
         async for event in watched(request, jobs, job):
@@ -66,7 +66,7 @@ async def events_of(request: Request, jobs: Jobs, job: Job, body: ImageBody) -> 
                 number = told[index]
                 if number < len(due[index]) and event.data["step"] >= due[index][number]:
                     told[index] += 1
-                    data = await run_in_threadpool(preview_base64, event.data["image"], job.settled.format)
+                    data = await run_in_threadpool(preview_base64, event.data["image"], job.settings.format)
                     yield _event("partial_image", job, b64_json=data, partial_image_index=number, picture=index)
             elif event.type == "picture":
                 index = event.data["picture"]["index"]
@@ -94,7 +94,7 @@ def _completed(jobs: Jobs, job: Job, index: int, body: ImageBody) -> dict[str, A
         "b64_json": picture_base64(jobs, job, index),
         "usage": _usage(job, 1),
         "picture": index,
-        "seed": job.settled.seeds[index],
+        "seed": job.settings.seeds[index],
         "prompt_was": job.record.prompt_was,
         "warnings": [*job.record.warnings, *body.remarks()],
     }
@@ -105,14 +105,14 @@ def _completed(jobs: Jobs, job: Job, index: int, body: ImageBody) -> dict[str, A
 
 def _about(job: Job) -> dict[str, Any]:
     return {
-        "output_format": job.settled.format,
-        "quality": QUALITIES[job.settled.preset],
-        "size": f"{job.settled.width}x{job.settled.height}",
+        "output_format": job.settings.format,
+        "quality": QUALITIES[job.settings.preset],
+        "size": f"{job.settings.width}x{job.settings.height}",
     }
 
 
 def _picture(jobs: Jobs, job: Job, index: int, body: ImageBody, base: str) -> dict[str, Any]:
-    told = {"seed": job.settled.seeds[index], "revised_prompt": job.record.revised_prompt}
+    told = {"seed": job.settings.seeds[index], "revised_prompt": job.record.revised_prompt}
     if body.response_format == "url":
         return {"url": f"{base.rstrip('/')}/v1/jobs/{job.id}/pictures/{index}", **told}
     return {"b64_json": picture_base64(jobs, job, index), **told}
@@ -121,7 +121,7 @@ def _picture(jobs: Jobs, job: Job, index: int, body: ImageBody, base: str) -> di
 def _usage(job: Job, pictures: int | None = None) -> dict[str, Any]:
     """Tokens of a job, or of so many of its pictures."""
     one = job.pictures[0]
-    text, image = one.text_tokens, one.image_tokens * (pictures or len(job.settled.seeds))
+    text, image = one.text_tokens, one.image_tokens * (pictures or len(job.settings.seeds))
     given = one.image_tokens if job.is_edit else 0
     return {
         "input_tokens": text + given,

@@ -81,7 +81,7 @@ async def _give_up(jobs: Jobs) -> None:
     jobs.drain()
     await asyncio.get_running_loop().run_in_executor(None, jobs.stop_unstored)
     end = time.monotonic() + GIVING_UP
-    while any(not job.settled.stored for job in jobs.table.unfinished) and time.monotonic() < end:
+    while any(not job.settings.stored for job in jobs.table.unfinished) and time.monotonic() < end:
         await asyncio.sleep(0.05)
 
 

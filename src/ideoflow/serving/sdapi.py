@@ -155,24 +155,24 @@ async def draw(request: Request, body: DrawBody, jobs: TheJobs) -> Any:
 
 def _info(job: Job, body: DrawBody, made: list[int], model: str) -> dict[str, Any]:
     """What pictures were drawn with, under the names that programs know."""
-    settled, line = job.settled, job.record.prompt
+    settings, line = job.settings, job.record.prompt
     remarks = ["`negative_prompt` has no effect here"] if body.negative_prompt else []
     return {
         "prompt": line,
         "all_prompts": [line] * len(made),
         "negative_prompt": "",
-        "seed": settled.seeds[0],
-        "all_seeds": [settled.seeds[index] for index in made],
-        "width": settled.width,
-        "height": settled.height,
+        "seed": settings.seeds[0],
+        "all_seeds": [settings.seeds[index] for index in made],
+        "width": settings.width,
+        "height": settings.height,
         "sampler_name": SAMPLER,
-        "cfg_scale": settled.guidance,
-        "steps": settled.steps,
-        "batch_size": len(settled.seeds),
+        "cfg_scale": settings.guidance,
+        "steps": settings.steps,
+        "batch_size": len(settings.seeds),
         "sd_model_name": model,
         "infotexts": [
-            f"{line}\nSteps: {settled.steps}, Sampler: {SAMPLER}, Seed: {settled.seeds[index]}, Size:"
-            f" {settled.width}x{settled.height}"
+            f"{line}\nSteps: {settings.steps}, Sampler: {SAMPLER}, Seed: {settings.seeds[index]}, Size:"
+            f" {settings.width}x{settings.height}"
             for index in made
         ],
         "job": job.id,
@@ -204,7 +204,7 @@ async def progress(request: Request, jobs: TheJobs, skip_current_image: bool = F
     previews = [event.data["image"] for event in job.journal.after(0) if event.type == "preview"]
     image = preview_base64(previews[-1]) if previews and not skip_current_image else None
     share = done["step"] / done["steps"]
-    steps = done["step"] % job.settled.steps, job.settled.steps
+    steps = done["step"] % job.settings.steps, job.settings.steps
     return _progress(share, done["seconds_left"] or 0, job.id, len(under_way), steps, image)
 
 

@@ -15,7 +15,7 @@ from ..sizes import SIDE_LIMITS
 from ..sketch import GUIDANCE
 from ..sketch.prose import GRAMMAR
 from ..sketch.prose import write as write_by_grammar
-from .job_settings import Served
+from .job_settings import ServedModel
 from .server_settings import ServerSettings, without_folders
 
 SKETCH_SIZE, DEFAULT_SIZE = (128, 128), (1024, 1024)
@@ -77,11 +77,11 @@ def _by_the_model(pipe: Ideogram4Pipeline, words: str, size: tuple[int, int] | N
     return Written(Caption.parse(line), TEXT_ENCODER)
 
 
-def served_by(settings: ServerSettings, pipe: Ideogram4Pipeline | None) -> Served:
+def served_by(settings: ServerSettings, pipe: Ideogram4Pipeline | None) -> ServedModel:
     """What orders are settled by; with what can be told before the model is there, if it is not."""
     bundled = settings.model == SKETCH
     limits = pipe.config.get("side_limits") if pipe is not None else None
-    return Served(
+    return ServedModel(
         settings,
         default_size=SKETCH_SIZE if bundled else DEFAULT_SIZE,
         default_preset=DEFAULT_PRESET,

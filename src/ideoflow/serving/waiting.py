@@ -91,7 +91,7 @@ async def watched(request: Request, jobs: Jobs, job: Job) -> AsyncGenerator[JobE
             raise ApiError(499, "The client has gone.") if gone.done() else _stopping(job)
     finally:
         gone.cancel()
-        if not job.settled.stored and not job.ended.is_set():
+        if not job.settings.stored and not job.ended.is_set():
             jobs.cancel(job)
 
 
@@ -101,7 +101,7 @@ async def _gone(request: Request) -> None:
 
 
 def _stopping(job: Job) -> ApiError:
-    kept = f"{job.id} is kept, and taken up at its next start" if job.settled.stored else "ask again in a moment"
+    kept = f"{job.id} is kept, and taken up at its next start" if job.settings.stored else "ask again in a moment"
     return ApiError(503, f"The server stops before this is finished: {kept}.", code="stopping", headers=LATER)
 
 

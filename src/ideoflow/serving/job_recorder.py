@@ -1,4 +1,4 @@
-"""The clerk: one thread that writes what happens to pictures into jobs, files and the database, in its order."""
+"""The recorder: one thread that writes what happens to pictures into jobs, files and the database, in its order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .store import Store, StoreError, UnknownJob
 logger = logging.getLogger(__name__)
 
 
-class Clerk:
+class JobRecorder:
     """Writes down what the engine tells; whoever tells it goes on at once.
 
     Args:
@@ -43,7 +43,7 @@ class Clerk:
         self._metrics = metrics
         self._cancel = cancel
         self._unwritten: deque[Job] = deque()  # jobs that have ended, which the database does not know yet
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="clerk")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="recorder")
 
     def hear(self, event: Event) -> None:
         """Write an event of the engine down."""
@@ -114,10 +114,12 @@ class Clerk:
     def _keep(self, job: Job, index: int, event: Event) -> None:
         """Keep a finished picture, with the settings that make it again."""
         settings = _without_paths(event.request.settings or {})
-        form = job.settled.format
-        data = encode_image(event.image, form.upper(), to_text(settings) if settings else None, job.settled.compression)
-        info = PictureInfo(index, job.settled.seeds[index], event.image.width, event.image.height, form, len(data))
-        if job.settled.stored:
+        form = job.settings.format
+        data = encode_image(
+            event.image, form.upper(), to_text(settings) if settings else None, job.settings.compression
+        )
+        info = PictureInfo(index, job.settings.seeds[index], event.image.width, event.image.height, form, len(data))
+        if job.settings.stored:
             self._store.add_picture(job.id, index, data, info)
         else:
             job.data[index] = data
@@ -146,7 +148,7 @@ class Clerk:
             self._cancel(request)
         for index in job.pictures:
             self._table.end_picture(job, index)
-        self._settle(job, written=not (resume and job.settled.stored))
+        self._settle(job, written=not (resume and job.settings.stored))
 
     def _end_picture(self, job: Job, index: int) -> None:
         if self._table.end_picture(job, index):
@@ -156,12 +158,12 @@ class Clerk:
         if not self._table.is_unfinished(job):
             return
         whole = not job.missing
-        if self.stopping and job.settled.stored and not (whole or job.given_up or job.record.error is not None):
+        if self.stopping and job.settings.stored and not (whole or job.given_up or job.record.error is not None):
             return
         status: Status = "failed" if job.record.error is not None else "finished" if whole else "cancelled"
         with job.lock:
             job.record.status, job.record.finished_at = status, time.time()
-        if written and job.settled.stored:
+        if written and job.settings.stored:
             self._unwritten.append(job)
             self._catch_up()
         self._metrics.count_end(job.record)
@@ -186,7 +188,7 @@ class Clerk:
         with job.lock:
             for name, value in changes.items():
                 setattr(job.record, name, value)
-        if job.settled.stored:
+        if job.settings.stored:
             self._store.update(job.id, **changes)
 
 
