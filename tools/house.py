@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ops",),
     ("captions", "packing", "schedule", "configuration", "pictures"),
     ("provenance", "presets"),
-    ("files", "images", "digests", "sizes", "placeholder"),
+    ("files", "images", "digests", "sizes", "placeholder", "change_options"),
     ("dtypes", "devices", "checks", "interrupts", "standard_streams", "bundled", "_version", "_imports"),
 )
 # Reachable from everywhere, since it imports nothing before it is asked: the package's own public names.

@@ -10,8 +10,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from ideoflow import sketch
+from ideoflow.change_options import TAKES
 from ideoflow.cli import app
-from ideoflow.pictures import read_settings
+from ideoflow.pictures import read_settings, save_image
 
 SQUARE = {"type": "obj", "bbox": [200, 200, 600, 600], "desc": "a blue square"}
 CIRCLE = {"type": "obj", "bbox": [650, 650, 950, 950], "desc": "a red circle"}
@@ -40,6 +41,14 @@ def drawn(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def edited(drawn, tmp_path_factory) -> Path:
+    """That picture with a star in place of the square."""
+    path = tmp_path_factory.mktemp("edited") / "star.png"
+    edit(drawn, "--caption", AFTER, "--out", str(path))
+    return path
+
+
 @pytest.fixture
 def foreign() -> Path:
     path = Path("photo.jpg")
@@ -49,6 +58,8 @@ def foreign() -> Path:
 
 def edit(*arguments: str | Path, fails: int = 0) -> Result:
     defaults = {"--steps": "2", "--seed": "7", "--out": "out.png"}
+    if "--variation" in arguments:  # which has the picture's own
+        del defaults["--seed"]
     options = [part for key, value in defaults.items() if key not in arguments for part in (key, value)]
     result = CliRunner().invoke(app, ["edit", *map(str, arguments), *options])
     assert result.exit_code == fails, result.output
@@ -111,6 +122,85 @@ def test_a_neighbour_of_a_picture(drawn):
     edit(drawn, "--variation", "0.3", "--variation-seed", "4")
 
     assert made() == {"kind": "variation", "seed": 4, "amount": 0.3}
+
+
+def test_a_variation_begins_with_the_seed_of_its_picture(drawn):
+    edit(drawn, "--variation", "0", "--variation-seed", "4", "--steps", "3")
+
+    assert read_settings("out.png")["seed"] == 5 and (pixels("out.png") == pixels(drawn)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [(["--seed", "6"], "begins with its own seed, 5"), (["--n", "2"], "is one neighbour")]
+)
+def test_a_variation_has_no_other_seed_than_its_pictures(drawn, options, message):
+    assert message in edit(drawn, "--variation", "0.2", *options, fails=2).output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"edit": {"kind": "inpaint"}}, "was made from another picture or seed"),
+        ({"edit": {"kind": "upscale"}}, "was made from another picture or seed"),
+        ({"unrepeatable": "its pipeline was put together in Python"}, "was put together in Python"),
+        ({"seed": None}, "does not say its seed"),
+    ],
+)
+def test_what_a_seed_alone_does_not_make_has_no_neighbours(drawn, said, message):
+    with Image.open(drawn) as image:
+        image.info["ideoflow"] = json.dumps(json.loads(image.info["ideoflow"]) | said)
+        save_image(image, "other.png")
+
+    output = edit("other.png", "--variation", "0.2", fails=2).output.replace("\n", " ")
+    assert (message in output and "--how image --strength 0.5" in output) or "vary the picture" in output
+
+
+OPTIONS = {
+    "before": BEFORE, "margin": 7, "padding": 3, "strength": 0.5, "feather": 20, "harmonise": 3, "mask": "m.png",
+    "boxes": "0,0,500,500", "mask_changes": "black", "fit": "crop", "outpaint": "144x144", "place": "0,0",
+    "variation": 0.2, "variation_seed": 3,
+}  # fmt: skip
+
+
+def as_option(name):
+    return [f"--{'box' if name == 'boxes' else name.replace('_', '-')}", str(OPTIONS[name])]
+
+
+@pytest.mark.parametrize("how", TAKES)
+def test_an_option_that_a_kind_of_change_does_not_take_is_refused_by_its_name(drawn, how):
+    for name in sorted(OPTIONS.keys() - TAKES[how]):
+        output = edit(drawn, "--how", how, *as_option(name), fails=2).output.replace("\n", " ")
+        assert as_option(name)[0] in output or "at once" in output, name
+
+
+def test_a_place_needs_a_larger_picture(drawn):
+    assert "--place goes with outpaint" in edit(drawn, "--place", "0,0", fails=2).output.replace("\n", " ")
+
+
+@pytest.mark.parametrize("options", [[], ["--caption", BEFORE]])
+def test_without_a_change_the_ways_of_changing_are_told(drawn, options):
+    output = " ".join(edit(drawn, *options, fails=2).output.split())
+    assert "--caption NEW" in output and "--outpaint WxH" in output
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *map(as_option, OPTIONS),
+        *(["--how", "image"], ["--caption", AFTER], ["--seed", "8"], ["--steps", "9"], ["--n", "2"]),
+        *(["--guidance", "9"], ["--preset", "quality"]),
+    ],
+    ids=lambda options: options[0],
+)
+def test_options_that_the_file_of_an_edit_says_are_refused_beside_again(drawn, edited, options):
+    result = CliRunner().invoke(app, ["edit", str(drawn), "--again", str(edited), *options])
+    assert result.exit_code == 2 and f"{options[0]} would make another picture" in result.output.replace("\n", " ")
+
+
+def test_what_stays_to_the_last_bit_is_no_jpegs(drawn):
+    said = "a JPEG keeps no pixel to the last bit"
+    assert said in edit(drawn, "--caption", AFTER, "--out", "out.jpg").output.replace("\n", " ")
+    assert said not in edit(drawn, "--strength", "0.1", "--out", "out.jpg").output.replace("\n", " ")
 
 
 def test_a_picture_of_another_program_is_changed_with_captions_given(foreign):

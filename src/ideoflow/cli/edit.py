@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..change_options import TAKES, not_taken
 from ..checks import printable
 from ..files import check_writable
 from ..pictures import read_settings
 from .chosen import Options
-from .console import out, plain_errors, plain_warnings, starting
+from .console import out, plain_errors, plain_warnings, starting, warn
 from .draw import load, steps_shown
 from .drawing_options import (
     BaseOption,
@@ -44,7 +45,12 @@ from .values import parse_format, parse_size
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-HOW = ("redraw", "inpaint", "image", "caption", "outpaint", "variation")
+LOSSY = (".jpg", ".jpeg")
+WAYS = (
+    "say what it is to become: --caption NEW redraws what differs from its own caption; --mask FILE or --box Y,X,Y,X"
+    " draws a part anew; --how image the whole, starting from it; --outpaint WxH draws a larger one around it;"
+    " --variation 0.2 a neighbour."
+)
 
 
 @dataclass(frozen=True)
@@ -54,18 +60,23 @@ class Wish:
     how: str | None
     before: str | None
     mask: Path | None
-    mask_changes: str
-    boxes: tuple[tuple[float, ...], ...]
+    mask_changes: str | None
+    boxes: tuple[tuple[float, ...], ...] | None
     outpaint: tuple[int, int] | None
     place: tuple[int, int] | None
     variation: float | None
     variation_seed: int | None
     strength: float | None
     feather: int | None
-    harmonise: int
+    harmonise: int | None
     padding: int | None
     margin: int | None
     fit: str | None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that were given, by their names in `TAKES`; `how` is none of them."""
+        return {name: value for name, value in vars(self).items() if value is not None and name != "how"}
 
 
 def edit(
@@ -104,8 +115,11 @@ def edit(
         typer.Option(help="A picture of the same size that says what may change: white does; grey says how strongly."),
     ] = None,
     mask_changes: Annotated[
-        str, typer.Option(metavar="WHAT", help="What of the mask changes: white, black or transparent.")
-    ] = "white",
+        str | None,
+        typer.Option(
+            metavar="WHAT", help="What of the mask changes: white, black or transparent.", show_default="white"
+        ),
+    ] = None,
     box: Annotated[
         list[str] | None,
         typer.Option(
@@ -126,7 +140,11 @@ def edit(
         ),
     ] = None,
     variation: Annotated[
-        float | None, typer.Option(help="Draw a neighbour of the picture: how far away, from 0 to 1.")
+        float | None,
+        typer.Option(
+            help="Draw a neighbour of a picture made by ideoflow, from its seed: how far away, from 0 to 1.",
+            show_default="0.2 for --how variation",
+        ),
     ] = None,
     variation_seed: Annotated[
         int | None, typer.Option(min=0, help="Seed that the neighbour lies towards.", show_default="drawn at random")
@@ -143,8 +161,11 @@ def edit(
         typer.Option(min=0, help="Pixels over which what is drawn fades in.", show_default="8; 4 for redraw"),
     ] = None,
     harmonise: Annotated[
-        int, typer.Option(min=0, help="Further rounds of each step, against seams; each takes as long again.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0, help="Further rounds of each step, against seams; each takes as long again.", show_default="0"
+        ),
+    ] = None,
     padding: Annotated[
         int | None,
         typer.Option(
@@ -203,13 +224,19 @@ def edit(
     with plain_errors():
         options = Options.of(preset, steps, guidance, model, lora, dtype, device, quantize, base)
         wish = Wish(
-            how, before, mask, mask_changes, tuple(map(_box, box or ())),
+            how, before, mask, mask_changes, tuple(map(_box, box)) if box else None,
             parse_size(outpaint, "--outpaint") if outpaint else None, _place(place) if place else None,
             variation, variation_seed, strength, feather, harmonise, padding, margin, fit,
         )  # fmt: skip
         own = own_settings(picture)
         made = read_settings(again) if again else None
+        if made is not None:
+            typed = {"preset": options.preset, "steps": steps, "guidance": guidance, "seed": seed}
+            _check_again(str(again), made, {"caption": caption, "how": how, **wish.given}, typed, n)
         prompt = prompt_of(caption, made or own, picture)
+        kind_of = "" if made is not None else _how(wish, own, prompt.text, caption is None)
+        if kind_of == "variation":
+            seed = _own_seed(str(picture), own, seed, n)
         report([prompt], strict=False)
         recipe = made if made is not None else as_model(own)
         named = {"size": True} | ({} if seed is None and made else {"seed": seed})
@@ -225,13 +252,15 @@ def edit(
         if made is not None:
             change = editing.change_of(picture, made)
         else:
-            change, text = _change(picture, wish, own, text)
+            change, text = _change(picture, kind_of, wish, own, text)
         size = _size(change)
         targets = [
             target(output, Picture(text, *size, seed + i, f"{picture.stem}-edited"), i, n, kind) for i in range(n)
         ]
         for path in dict.fromkeys(targets):
             check_writable(path, "--out")
+        if hasattr(change, "mask") and any(path.suffix.lower() in LOSSY for path in targets):
+            warn("a JPEG keeps no pixel to the last bit: what stays of the picture changes a little. A PNG keeps it.")
         images = _draw(settings, change, text, [seed + i for i in range(n)], ignore_unknown, max_tokens)
         paths = [save(image, path, metadata, overwrite) for image, path in zip(images, targets, strict=True)]
         for path in paths:
@@ -267,81 +296,147 @@ def prompt_of(caption: str | None, recipe: dict[str, Any] | None, picture: Path)
     return Prompt(recipe["caption"], picture.stem, str(picture), placed=is_placed(recipe["caption"]))
 
 
-def _change(picture: Path, wish: Wish, own: dict[str, Any], text: str) -> tuple[Any, str]:
+def _check_again(name: str, made: dict[str, Any], given: dict[str, Any], typed: dict[str, Any], n: int) -> None:
+    """Refuse options beside --again that would make another picture than its file says.
+
+    Args:
+        name: The file.
+        made: What it says.
+        given: Options of the change, whose values all stand in the file; None where they are left out.
+        typed: Options of the steps; one that says what the file says is no fault.
+        n: Pictures.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if why := made["unrepeatable"]:
+        raise ValueError(
+            f"{printable(name)} cannot be made again: {printable(why)}. Leave --again out, and give the options of the"
+            " change."
+        )
+    others = [key for key, value in given.items() if value is not None]
+    others += [key for key, value in typed.items() if value is not None and value != made[key]]
+    others += ["n"] if n != 1 else []
+    if others:
+        raise ValueError(
+            f"--again makes {printable(name)} again, by what its file says, and {_spelt(others[0])} would make another"
+            " picture: leave one of them out."
+        )
+
+
+def _own_seed(name: str, own: dict[str, Any], seed: int | None, n: int) -> int:
+    """The seed of a picture that a variation is to be a neighbour of.
+
+    Raises:
+        ValueError: where its seed, caption and settings alone do not make the picture, or another seed is asked for.
+    """
+    name = printable(name)
+    if not own:
+        raise ValueError(f"{name} was not made by ideoflow: only its settings have neighbours.")
+    if own["edit"]:
+        raise ValueError(
+            f"{name} was made from another picture or seed, and its own seed's neighbours are those of something else:"
+            " vary the picture that it was made of, or draw this one anew with --how image --strength 0.5."
+        )
+    if own["unrepeatable"] or own["seed"] is None:
+        why = own["unrepeatable"] or "its file does not say its seed"
+        raise ValueError(
+            f"{name} cannot be made again from its seed ({printable(why)}), so its seed's neighbours are not its own:"
+            " draw it anew with --how image --strength 0.5."
+        )
+    if seed is not None and seed != own["seed"]:
+        raise ValueError(
+            f"--seed {seed}: a variation of {name} begins with its own seed, {own['seed']}. Leave --seed out;"
+            " --variation-seed says where the neighbour lies."
+        )
+    if n != 1:
+        raise ValueError(f"--n {n}: a variation is one neighbour. Give each a --variation-seed of its own.")
+    return int(own["seed"])
+
+
+def _spelt(name: str) -> str:
+    """An option as it is typed."""
+    return "--box" if name == "boxes" else f"--{name.replace('_', '-')}"
+
+
+def _change(picture: Path, how: str, wish: Wish, own: dict[str, Any], text: str) -> tuple[Any, str]:
     """The change that the options ask for, and the caption of what is drawn."""
     from .. import editing
     from ..editing.caption_window import seen_caption
 
-    how = _how(wish, own, text)
     before = Reader().read(wish.before)[0].text if wish.before else own.get("caption")
-    given: dict[str, Any] = {
-        name: value
-        for name, value in (("strength", wish.strength), ("feather", wish.feather), ("padding", wish.padding))
-        if value is not None
-    }
-    fit = {} if wish.fit is None else {"fit": wish.fit}
     if how in ("redraw", "caption") and before is None:
         raise ValueError(f"{printable(picture)} brings no caption along: give --before, its caption as it is.")
+    given = {name: value for name, value in wish.given.items() if name != "before"}  # which this kind takes, all of it
     if how == "redraw":
-        margin = {} if wish.margin is None else {"margin": wish.margin}
-        return editing.redrawn(picture, before, text, harmonise=wish.harmonise, **margin, **given), text
+        return editing.redrawn(picture, before, text, **given), text
     if how == "inpaint":
-        if wish.mask is None and not wish.boxes:
-            raise ValueError("--how inpaint needs --mask or --box, which say what may change.")
-        mask = list(wish.boxes) if wish.mask is None else wish.mask
-        options = {"harmonise": wish.harmonise, "mask_changes": wish.mask_changes, **given, **fit}
-        return editing.Inpaint(picture, mask, **options), text
+        mask = given.pop("mask", None) or list(given.pop("boxes"))
+        return editing.Inpaint(picture, mask, **given), text
     if how == "outpaint":
-        if wish.outpaint is None:
-            raise ValueError("--how outpaint needs --outpaint WxH, the size of the larger picture.")
-        given.pop("padding", None)
-        change = editing.outpainted(picture, wish.outpaint, wish.place, harmonise=wish.harmonise, **given)
+        size = given.pop("outpaint")
+        change = editing.outpainted(picture, size, given.pop("place", None), **given)
         if own and text == own["caption"]:  # of the old picture: its elements stay where they are
             import json
 
             (left, top), (wide, tall) = change.settings["place"], change.settings["of"]
-            window = (-left, -top, wish.outpaint[0] - left, wish.outpaint[1] - top)
+            window = (-left, -top, size[0] - left, size[1] - top)
             seen = seen_caption(text, (wide, tall), window)
             text = seen if isinstance(seen, str) else json.dumps(seen, separators=(",", ":"), ensure_ascii=False)
         return change, text
     if how == "variation":
-        if not own:
-            raise ValueError(f"{printable(picture)} was not made by ideoflow: only its settings have neighbours.")
-        other = random.SystemRandom().randrange(2**31) if wish.variation_seed is None else wish.variation_seed
-        amount = {} if wish.variation is None else {"amount": wish.variation}
+        other = given.get("variation_seed", random.SystemRandom().randrange(2**31))
+        amount = {"amount": given["variation"]} if "variation" in given else {}
         return editing.Variation(other, (int(own["width"]), int(own["height"])), **amount), text
-    whole: dict[str, Any] = {
-        key: value for key, value in (("strength", wish.strength), ("fit", wish.fit)) if value is not None
-    }
     if how == "caption":
-        return editing.CaptionEdit(picture, before, **whole), text
-    return editing.ImageToImage(picture, **whole), text
+        return editing.CaptionEdit(picture, before, **given), text
+    return editing.ImageToImage(picture, **given), text
 
 
-def _how(wish: Wish, own: dict[str, Any], text: str) -> str:
-    """The kind of change that the options ask for."""
+def _how(wish: Wish, own: dict[str, Any], text: str, same: bool) -> str:
+    """The kind of change that the options ask for.
+
+    Args:
+        wish: The options of the change.
+        own: What the picture's file says.
+        text: What it is to become.
+        same: Whether that is its own caption, for none was given.
+
+    Raises:
+        ValueError: for options that contradict each other, or that the kind does not take.
+    """
     said = [
         kind
         for kind, asked in (
-            ("inpaint", wish.mask is not None or bool(wish.boxes)),
+            ("inpaint", wish.mask is not None or wish.boxes is not None),
             ("outpaint", wish.outpaint is not None),
             ("variation", wish.variation is not None),
         )
         if asked
     ]
-    if wish.mask is not None and wish.boxes:
+    if wish.mask is not None and wish.boxes is not None:
         raise ValueError("--mask and --box both say what may change: give one of them.")
-    if wish.how is not None and wish.how not in HOW:
-        raise ValueError(f"--how {wish.how!r} is unknown: choose one of {', '.join(HOW)}.")
+    if wish.how is not None and wish.how not in TAKES:
+        raise ValueError(f"--how {wish.how!r} is unknown: choose one of {', '.join(TAKES)}.")
     if len(said) > 1 or (wish.how is not None and said and said != [wish.how]):
         options = " and ".join(dict.fromkeys([*said, *([wish.how] if wish.how else [])]))
         raise ValueError(f"the options ask for {options} at once: leave one of them out.")
-    if wish.how is not None:
-        return wish.how
-    if said:
-        return said[0]
-    before = wish.before or own.get("caption")
-    return "image" if before is None or before == text else "redraw"
+    redraws = wish.before is not None or (own and own["caption"] != text)
+    how = wish.how or (said[0] if said else "redraw" if redraws else "image")
+    if found := not_taken(how, wish.given):
+        name, kinds = found
+        raise ValueError(
+            f"{_spelt(name)} goes with {' and '.join(kinds)}, and this change is {how}: leave it out, or ask for"
+            f" another kind with --how."
+        )
+    if how == "image" and wish.how is None and own and not wish.given:
+        told = "no change is asked for" if same else "--caption says what the picture's own caption does"
+        raise ValueError(f"{told}: {WAYS}")
+    if how == "inpaint" and not said:
+        raise ValueError("--how inpaint needs --mask or --box, which say what may change.")
+    if how == "outpaint" and not said:
+        raise ValueError("--how outpaint needs --outpaint WxH, the size of the larger picture.")
+    return how
 
 
 def _size(change: Any) -> tuple[int, int]:
