@@ -13,7 +13,7 @@ from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent, Im
 from PIL import Image
 
 from ideoflow.pictures import read_settings
-from ideoflow.serving import guard
+from ideoflow.serving import guard, jobs
 
 SQUARE = {"type": "obj", "bbox": [200, 200, 600, 600], "desc": "a blue square"}
 BEFORE = {"compositional_deconstruction": {"background": "plain yellow", "elements": [SQUARE]}}
@@ -222,6 +222,18 @@ def test_pictures_that_are_sent_at_a_time_fit_into_memory(server, picture, monke
     assert send() == (503, "too_many_files")
     monkeypatch.setattr(guard, "FILES_AT_ONCE", 5000)
     assert [send()[0] for _ in range(3)] == [400] * 3
+
+
+def test_pictures_that_wait_to_be_changed_fit_into_memory(server, before, monkeypatch):
+    monkeypatch.setattr(jobs, "MOST_GIVEN", 96 * 64)
+    order = {"caption": AFTER, "num_inference_steps": 100, "edit": {"job": before["id"]}}
+    first = server.http.post("/v1/jobs", json=order)
+    second = server.http.post("/v1/jobs", json=order)
+    server.http.delete(f"/v1/jobs/{first.json()['id']}")
+
+    assert first.status_code == 202
+    assert (second.status_code, second.json()["error"]["code"]) == (429, "queue_full")
+    assert changed(server, before)["status"] == "finished"
 
 
 def test_an_edit_without_a_picture_is_a_bad_request(server):

@@ -21,7 +21,6 @@ TYPES = {
     415: "invalid_request_error",
     429: "rate_limit_error",
     431: "invalid_request_error",
-    501: "not_implemented_error",
     502: "caption_writer_error",
     503: "service_unavailable_error",
     507: "storage_error",

@@ -69,7 +69,7 @@ class Job:
     Attributes:
         record: what is kept of it.
         settings: what was asked for.
-        is_edit: whether a picture is changed, rather than drawn from the caption alone.
+        given_pixels: pixels of the picture that is changed; 0 where pictures are drawn from the caption alone.
         pictures: those that were to be made when it was submitted or taken up, by index.
         journal: its events.
         data: bytes of the pictures of a job that is not stored, by index.
@@ -80,7 +80,7 @@ class Job:
 
     record: JobRecord
     settings: JobSettings
-    is_edit: bool = False
+    given_pixels: int = 0
     pictures: dict[int, Picture] = field(default_factory=dict)
     journal: Journal = field(default_factory=lambda: Journal(first=int(time.time() * 1e6)))
     data: dict[int, bytes] = field(default_factory=dict)

@@ -24,7 +24,6 @@ from ..bundled import SKETCH
 from ..captions.schema import is_placed
 from ..captions.writing import Writer, WritingError
 from ..editing import Ideogram4InpaintPipeline
-from ..editing.pipelines import Change
 from ..engine import Request
 from ..pipeline import Ideogram4Pipeline, preview_map_of
 from ..sizes import UNIT
@@ -35,7 +34,7 @@ from .job_recorder import JobRecorder
 from .job_settings import MOST_TEXT, JobSettings, Order, ServedModel, read_size, settle, unusual_size, wrong
 from .job_table import JobTable
 from .metrics import Metrics
-from .picture_changes import LARGER, Wanted
+from .picture_changes import LARGER, PictureChange, Wanted
 from .prompts import ReadPrompt, read_prompt
 from .records import JobRecord, PictureInfo, Status
 from .server_settings import without_folders
@@ -51,6 +50,7 @@ UNPLACED = (
 LETTERS = string.ascii_letters + string.digits
 ATTEMPTS = 3  # times that a job may be running when the server is killed: it may be what kills it
 TOKENS_OF_A_PASS = 65_536  # sixteen pictures of 1024 x 1024 pixels, of which memory holds one pass on most devices
+MOST_GIVEN = 2**29  # pixels of the pictures that jobs change, which are held until those are done: 1.5 GiB
 PACE_SECONDS = 1.0  # for which a measured time to a free place is told again
 
 
@@ -97,7 +97,7 @@ class Jobs:
         key: str | None = None,
         digest: str | None = None,
         field: str = "caption",
-        change: Change | None = None,
+        change: PictureChange | None = None,
     ) -> tuple[Job, bool]:
         """Accept a job.
 
@@ -127,6 +127,9 @@ class Jobs:
         self._check_length(prompt, field)
         change = change or self._change_of(order, prompt.line)
         settings = self._settle(order, change)
+        given = 0 if change is None else math.prod(change.image.size)
+        if given and given + sum(job.given_pixels for job in self.table.unfinished) > MOST_GIVEN:
+            raise self._full("Memory has no room for another picture to be changed just now")
         if not self.table.reserve():
             raise self._full()
         try:
@@ -143,7 +146,7 @@ class Jobs:
                 body_digest=digest,
                 model=self.served.settings.model,
             )
-            job = Job(record, settings, is_edit=change is not None)
+            job = Job(record, settings, given_pixels=given)
             self._make(job, change)
             self.table.add(job)
             try:
@@ -372,11 +375,12 @@ class Jobs:
             message = f"The engine has failed: the server has to be restarted.{again}"
             self._recorder.give_up(job, "engine_failed", message, resume=True)
 
-    def _full(self) -> ApiError:
+    def _full(self, why: str | None = None) -> ApiError:
         seconds = self.seconds_to_a_place()
+        why = why or f"The queue is full: {self.table.places} jobs are waiting or running"
         return ApiError(
             429,
-            f"The queue is full: {self.table.places} jobs are waiting or running. Ask again in {seconds} seconds.",
+            f"{why}. Ask again in {seconds} seconds.",
             code="queue_full",
             headers={"Retry-After": str(seconds)},
         )
@@ -404,7 +408,7 @@ class Jobs:
             remarks.append("a guidance of 0 leaves the caption out: the picture shows anything.")
         return remarks
 
-    def _change_of(self, order: Order, line: str) -> Change | None:
+    def _change_of(self, order: Order, line: str) -> PictureChange | None:
         """What an order does to a picture that is kept; None where it draws a new one.
 
         Raises:
@@ -417,7 +421,7 @@ class Jobs:
         wanted = Wanted.of(edit, self.get(edit.job).record.prompt)
         return wanted.change(picture, line, LARGER * self.served.settings.pixel_limit)
 
-    def _settle(self, order: Order, change: Change | None) -> JobSettings:
+    def _settle(self, order: Order, change: PictureChange | None) -> JobSettings:
         """An order with nothing left open; a change is drawn in whole tokens, and has the picture's own size."""
         canvas = None if change is None else change.canvas(UNIT, self.served.side_limits[1])
         if change is None or canvas is None:
@@ -428,7 +432,7 @@ class Jobs:
             raise wrong("size", f"`size` is {order.size}, and the picture has {width}x{height}: leave it out.")
         return replace(settings, width=width, height=height)
 
-    def _make(self, job: Job, change: Change | None) -> None:
+    def _make(self, job: Job, change: PictureChange | None) -> None:
         """Make the requests of a job's pictures that are missing.
 
         Args:
@@ -495,7 +499,8 @@ class Jobs:
         record.status, record.started_at = "queued", None
         order = Order.model_validate(record.request)
         change = self._change_of(order, record.prompt)
-        job = Job(record, self._settle(order, change), is_edit=change is not None)
+        given = 0 if change is None else math.prod(change.image.size)
+        job = Job(record, self._settle(order, change), given_pixels=given)
         if job.missing:
             self._make(job, change)
         self._store.update(record.id, status="queued", started_at=None, attempts=record.attempts)

@@ -84,7 +84,7 @@ def due_steps(steps: int, partials: int) -> list[int]:
 
 
 def _event(kind: str, job: Job, **more: Any) -> str:
-    name = f"{'image_edit' if job.is_edit else 'image_generation'}.{kind}"
+    name = f"{'image_edit' if job.given_pixels else 'image_generation'}.{kind}"
     data = {"type": name, "created_at": int(time.time()), "background": "opaque", **_about(job), **more}
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
@@ -122,7 +122,7 @@ def _usage(job: Job, pictures: int | None = None) -> dict[str, Any]:
     """Tokens of a job, or of so many of its pictures."""
     one = job.pictures[0]
     text, image = one.text_tokens, one.image_tokens * (pictures or len(job.settings.seeds))
-    given = one.image_tokens if job.is_edit else 0
+    given = one.image_tokens if job.given_pixels else 0
     return {
         "input_tokens": text + given,
         "input_tokens_details": {"text_tokens": text, "image_tokens": given},

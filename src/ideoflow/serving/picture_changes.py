@@ -9,12 +9,12 @@ from typing import Any
 
 from ..captions import CaptionError
 from ..editing import CaptionEdit, ImageToImage, Inpaint, redrawn
-from ..editing.pipelines import Change
 from ..images import ImageError, has_alpha, open_image, plain_errors
 from .api_errors import ApiError, invalid_caption
 from .job_settings import EditOrder, How, read_size, wrong
 from .prompts import read_prompt
 
+PictureChange = Inpaint | CaptionEdit | ImageToImage
 LARGER = 16  # times the pixels of a picture that the server draws, that one to be changed may have
 
 
@@ -55,7 +55,7 @@ class Wanted:
         options = {name: value for name, value in asked if value is not None}
         return cls(edit.how, hole, edit.mask_changes, edit.before or before, None, options)
 
-    def change(self, picture: bytes, prompt: str, most: int) -> Change:
+    def change(self, picture: bytes, prompt: str, most: int) -> PictureChange:
         """The change.
 
         Args:
