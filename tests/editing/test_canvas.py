@@ -131,6 +131,11 @@ def test_a_digest_is_of_pixels_not_of_files(tmp_path):
         torch.full((1, 3, 4, 5), 0.5, dtype=torch.bfloat16),
         torch.zeros(3, 4, 5, dtype=torch.uint8),
         file_of(noise(5, 4)),
+        io.BytesIO(file_of(noise(5, 4))),
+        np.zeros((1, 4, 5, 3), np.uint8),
+        Image.new("RGBA", (5, 4)).convert("RGBa"),
+        Image.new("LA", (5, 4)).convert("La"),
+        Image.fromarray(np.full((4, 5), 40_000, np.uint16)),
     ],
 )
 def test_arrays_tensors_and_bytes_are_pictures(source):
@@ -152,6 +157,11 @@ def test_arrays_tensors_and_bytes_are_pictures(source):
         (torch.zeros(2, 3, 4, 4), ImageError, "tensor of shape"),
         (Image.new("F", (2, 2)), ImageError, "floating-point numbers"),
         (Image.new("I", (2, 2), 70_000), ImageError, "more than 16 bits"),
+        (Image.new("I", (2, 2), 255), ImageError, "16 bits or more whose values end at 255.*save it with 8 bits"),
+        (file_of(Image.fromarray(np.full((4, 4), 9, np.uint16))), ImageError, "16 bits or more whose values end at 9"),
+        (np.eye(4, dtype=np.uint8), ImageError, "`image` has no values but 0 and 1.*multiply it by 255"),
+        (torch.ones(3, 4, 4, dtype=torch.uint8), ImageError, "`image` has no values but 0 and 1"),
+        ("https://example.com/a.png", ImageError, "`image` https://example.com/a.png is an address, and nothing is"),
         ("no-such-file.png", OSError, "no-such-file"),
     ],
 )

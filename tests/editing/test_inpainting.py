@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ideoflow import pictures
-from ideoflow.editing import Inpaint
+from ideoflow.editing import Inpaint, inpainting
 from ideoflow.editing.canvas import digest
 from ideoflow.editing.change import noised, started
 from ideoflow.editing.inpainting import around
+from ideoflow.editing.masking import feathered
 from ideoflow.provenance import from_text
 from tests.editing.conftest import CALL, QUICK
 
@@ -218,3 +219,25 @@ def test_a_request_that_starts_from_noise_alone_begins_with_the_pictures_surroun
 
     assert torch.equal(request.latents[guide.mask == 1], fresh.latents[guide.mask == 1])
     assert torch.equal(started(fresh, guide.known, 1.0).latents, fresh.latents)
+
+
+def test_a_list_of_boxes_is_one_mask_and_lists_of_them_are_one_for_each_prompt(pipe, picture, seeded):
+    one = picture(3)
+    boxes = [[0, 0, 400, 400], [600, 600, 1000, 1000]]
+    call = dict(image=one.image, **QUICK)
+    with pytest.raises(ValueError, match=r"a list of 2 boxes for 2 prompts.*such as \[\[box\], \[box\]\]"):
+        pipe([one.caption] * 2, mask_image=boxes, **call)
+    both = pipe(one.caption, mask_image=boxes, generator=seeded(), **call).images
+    each = pipe([one.caption] * 2, mask_image=[boxes[:1], boxes[1:]], **call).images
+
+    changed = [(np.asarray(image) != np.asarray(one.image)).any(2) for image in (*both, *each)]
+    assert [bool(seen[:38, :38].any()) for seen in changed] == [True, True, False]
+    assert [bool(seen[58:, 58:].any()) for seen in changed] == [True, False, True]
+
+
+def test_how_much_shows_is_computed_once_for_all_pictures_of_a_change(pipe, picture, monkeypatch):
+    calls = []
+    monkeypatch.setattr(inpainting, "feathered", lambda *given: calls.append(1) or feathered(*given))
+    pipe.make_edits(Inpaint(picture(3).image, [0, 0, 400, 400]), picture(3).caption, num_images_per_prompt=3, **QUICK)
+
+    assert len(calls) == 1

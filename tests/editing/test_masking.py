@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from scipy import ndimage
 
-from ideoflow.editing.masking import box_mask, feathered, from_text, grown, open_mask, to_text, token_mask
+from ideoflow.editing.depth import deepest_of_part, depth
+from ideoflow.editing.masking import box_mask, feathered, from_text, open_mask, to_text, token_mask
 from ideoflow.images import ImageError
 from ideoflow.latents import unpatchify
 
@@ -90,11 +92,61 @@ def test_a_feather_rises_from_the_edge_and_not_from_the_pictures_own():
     assert (shown[:, 15:] == 1).all()
 
 
-def test_a_mask_is_grown_on_all_sides():
-    mask = torch.zeros(9, 9)
-    mask[4, 4] = 1
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=2, max_size=4), st.integers(0, 30))
+def test_the_middle_of_every_part_shows_whole_however_wide_the_others_are(sizes, feather):
+    mask = torch.zeros(24, 26 * len(sizes))
+    parts = [
+        (slice(2, 2 + rows), slice(26 * place + 2, 26 * place + 2 + cols)) for place, (rows, cols) in enumerate(sizes)
+    ]
+    for part in parts:
+        mask[part] = 1
+    shown = feathered(mask, feather)
 
-    assert grown(mask, 2).sum() == 25 and grown(mask, 0).sum() == 1
+    for part, (rows, cols) in zip(parts, sizes, strict=True):
+        assert shown[part].max() == 1 and shown[part][rows // 2, cols // 2] == 1
+
+
+def test_a_soft_mask_fades_in_from_where_it_is_sure_and_not_from_its_faint_rim():
+    """As of a mask that was saved as JPEG: specks of 2 % around it, which join it to another part."""
+    mask = torch.full((40, 60), 0.02)
+    mask[10:30, 10:30] = 1
+    mask[10:30, 40:44] = 1
+    shown = feathered(mask, 8)
+
+    assert shown[20, 20] == 1 and shown[20, 41] > 0.9
+    assert shown[20, 10] < 0.3 and shown[5, 5] < 0.05
+
+
+@settings(deadline=None, max_examples=100)
+@given(MASKS, st.integers(1, 50))
+def test_depths_are_those_of_scipy(values, most):
+    inside = values > 0
+    padded = np.pad(inside, most, constant_values=True)
+    padded[0, 0] = False  # scipy has no distance without an outside; this one is too far to count
+    expected = ndimage.distance_transform_cdt(padded, metric="chessboard")[most:-most, most:-most].clip(max=most)
+    labels, count = ndimage.label(inside, np.ones((3, 3)))
+    deepest = ndimage.maximum(expected, labels, np.arange(1, count + 1))
+
+    deep = depth(inside, most)
+    assert (deep == expected).all()
+    assert (deepest_of_part(inside, deep) == np.concatenate(([0], deepest))[labels]).all()
+
+
+def test_masks_of_zeros_and_ones_are_refused_where_255_would_be_white():
+    values = np.eye(4, dtype=np.uint8)
+    for mask in (values, torch.from_numpy(values), grey(values)):
+        with pytest.raises(ImageError, match=r"`mask_image` has no values but 0 and 1.*by 255"):
+            open_mask(mask, (4, 4))
+    for mask in (values * 255, values > 0, values.astype(np.float32), torch.from_numpy(values)[None, None].float()):
+        assert torch.equal(open_mask(mask, (4, 4)), torch.eye(4))
+
+
+def test_masks_of_16_bits_that_use_8_of_them_are_refused():
+    for values in (np.eye(4, dtype=np.uint16), np.eye(4, dtype=np.int32)):
+        with pytest.raises(ImageError, match=r"`mask_image` is a picture of 16 bits.* save it with 8 bits"):
+            open_mask(Image.fromarray(values * 255), (4, 4))
+    assert torch.equal(open_mask(Image.fromarray(np.eye(4, dtype=np.uint16) * 65535), (4, 4)), torch.eye(4))
 
 
 @settings(deadline=None)
@@ -104,6 +156,7 @@ def test_boxes_are_thousandths_y_first(data):
     top, bottom = sorted(data.draw(st.lists(st.integers(0, 1000), min_size=2, max_size=2, unique=True)))
     left, right = sorted(data.draw(st.lists(st.integers(0, 1000), min_size=2, max_size=2, unique=True)))
 
+    assume(bottom > 1 or right > 1)
     mask = box_mask([top, left, bottom, right], (width, height))
 
     rows, cols = mask.amax(1).nonzero().flatten(), mask.amax(0).nonzero().flatten()
@@ -123,6 +176,13 @@ def test_a_margin_grows_boxes():
 def test_boxes_that_are_none_are_refused(boxes):
     with pytest.raises(ValueError, match="`mask_image`"):
         box_mask(boxes, (10, 10))
+
+
+@pytest.mark.parametrize("box", [[0.1, 0.1, 0.5, 0.5], [0, 0, 1, 1], [False, False, True, True], [0, 0, 400, True]])
+def test_boxes_of_shares_and_of_booleans_are_refused(box):
+    for boxes in (box, [[0, 0, 500, 500], box]):
+        with pytest.raises(ValueError, match=r"thousandths of the sides, from 0 to 1000, not in shares|`mask_image`"):
+            box_mask(boxes, (100, 100))
 
 
 def test_a_latent_pixel_changes_as_much_as_any_pixel_in_it():

@@ -1,6 +1,7 @@
 """Upscaling: tiles cover all of the picture, meet without seams, and need no more memory than one of them."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ideoflow.editing import Upscale
 from ideoflow.editing.tiles import Blended, Tile, spans, tiles
@@ -132,13 +134,76 @@ def test_a_folder_with_tiles_of_another_picture_is_refused(pipe, image, circle, 
         pipe.upscale(image, circle, 1.4, generator=seeded(4), **call)
 
 
+KEPT = {**SMALL, "strength": 0.05}
+
+
+@pytest.fixture
+def changed():
+    """A pipeline of its own, to change its weights."""
+    from ideoflow import Ideogram4InpaintPipeline, sketch
+
+    pipe = Ideogram4InpaintPipeline.from_pipe(sketch.load())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_tiles_of_other_weights_or_other_strengths_of_adapters_are_not_taken(changed, image, circle, seeded, tmp_path):
+    from peft import LoraConfig
+
+    layers = LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False)
+    changed.transformer.add_adapter(layers, adapter_name="one")
+
+    def upscale(folder, **options):
+        changed.upscale(image, circle, 1.2, generator=seeded(3), keep=tmp_path / folder, **{**KEPT, **options})
+
+    upscale("a", attention_kwargs={"scale": 1.0})
+    upscale("a", attention_kwargs={"scale": 1.0})
+    for other in ({"scale": 0.5}, None):
+        with pytest.raises(ValueError, match="holds tiles of another picture or of other settings"):
+            upscale("a", attention_kwargs=other)
+    upscale("b")
+    changed.transformer.layers[0].attention.to_q.lora_A["one"].weight.data.mul_(2)
+    with pytest.raises(ValueError, match="holds tiles of another picture or of other settings"):
+        upscale("b")
+    upscale("c")
+    changed.vae.decoder.conv_out.weight.data.mul_(2)
+    with pytest.raises(ValueError, match="holds tiles of another picture or of other settings"):
+        upscale("c")
+
+
+@pytest.mark.parametrize(
+    "damaged", [torch.full((56, 32), torch.nan), torch.zeros(3, 32), torch.zeros(56, 5), torch.zeros(56, 32).int()]
+)
+def test_a_kept_tile_that_is_no_tile_is_drawn_again(pipe, image, circle, seeded, tmp_path, damaged):
+    call = dict(keep=tmp_path, **KEPT)
+    image = image.resize((96, 80))
+    whole = pipe.upscale(image, circle, 1.15, generator=seeded(3), **call).images[0]
+    (file, *_) = tmp_path.iterdir()
+    assert load_file(file)["latents"].shape[1] == 32
+    save_file({"latents": damaged}, file)
+    again = pipe.upscale(image, circle, 1.15, generator=seeded(3), **call).images[0]
+
+    assert (np.asarray(again) == np.asarray(whole)).all()
+
+
+@pytest.mark.parametrize(("size", "factor"), [((20, 20), 1.1), ((103, 57), 1.3), ((96, 100), 1.2), ((31, 97), 1.01)])
+def test_an_enlarged_picture_has_its_sides_times_the_factor(pipe, circle, seeded, size, factor):
+    with warnings.catch_warnings(action="ignore"):  # of sizes that the weights do not know
+        (found,) = pipe.upscale(Image.new("RGB", size, "red"), circle, factor, generator=seeded(), **KEPT).images
+
+    assert found.size == tuple(round(side * factor) for side in size)
+    tiling = Upscale(Image.new("RGB", size, "red"), factor).layout(16, 192)
+    assert np.asarray(tiling.enlarged)[..., 0].min() == 255  # edges are continued, not filled
+    assert tiling.enlarged.size == tuple(-(-side // 16) * 16 for side in found.size)
+
+
 def test_the_file_says_what_was_done(pipe, image, circle, seeded):
     from ideoflow.provenance import from_text
 
     (found,) = pipe.upscale(image, circle, 1.4, generator=seeded(3), **{**SMALL, "strength": 0.05}).images
     settings = from_text(found.info["ideoflow"])
 
-    assert (settings["width"], settings["height"], settings["seed"]) == (128, 128, 3)
+    assert (settings["width"], settings["height"], settings["seed"]) == (134, 134, 3)
     assert settings["edit"]["kind"] == "upscale" and settings["edit"]["factor"] == 1.4
 
 
@@ -154,11 +219,26 @@ def test_the_file_says_what_was_done(pipe, image, circle, seeded):
         (dict(tile=100), "`tile` is 100: give a multiple of 16"),
         (dict(output_type="gif"), "`output_type` is 'gif'"),
         (dict(keep=__file__), "is a file: name a folder"),
+        (dict(keep=""), "`keep` is empty: give the path of a folder"),
+        (dict(keep="/proc/x"), "`keep` /proc/x/tile: nothing can be written"),
+        (dict(max_tokens=0), "`max_tokens` is 0"),
+        (dict(prompt=["x", "y"]), "`prompt` says 2 pictures: one is enlarged at a time"),
+        (dict(num_images_per_prompt=2), "`num_images_per_prompt` says 2 pictures"),
+        (dict(latents=torch.ones(36, 32)), "`latents` is given: each tile has its own"),
     ],
 )
 def test_arguments_are_checked(pipe, image, circle, seeded, arguments, message):
     with pytest.raises(ValueError, match=message):
-        pipe.upscale(image, circle, generator=seeded(), **{**SMALL, **arguments})
+        pipe.upscale(image, **{"prompt": circle, "generator": seeded(), **SMALL, **arguments})
+
+
+def test_a_folder_is_named_by_a_path(image):
+    with pytest.raises(TypeError, match="`keep` is 5: give the path of a folder"):
+        Upscale(image, keep=5)
+
+
+def test_a_list_of_one_prompt_is_one(pipe, image, circle, seeded):
+    assert pipe.upscale(image, [circle], 1.1, generator=seeded(), **KEPT).images[0].size == (106, 106)
 
 
 def test_a_line_is_no_picture_to_enlarge():

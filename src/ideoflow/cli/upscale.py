@@ -119,8 +119,7 @@ def upscale(
         with starting("importing torch, transformers and diffusers"):
             from ..editing import Upscale
         change = Upscale(picture, factor, strength, tile, overlap, keep)
-        size = tuple(round(side * change.factor / 16) * 16 for side in change.image.size)
-        path = target(output, Picture(prompt.text, size[0], size[1], seed, f"{picture.stem}-large"), 0, 1, kind)
+        path = target(output, Picture(prompt.text, *change.size, seed, f"{picture.stem}-large"), 0, 1, kind)
         check_writable(path, "--out")
         image = _draw(settings, change, prompt.text, seed, ignore_unknown, max_tokens)
         out.print(printable(save(image, path, metadata, overwrite)), markup=False)

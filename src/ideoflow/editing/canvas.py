@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 from collections.abc import Callable
@@ -26,8 +27,9 @@ def open_picture(source: Any, name: str = "image") -> Image.Image:
     """A picture as 8-bit RGB, upright, with transparency laid on white; of an animation, the first picture.
 
     Args:
-        source: A Pillow picture, a file, the bytes of one, an array `(height, width)` or `(height, width, channels)` of
-            bytes or of numbers in [0, 1], or a tensor `(channels, height, width)` of such.
+        source: A Pillow picture, a file, the bytes of one or an open one, an array `(height, width)` or
+            `(height, width, channels)` of bytes or of numbers in [0, 1], or a tensor `(channels, height, width)` of
+            such.
         name: Name of the argument, for messages.
 
     Raises:
@@ -49,6 +51,8 @@ def opened(source: Any, name: str, convert: Callable[[Image.Image], Image.Image]
                 raise ImageError("has no pixels.")
             image.load()
             _check_numbers(image)
+            if image.mode == "La":
+                image = image.convert("LA")
             return convert(upright(image))
     except ImageError as error:
         shown = f" {source}" if isinstance(source, (str, os.PathLike)) else ""
@@ -58,6 +62,10 @@ def opened(source: Any, name: str, convert: Callable[[Image.Image], Image.Image]
 def _image(source: Any, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
+    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
+        raise ImageError("is an address, and nothing is fetched from the network: give the file.")
+    if isinstance(source, io.IOBase):
+        source = source.read()
     if isinstance(source, (str, os.PathLike, bytes)):
         return open_image(source)
     if isinstance(source, Tensor):
@@ -76,6 +84,8 @@ def _image(source: Any, name: str) -> Image.Image:
 
 def _bytes(pixels: np.ndarray) -> np.ndarray:
     """An array as Pillow takes it: 8 bits, `(height, width)` or with 3 or 4 channels."""
+    if pixels.ndim == 4 and len(pixels) == 1:
+        pixels = pixels[0]
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
@@ -83,6 +93,8 @@ def _bytes(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype == np.bool_:
         return pixels.astype(np.uint8) * 255
     if pixels.dtype == np.uint8:
+        if pixels.size and pixels.max() == 1:
+            raise ImageError("has no values but 0 and 1, of 255: give booleans or floats, or multiply it by 255.")
         return pixels
     if not np.issubdtype(pixels.dtype, np.floating):
         raise ImageError(f"holds numbers of type {pixels.dtype}: give bytes (uint8), or floats from 0 to 1.")
@@ -95,10 +107,15 @@ def _check_numbers(image: Image.Image) -> None:
     """Refuse pictures of numbers that no rule brings to 8 bits."""
     if image.mode == "F":
         raise ImageError("holds floating-point numbers without a range: save it with 8 bits.")
-    if image.mode == "I":
-        least, most = image.getextrema()
-        if not (least >= 0 and most < 2**16):  # type: ignore[operator]
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if not (values.min() >= 0 and values.max() < 2**16):
             raise ImageError("holds numbers of more than 16 bits: save it with 8 bits.")
+        if 0 < values.max() < 2**8:
+            raise ImageError(
+                f"is a picture of 16 bits or more whose values end at {values.max()}, which would be black: if they are"
+                " of 255, save it with 8 bits; if of 65535, multiply them."
+            )
 
 
 def digest(image: Image.Image) -> str:

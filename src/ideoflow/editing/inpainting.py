@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -171,6 +172,11 @@ class Inpaint:
         size = self.size or lay_out(self.image, "stretch", unit, most=most).picture.size
         return lay_out(self.image, "stretch", unit, size=size, window=window)
 
+    @cached_property
+    def shown(self) -> Tensor:
+        """`(height, width)` how much of what was drawn shows in each pixel, of all pictures of this change."""
+        return feathered(self.mask, self.feather)
+
     def result_size(self, unit: int, most: int | None) -> tuple[int, int]:
         """`(width, height)` of what is given back: the picture's own."""
         return self.image.size
@@ -181,7 +187,7 @@ class Inpaint:
         tokens = token_mask(on_canvas, on_canvas.shape[1] // (PATCH * fresh.grid[1]), fresh.latents.shape[1])
         begun = keeping_outside(started(fresh, known, self.strength), fresh.latents, known, tokens, self.harmonise)
         assert begun.edit is not None
-        begun.edit.finish = Blend(self.image, feathered(self.mask, self.feather), canvas)
+        begun.edit.finish = Blend(self.image, self.shown, canvas)
         begun.settings = told(
             fresh, self.image.size, kind="inpaint", strength=self.strength, feather=self.feather,
             harmonise=self.harmonise, padding=self.padding, fit=self.fit, size=self.size, image=digest(self.image),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -17,10 +18,12 @@ from ..checks import all_finite
 from ..images import ImageError, flattened, has_alpha
 from ..latents import PATCH, patchify
 from .canvas import opened
+from .depth import deepest_of_part, depth
 
 Changes = Literal["white", "black", "transparent"]
 CHANGES = ("white", "black", "transparent")
 CERTAIN = 0.5  # of a soft mask, from which what was drawn shows alone
+LEVELS = 8  # of a soft mask, each of which has a feather of its own
 
 
 def open_mask(source: Any, size: tuple[int, int], changes: str = "white", name: str = "mask_image") -> Tensor:
@@ -43,6 +46,10 @@ def open_mask(source: Any, size: tuple[int, int], changes: str = "white", name: 
         raise ImageError(
             f"`{name}` has {mask.width} x {mask.height} pixels, and the picture {size[0]} x {size[1]}: give a mask of"
             " the picture's size."
+        )
+    if mask.getextrema() == (0, 1):
+        raise ImageError(
+            f"`{name}` has no values but 0 and 1, of 255: give it as booleans or as floats, or multiply it by 255."
         )
     values = torch.from_numpy(np.array(mask, dtype=np.float32)) / 255
     values = values if changes == "white" else 1 - values
@@ -75,9 +82,8 @@ def is_boxes(given: Any) -> bool:
 
 
 def _is_box(given: Any) -> bool:
-    return (
-        isinstance(given, (list, tuple)) and len(given) == 4 and all(isinstance(edge, (int, float)) for edge in given)
-    )
+    """Numbers in a row; whether they are a box is for `box_mask` to say."""
+    return isinstance(given, (list, tuple)) and bool(given) and all(isinstance(edge, Real) for edge in given)
 
 
 def box_mask(boxes: Sequence[Any], size: tuple[int, int], margin: int = 0, name: str = "mask_image") -> Tensor:
@@ -96,6 +102,11 @@ def box_mask(boxes: Sequence[Any], size: tuple[int, int], margin: int = 0, name:
     mask = torch.zeros(height, width)
     for box in [boxes] if _is_box(boxes) else boxes:
         edges = all_finite(name, box)
+        if any(isinstance(edge, bool) for edge in box) or max(edges, default=0) <= 1:
+            raise ValueError(
+                f"`{name}` has the box {box!r}: give (y_min, x_min, y_max, x_max) in thousandths of the sides, from 0"
+                " to 1000, not in shares from 0 to 1."
+            )
         if len(edges) != 4 or not (0 <= edges[0] < edges[2] <= 1000 and 0 <= edges[1] < edges[3] <= 1000):
             raise ValueError(
                 f"`{name}` has the box {box!r}: give (y_min, x_min, y_max, x_max) in thousandths of the sides, y first."
@@ -109,24 +120,21 @@ def box_mask(boxes: Sequence[Any], size: tuple[int, int], margin: int = 0, name:
 
 
 def feathered(mask: Tensor, feather: int) -> Tensor:
-    """How much of what was drawn shows in each pixel: 0 where the mask is, and rising over `feather` pixels within it.
+    """How much of what was drawn shows in each pixel: 0 where the mask is 0, rising over `feather` pixels within it.
 
     Nothing shows outside of the mask, so that the pixels there are the picture's own. The picture's edge is none of the
-    mask's.
+    mask's. In a part of the mask that is too narrow for the feather, the middle shows whole, whatever other parts there
+    are.
     """
-    sure = (mask / CERTAIN).clamp(max=1)
-    shown, inside = sure.clone(), sure
-    for _ in range(feather):
-        inside = -grown(-inside, 1)
-        shown += inside
-    return shown / shown.max()  # of a mask that is too narrow for it, the middle shows whole
-
-
-def grown(mask: Tensor, margin: int) -> Tensor:
-    """The mask grown by so many pixels on all sides."""
-    for _ in range(margin):
-        mask = max_pool2d(mask[None], 3, stride=1, padding=1)[0]
-    return mask
+    sure = (mask / min(CERTAIN, float(mask.max()))).clamp(max=1).numpy()
+    shown, inside, rising = np.zeros_like(sure), None, None
+    for level in range(LEVELS):
+        within = sure > level / LEVELS
+        if inside is None or not np.array_equal(within, inside):  # of a hard mask, all levels are one
+            inside, deep = within, depth(within, feather + 1)
+            rising = deep / np.maximum(deepest_of_part(within, deep), 1)
+        shown += (sure * LEVELS - level).clip(0, 1) * rising
+    return torch.from_numpy(shown / np.float32(LEVELS))
 
 
 def token_mask(mask: Tensor, scale: int, channels: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import latents as latent_tokens
+from ..checks import whole
 from ..engine import Request
 from ..pipeline import Ideogram4Pipeline, Ideogram4PipelineOutput
 from ..pipeline.arguments import MU, SCHEDULE, STD, STEPS, Drawing, lines_of, prompts_of
@@ -224,14 +225,14 @@ class EditingPipeline(Ideogram4Pipeline):
         Args:
             image: The picture.
             prompt: Its caption, of which each tile is given its part.
-            factor: How much longer each side becomes.
+            factor: How much longer each side becomes; each is rounded to a whole pixel.
             strength: Share of the steps that each tile takes: more invents more.
             tile: Pixels of a tile's side, a multiple of 16; None for 1024, or what the weights know if that is less.
             overlap: Share of a tile's side that it overlaps its neighbours by.
             keep: A folder for tiles that are done: the same call goes on from them where it was stopped. It needs a
                 generator of the same seed.
             generator: Source of the noise.
-            output_type: "pil", "np", "pt" or "latent".
+            output_type: "pil", "np", "pt", or "latent" for the tokens, which cover sides in whole tokens.
             return_dict: Whether to return an `Ideogram4PipelineOutput` or a tuple of one.
             attention_kwargs: `{"scale": s}` scales LoRA adapters.
             max_tokens: Tokens of one pass; None for those of one tile, which bounds the memory.
@@ -247,14 +248,27 @@ class EditingPipeline(Ideogram4Pipeline):
         """
         change = Upscale(image, factor, strength, tile, overlap, keep)
         check_output_type(output_type)
+        if max_tokens is not None:
+            whole("max_tokens", max_tokens, 1)
+        prompts = prompts_of(prompt)
+        for name, given in (
+            ("prompt", len(prompts)),
+            ("num_images_per_prompt", drawing.pop("num_images_per_prompt", 1)),
+        ):
+            if whole(name, given, 1) != 1:
+                raise ValueError(f"`{name}` says {given} pictures: one is enlarged at a time.")
+        (prompt,) = prompts
+        for name in ("latents", "prompt_features"):
+            if drawing.pop(name, None) is not None:
+                raise ValueError(f"`{name}` is given: each tile has its own, made of `generator` and `prompt`.")
         plan = self._plan(prompt, drawing)
         tiling = change.layout(self._unit, (self.config.get("side_limits") or SIDE_LIMITS)[1])
         (line,) = lines_of(prompt, strict=False)
-        size = tiling.enlarged.size
-        (settings,) = self._origin.settings(self, [line], [size], plan, generator, None)
+        (settings,) = self._origin.settings(self, [line], [change.size], plan, generator, None)
         channels = self.transformer.config.in_channels
         (field,) = noise_of([tiling.grid], channels, self._execution_device, generator, None)
-        kept = KeptTiles(None if keep is None else Path(keep), key_of(change, tiling, field, settings))
+        key = {} if keep is None else key_of(change, tiling, field, settings, self.components, attention_kwargs)
+        kept = KeptTiles(None if change.keep is None else Path(change.keep), key, channels)
         done = {one: latents for one in tiling.tiles if (latents := kept.get(one)) is not None}
         with self._calls.begin(attention_kwargs), self._in_turn():
             ahead = replace(tiling, tiles=[one for one in tiling.tiles if one not in done])
@@ -530,7 +544,13 @@ def _each(name: str, given: Any, prompt: Any) -> list[Any]:
     prompts = len(prompts_of(prompt))
     if given is None:
         raise ValueError(f"`{name}` is missing: give one, or one for each prompt.")
-    several = isinstance(given, list) and not (name == "mask_image" and is_boxes(given))
+    boxes = name == "mask_image" and is_boxes(given)
+    if boxes and prompts > 1 and len(given) == prompts and is_boxes(given[0]):
+        raise ValueError(
+            f"`{name}` is a list of {prompts} boxes for {prompts} prompts: a list of boxes is one mask of all of them."
+            " Give a list of boxes for each prompt, such as [[box], [box]]."
+        )
+    several = isinstance(given, (list, tuple)) and not boxes
     if not several and getattr(given, "ndim", 0) == 4 and len(given) > 1:
         several = True  # a batch of arrays
     if not several:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
@@ -22,7 +24,7 @@ from torch import Tensor
 from .. import latents as latent_tokens
 from ..checks import finite, whole
 from ..engine import Request
-from ..files import write_tensors
+from ..files import check_place, write_tensors
 from ..sizes import LARGEST_SIDE, MAX_ASPECT, UNIT
 from .canvas import LANCZOS, digest, open_picture
 from .caption_window import seen_caption
@@ -30,6 +32,7 @@ from .change import check_share, started
 from .tiles import Blended, Tile, scaled, tiles
 
 TILE = 1024  # pixels of a tile's side, where the weights know so much
+SAMPLE = 256  # numbers of each tensor, at least, by which weights are told from others
 LEAST_SEEN = 0.02  # of an element's box: of less, nobody could tell what it is
 
 
@@ -39,7 +42,7 @@ class Upscale:
 
     Attributes:
         image: The picture, in any form that `open_picture` takes; an RGB picture afterwards.
-        factor: How much longer each side becomes, above 1; sides are rounded to whole tokens.
+        factor: How much longer each side becomes, above 1; each is rounded to a whole pixel.
         strength: Share of the steps that each tile takes: more invents more.
         tile: Pixels of a tile's side, a multiple of 16; None for 1024, or for what the weights know if that is less.
         overlap: Share of a tile's side that it overlaps its neighbours by, from 0 to 0.5.
@@ -69,7 +72,7 @@ class Upscale:
             if self.tile % UNIT:
                 raise ValueError(f"`tile` is {self.tile}: give a multiple of {UNIT} pixels.")
         self.image: Image.Image = open_picture(self.image)
-        self.keep = None if self.keep is None else Path(self.keep)
+        self.keep = _folder(self.keep)
         longest, shortest = max(self.image.size), min(self.image.size)
         if longest * self.factor > LARGEST_SIDE:
             raise ValueError(
@@ -79,6 +82,11 @@ class Upscale:
         if longest > 8 * MAX_ASPECT * shortest:
             raise ValueError(f"`image` has {self.image.width} x {self.image.height} pixels: that is a line.")
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """`(width, height)` in pixels of the enlarged picture."""
+        return round(self.image.width * self.factor), round(self.image.height * self.factor)
+
     def layout(self, unit: int, most: int) -> Tiling:
         """The enlarged picture in tiles.
 
@@ -87,11 +95,34 @@ class Upscale:
             most: The longest side that the weights know.
         """
         side = min(TILE, most) if self.tile is None else self.tile
-        grid = tuple(max(1, round(length * self.factor / unit)) for length in (self.image.height, self.image.width))
+        width, height = self.size
+        grid = -(-height // unit), -(-width // unit)
         tokens = side // unit
         overlap = round(self.overlap * tokens)
-        enlarged = self.image.resize((grid[1] * unit, grid[0] * unit), LANCZOS)
-        return Tiling(enlarged, (grid[0], grid[1]), tiles((grid[0], grid[1]), (tokens, tokens), overlap), overlap, unit)
+        pixels = np.asarray(self.image.resize(self.size, LANCZOS))
+        beyond = ((0, grid[0] * unit - height), (0, grid[1] * unit - width), (0, 0))
+        enlarged = Image.fromarray(np.pad(pixels, beyond, mode="edge"))
+        return Tiling(enlarged, self.size, grid, tiles(grid, (tokens, tokens), overlap), overlap, unit)
+
+
+def _folder(keep: Any) -> Path | None:
+    """The folder for tiles that are done, which can be written.
+
+    Raises:
+        TypeError: if it is no path.
+        ValueError: if it is a file, or nothing can be written there.
+    """
+    if keep is None:
+        return None
+    if not isinstance(keep, (str, os.PathLike)):
+        raise TypeError(f"`keep` is {keep!r}: give the path of a folder, or None.")
+    if not os.fspath(keep):
+        raise ValueError("`keep` is empty: give the path of a folder, or None; for the current folder say '.'.")
+    folder = Path(keep)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`keep` {folder} is a file: name a folder.")
+    check_place(folder / "tile", "`keep`")
+    return folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +130,8 @@ class Tiling:
     """An enlarged picture in tiles.
 
     Attributes:
-        enlarged: The picture, of sides that are multiples of a token's.
+        enlarged: The picture, its edges continued to sides that are multiples of a token's.
+        size: `(width, height)` of the picture without what its edges were continued by.
         grid: `(rows, cols)` of its tokens.
         tiles: The tiles, in tokens.
         overlap: Tokens by which they overlap at least.
@@ -107,6 +139,7 @@ class Tiling:
     """
 
     enlarged: Image.Image
+    size: tuple[int, int]
     grid: tuple[int, int]
     tiles: list[Tile]
     overlap: int
@@ -120,7 +153,7 @@ class Tiling:
     def caption(self, prompt: Any, tile: Tile) -> Any:
         """The caption of what a tile covers."""
         (top, bottom), (left, right) = scaled(tile, self.unit).rows, scaled(tile, self.unit).cols
-        return seen_caption(prompt, self.enlarged.size, (left, top, right, bottom), least=LEAST_SEEN)
+        return seen_caption(prompt, self.size, (left, top, right, bottom), least=LEAST_SEEN)
 
     def noise(self, tile: Tile, field: Tensor) -> Tensor:
         """A tile's part of one field of noise, `(rows * cols, channels)`, which overlapping tiles share."""
@@ -152,7 +185,7 @@ class Tiling:
             part = tile.of(latents)
             (picture,) = latent_tokens.decode(vae, [part.reshape(-1, part.shape[-1])], [(part.shape[0], part.shape[1])])
             blended.add(scaled(tile, self.unit), picture.permute(1, 2, 0).cpu())
-        return blended.whole().permute(2, 0, 1)
+        return blended.whole().permute(2, 0, 1)[:, : self.size[1], : self.size[0]]
 
 
 class KeptTiles:
@@ -161,17 +194,17 @@ class KeptTiles:
     Args:
         folder: The folder; None keeps nothing.
         key: What the tiles depend on. A folder that holds tiles of another key is refused.
+        channels: Channels of a token.
 
     Raises:
         ValueError: naming the folder.
     """
 
-    def __init__(self, folder: Path | None, key: dict[str, Any]) -> None:
+    def __init__(self, folder: Path | None, key: dict[str, Any], channels: int) -> None:
         self.folder = folder
+        self.channels = channels
         self.key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         if folder is not None and folder.exists():
-            if not folder.is_dir():
-                raise ValueError(f"`keep` {folder} is a file: name a folder.")
             others = [path.name for path in folder.glob("tile-*.safetensors") if self.key[:16] not in path.name]
             if others:
                 raise ValueError(
@@ -185,9 +218,12 @@ class KeptTiles:
         if path is None or not path.is_file():
             return None
         try:
-            return load_file(path)["latents"]
-        except (SafetensorError, KeyError):  # cut off by somebody else: it is drawn again
+            latents = load_file(path)["latents"]
+        except (SafetensorError, KeyError):  # cut off by somebody else: it is drawn again, as are others' numbers
             return None
+        tokens = (tile.rows[1] - tile.rows[0]) * (tile.cols[1] - tile.cols[0])
+        fits = latents.shape == (tokens, self.channels) and latents.is_floating_point()
+        return latents if fits and bool(latents.isfinite().all()) else None
 
     def put(self, tile: Tile, latents: Tensor) -> None:
         """Keep the latents of a tile."""
@@ -199,11 +235,52 @@ class KeptTiles:
         return None if self.folder is None else self.folder / name
 
 
-def key_of(change: Upscale, tiling: Tiling, field: Tensor, settings: dict[str, Any]) -> dict[str, Any]:
-    """What the tiles of an upscaled picture depend on."""
+def key_of(
+    change: Upscale, tiling: Tiling, field: Tensor, settings: dict[str, Any], parts: dict[str, Any], adapters: Any
+) -> dict[str, Any]:
+    """What the tiles of an upscaled picture depend on.
+
+    Args:
+        change: The picture, and how it is enlarged.
+        tiling: Its tiles.
+        field: The noise of all of it.
+        settings: Settings of the picture, which tell of the files that the models came from.
+        parts: The models by name. What was done to them since is in no file, so that their numbers count too.
+        adapters: The `attention_kwargs` of the call.
+
+    Raises:
+        ValueError: models whose numbers cannot be read and that their files do not tell of.
+    """
     noise = hashlib.sha256(field.cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    weights = {name: _weights_of(part) for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+    if None in weights.values() and settings["unrepeatable"]:
+        raise ValueError(
+            f"`keep` is given, and the weights of the pipeline cannot be told from others: {settings['unrepeatable']}."
+            " Leave `keep` out."
+        )
     return {
-        "image": digest(change.image), "grid": tiling.grid,
+        "image": digest(change.image), "size": tiling.size, "grid": tiling.grid,
         "tiles": [[*tile.rows, *tile.cols] for tile in tiling.tiles],
-        "strength": change.strength, "noise": noise, **settings,
+        "strength": change.strength, "noise": noise, "weights": weights, "adapters": repr(adapters or {}), **settings,
     }  # fmt: skip
+
+
+def _weights_of(model: torch.nn.Module) -> str | None:
+    """A digest of a model's numbers, some of each tensor, and of how strong its adapters are; None if not all is there.
+
+    Tensors without numbers are those of offloaded layers.
+    """
+    known = hashlib.sha256()
+    for name, module in model.named_modules():
+        if isinstance(scaling := getattr(module, "scaling", None), dict):
+            known.update(f"{name} {scaling} {module.active_adapters} {module.disable_adapters}".encode())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        known.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if tensor.is_meta:
+            return None
+        try:
+            some = tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLE)].cpu().contiguous()
+            known.update(some.view(torch.uint8).numpy().tobytes())
+        except (RuntimeError, NotImplementedError, TypeError):  # of a kind whose numbers are packed
+            return None
+    return known.hexdigest()
