@@ -209,6 +209,7 @@ def caption(
     _sheet(sheet, before, after)
 
 
+FLAT = 1.0  # grey levels between neighbouring pixels, below which a picture has no edge
 SIDES = {96: 144, 128: 192}  # of pictures, and half as long again
 
 
@@ -296,7 +297,7 @@ def upscale(
     out: Out = None,
     sheet: Sheet = None,
 ) -> None:
-    """Pictures enlarged: the gradient where tiles begin and end beside that everywhere else, and the truth's."""
+    """Pictures enlarged: the gradient where tiles begin and end beside that everywhere else, in flat places."""
     pipe = pipeline()
     borders, insides, near, plainly, before, after = [], [], [], [], [], []
     for index in range(count):
@@ -305,16 +306,20 @@ def upscale(
         found = pipe.upscale(
             of.image, of.caption, factor, strength=strength, generator=seeded([index])[0], **drawing(steps)
         ).images[0]  # fmt: skip
-        pixels = np.asarray(found, dtype=np.float32)
+        enlarged = of.image.resize(found.size, Image.Resampling.LANCZOS)
         for axis, side in ((0, "rows"), (1, "cols")):
-            edges = {edge * 16 for tile in change.layout(16, 192).tiles for edge in getattr(tile, side)}
-            steep = np.abs(np.diff(pixels, axis=axis)).max(-1).mean(1 - axis)
-            at = [place for place in range(len(steep)) if place + 1 in edges]
-            borders.append(float(steep[at].mean()))
-            insides.append(float(np.delete(steep, at).mean()))
+            edges = [edge * 16 for tile in change.layout(16, 192).tiles for edge in getattr(tile, side)]
+            steep, own = (
+                np.abs(np.diff(np.asarray(one, dtype=np.float32), axis=axis)).max(-1) for one in (found, enlarged)
+            )
+            flat = own < FLAT  # where the picture has no edge of its own, that may lie on a tile's
+            border = np.isin(np.arange(steep.shape[axis]) + 1, edges)
+            border = border[:, None] if axis == 0 else border[None]
+            borders.append(float(steep[flat & border].mean()))
+            insides.append(float(steep[flat & ~border].mean()))
         truth = replace(of, width=found.width, height=found.height).image
         near.append(_gap(found, truth))
-        plainly.append(_gap(of.image.resize(found.size, Image.Resampling.LANCZOS), truth))
+        plainly.append(_gap(enlarged, truth))
         before.append(of.image.resize(found.size, Image.Resampling.NEAREST))
         after.append(found)
     figures = {
