@@ -200,3 +200,22 @@ def test_the_file_says_the_old_caption_and_both_strengths(pipe, picture, seeded)
 
     assert json.loads(edit["before"]) == one.caption and json.loads(request.settings["caption"]) == picture(4).caption
     assert (edit["strength"], edit["refine"], edit["guidance_before"]) == (0.7, 0.1, 1.5)
+
+
+@pytest.mark.parametrize("after", [caption(SQUARE), json.dumps(caption(SQUARE)), [caption(SQUARE)]])
+def test_captions_that_say_the_same_change_nothing_and_are_refused(pipe, image, after):
+    with pytest.raises(ValueError, match="`before` and the caption of what the picture becomes say the same"):
+        pipe.edit_caption(image, caption(SQUARE), after, **QUICK)
+
+
+def test_a_picture_has_one_old_caption(image):
+    assert CaptionEdit(image, [caption(SQUARE)]).before == caption(SQUARE)
+    for before, shown in (([caption(SQUARE)] * 2, "a list of 2"), (None, "a NoneType"), (5, "a int")):
+        with pytest.raises(TypeError, match=f"`before` is {shown}: give the caption of the one picture"):
+            CaptionEdit(image, before)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 64), (200, 50)])
+def test_outpainting_to_no_larger_size_is_refused_by_its_size(image, size):
+    with pytest.raises(ValueError, match=f"`size` is {size[0]} x {size[1]}, and the picture has 96 x 96"):
+        outpainted(image, size)

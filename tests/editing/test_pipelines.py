@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ideoflow import Ideogram4Img2ImgPipeline, Ideogram4InpaintPipeline, Ideogram4Pipeline
-from ideoflow.editing import CaptionEdit, ImageToImage, Inpaint, Variation
+from ideoflow.editing import CaptionEdit, ImageToImage, Inpaint, Upscale, Variation
 from tests.editing.conftest import CALL, QUICK
 
 # What diffusers' pipelines of these kinds have and this model has no use for; each is refused with what to do instead.
@@ -83,6 +83,12 @@ def test_a_folder_that_they_write_is_opened_by_the_others_and_by_diffusers(pipe,
         ),
         (dict(padding_mask_crop=-4), ValueError, "`padding_mask_crop` is -4"),
         (dict(width=64), ValueError, "`width` is 64 and `height` None"),
+        (dict(width="96", height="96"), TypeError, "`width` is '96': give a whole number"),
+        (dict(width=96.0, height=96.0), TypeError, "`width` is 96.0: give a whole number"),
+        (dict(width=0, height=0), ValueError, "`width` is 0: give a whole number from 1, a multiple of 16"),
+        (dict(width=-16, height=-16), ValueError, "`width` is -16: give a whole number from 1, a multiple of 16"),
+        (dict(mask_image=[5, 5, 9]), ValueError, "`mask_image` has the box .5, 5, 9.: give .y_min"),
+        (dict(mask_image=[0.1, 0.1, 0.5, 0.5]), ValueError, "`mask_image` has the box .*not in shares from 0 to 1"),
         (dict(width=60, height=64), ValueError, "`width` and `height` are 60 and 64"),
         (dict(prompt=["x", "y", "z"], image=[Image.new("RGB", (32, 32))] * 2), ValueError, "2 pictures for 3 prompts"),
         (dict(prompt=None), ValueError, "`prompt` is missing"),
@@ -108,6 +114,87 @@ def test_changes_and_prompts_belong_together(pipe, picture):
         pipe.edit(["redraw"], picture(1).caption)
     with pytest.raises(TypeError, match="There is no argument `size`"):
         pipe.edit(Variation(1, (96, 96)), picture(1).caption, size=(96, 96))
+    with pytest.raises(TypeError, match="There is no argument `size`: the changes say their sizes"):
+        pipe.make_edits(Variation(1, (96, 96)), picture(1).caption, size=(96, 96))
+    with pytest.raises(TypeError, match="`changes` is a NoneType: give one of ImageToImage"):
+        pipe.edit(None, picture(1).caption)
+    with pytest.raises(TypeError, match=r"`changes` is a Upscale: .*call `upscale`"):
+        pipe.edit(Upscale(picture(1).image), picture(1).caption)
+
+
+@pytest.mark.parametrize("size", [96, 0, "96x96", (96, 96, 3), (0, 0), (-16, 16), (95, 96), (96.0, 96), (True, 16)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda image, size: ImageToImage(image, size=size),
+        lambda image, size: Inpaint(image, [0, 0, 500, 500], size=size),
+        lambda image, size: CaptionEdit(image, "x", size=size),
+        lambda image, size: Variation(1, size),
+    ],
+)
+def test_sizes_that_cannot_be_drawn_are_refused_by_every_change(make, size):
+    with pytest.raises((TypeError, ValueError), match=r"`size` is .*multiple"):
+        make(Image.new("RGB", (32, 32)), size)
+
+
+@pytest.mark.parametrize("cls", [Ideogram4Img2ImgPipeline, Ideogram4InpaintPipeline])
+@pytest.mark.parametrize(("given", "shown"), [(None, "a NoneType"), ("sketch", "'sketch'"), (5, "a int")])
+def test_a_pipeline_is_made_of_a_pipeline_alone(cls, given, shown):
+    with pytest.raises(TypeError, match=f"`pipeline` is {shown}: give a pipeline"):
+        cls.from_pipe(given)
+
+
+RED, BLUE = (
+    {
+        "compositional_deconstruction": {
+            "background": "plain yellow",
+            "elements": [{"type": "obj", "bbox": [0, 0, 500, 500], "desc": f"a {colour} circle"}],
+        }
+    }
+    for colour in ("red", "blue")
+)
+WAYS = {
+    "redraw": lambda pipe, image, **more: pipe.redraw(image, RED, BLUE, **more),
+    "outpaint": lambda pipe, image, **more: pipe.outpaint(image, (48, 32), RED, **more),
+    "edit_caption": lambda pipe, image, **more: pipe.edit_caption(image, RED, BLUE, **more),
+    "vary": lambda pipe, image, **more: pipe.vary(RED, (32, 32), 5, **more),
+    "upscale": lambda pipe, image, **more: pipe.upscale(image, RED, **more),
+    "inpaint": lambda pipe, image, **more: pipe(RED, image=image, mask_image=[0, 0, 500, 500], **more),
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "name", "message"),
+    [
+        *((way, "strenght", "did you mean `strength`") for way in WAYS if way != "vary"),
+        ("vary", "amuont", "did you mean `amount`"),
+        ("upscale", "factr", "did you mean `factor`"),
+        ("redraw", "padding_mask_crop", "it is called `padding` here"),
+        ("inpaint", "padding", "it is called `padding_mask_crop` here"),
+        ("inpaint", "mask", "it is called `mask_image` here"),
+        ("redraw", "mask", "Ideogram4InpaintPipeline's call"),
+        ("edit_caption", "mask_image", "Ideogram4InpaintPipeline's call"),
+        ("upscale", "mask_image", "Ideogram4InpaintPipeline's call"),
+        ("vary", "strength", "the arguments are `prompt`, `size`, `seed`, `amount`"),
+        ("redraw", "width", "the size follows from the picture"),
+        ("outpaint", "steps", "it is called `num_inference_steps`"),
+        ("edit_caption", "negative_prompt", "no negative prompt"),
+    ],
+)
+def test_an_argument_that_is_none_is_told_from_what_the_method_has(pipe, way, name, message):
+    with pytest.raises(TypeError, match=f"There is no argument `{name}`.*{message}") as caught:
+        WAYS[way](pipe, Image.new("RGB", (32, 32), "red"), **{name: 1})
+    assert "draws from captions alone" not in str(caught.value)
+
+
+def test_image_to_image_says_which_pipeline_takes_masks(image_to_image):
+    with pytest.raises(TypeError, match="no argument `mask_image`: a mask is an argument of Ideogram4InpaintPipeline"):
+        image_to_image("x", image=Image.new("RGB", (32, 32)), mask_image=[0, 0, 500, 500])
+
+
+def test_pictures_come_in_a_tuple_as_in_a_list(image_to_image, picture):
+    pictures = picture(1).image, picture(2).image
+    assert len(image_to_image(["x", "y"], image=pictures, strength=0.0, **QUICK).images) == 2
 
 
 def test_all_kinds_of_changes_share_a_call_with_what_each_would_be_alone(pipe, plain, picture, seeded):

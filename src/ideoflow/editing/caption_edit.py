@@ -7,14 +7,17 @@ the edit moves by the difference of the two velocities, that of the new caption 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from ..captions import Caption
 from ..checks import finite
 from ..engine import Edit, Request
 from .canvas import Canvas, digest
+from .caption_window import data_of
 from .change import check_share, finishing, fresh_noise, noised, started, told
 from .whole_picture import WholePicture
 
@@ -72,8 +75,27 @@ class CaptionEdit(WholePicture):
     def __post_init__(self) -> None:
         """Check the arguments, and open the picture."""
         super().__post_init__()
+        if isinstance(self.before, (list, tuple)) and len(self.before) == 1:
+            (self.before,) = self.before
+        if not isinstance(self.before, (str, Mapping, Caption)):
+            count = f" of {len(self.before)}" if isinstance(self.before, (list, tuple)) else ""
+            raise TypeError(
+                f"`before` is a {type(self.before).__name__}{count}: give the caption of the one picture, a string, a"
+                " mapping or a Caption."
+            )
         self.refine = check_share("refine", self.refine)
         self.guidance_before = finite("guidance_before", self.guidance_before)
+
+    def check(self, after: Any) -> None:
+        """See that another caption says something else.
+
+        Raises:
+            ValueError: if it is the same.
+        """
+        was, is_to_be = data_of(self.before), data_of(after)
+        same = self.before == after if was is None or is_to_be is None else was == is_to_be
+        if same:
+            raise ValueError("`before` and the caption of what the picture becomes say the same: nothing is to change.")
 
     def request(self, fresh: Request, canvas: Canvas, known: Tensor, fresh_before: Request) -> Request:
         """The request of the changed picture.

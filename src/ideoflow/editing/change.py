@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import finite
+from ..checks import finite, whole
 from ..engine import Request
+from ..sizes import UNIT, misfit
 from .canvas import Canvas
 
 
@@ -40,6 +41,32 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     if value not in choices:
         raise ValueError(f"`{name}` is {value!r}: give one of {', '.join(map(repr, choices))}.")
     return str(value)
+
+
+def check_pair(name: str, value: Any) -> tuple[Any, Any]:
+    """Two values.
+
+    Raises:
+        TypeError: if they are not two.
+    """
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"`{name}` is {value!r}: give two whole numbers.")
+    return value[0], value[1]
+
+
+def check_canvas(name: str, size: Any) -> tuple[int, int]:
+    """`(width, height)` in pixels that the model draws.
+
+    Raises:
+        TypeError: if they are not two whole numbers.
+        ValueError: if they are no positive multiples of 16, or too large.
+    """
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise TypeError(f"`{name}` is {size!r}: give (width, height) in pixels, multiples of {UNIT}.")
+    width, height = (whole(name, side, 1, f", a multiple of {UNIT}") for side in size)
+    if wrong := misfit(width, height):
+        raise ValueError(f"`{name}` is {tuple(size)}: {wrong}")
+    return width, height
 
 
 def started(fresh: Request, known: Tensor, strength: float) -> Request:

@@ -14,7 +14,7 @@ from ..checks import whole
 from ..engine import Edit, Request
 from ..latents import PATCH
 from .canvas import Box, Canvas, digest, lay_out, open_picture, pixels_of
-from .change import check_choice, check_share, fresh_noise, noised, started, told
+from .change import check_canvas, check_choice, check_share, fresh_noise, noised, started, told
 from .masking import CHANGES, box_mask, feathered, open_mask, to_text, token_mask
 
 MOST_ROUNDS = 20
@@ -158,6 +158,7 @@ class Inpaint:
         check_choice("mask_changes", self.mask_changes, CHANGES)
         if self.padding is not None:
             self.padding = whole("padding_mask_crop", self.padding, 0)
+        self.size = None if self.size is None else check_canvas("size", self.size)
         self.image: Image.Image = open_picture(self.image)
         if isinstance(self.mask, (list, tuple)):
             self.mask: Tensor = box_mask(self.mask, self.image.size)

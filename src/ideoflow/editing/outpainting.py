@@ -11,6 +11,7 @@ from PIL import Image
 from ..checks import whole
 from ..sizes import LARGEST_SIDE
 from .canvas import open_picture
+from .change import check_pair
 from .inpainting import Inpaint
 
 
@@ -40,14 +41,20 @@ def outpainted(
         OSError: a file that cannot be read.
     """
     old = open_picture(image)
-    width, height = (whole("size", side, 1, " of pixels", most=LARGEST_SIDE) for side in _pair("size", size))
+    width, height = (whole("size", side, 1, " of pixels", most=LARGEST_SIDE) for side in check_pair("size", size))
+    if width < old.width or height < old.height or (width, height) == old.size:
+        raise ValueError(
+            f"`size` is {width} x {height}, and the picture has {old.width} x {old.height} pixels: give the size of a"
+            " larger picture, no side of which is shorter."
+        )
     if place is None:
         place = (width - old.width) // 2, (height - old.height) // 2
-    left, top = (whole("place", edge, 0, " of pixels") for edge in _pair("place", place))
-    if left + old.width > width or top + old.height > height or (width, height) == old.size:
+    left, top = (whole("place", edge, 0, " of pixels") for edge in check_pair("place", place))
+    if left + old.width > width or top + old.height > height:
         raise ValueError(
-            f"a picture of {old.width} x {old.height} pixels does not lie whole within a larger one of {width} x"
-            f" {height} at ({left}, {top}): give a `size` that holds it, and a `place` of (left, top) pixels."
+            f"`place` is ({left}, {top}), where a picture of {old.width} x {old.height} pixels does not lie whole"
+            f" within a larger one of {width} x {height}: give (left, top) pixels up to ({width - old.width},"
+            f" {height - old.height})."
         )
     around = ((top, height - top - old.height), (left, width - left - old.width), (0, 0))
     laid = Image.fromarray(np.pad(np.asarray(old), around, mode="edge"))
@@ -55,9 +62,3 @@ def outpainted(
     mask[top : top + old.height, left : left + old.width] = 0
     settings = {"place": [left, top], "of": [old.width, old.height], "canvas": [width, height]}
     return Inpaint(laid, mask, strength, feather, harmonise, settings=settings)
-
-
-def _pair(name: str, value: Any) -> tuple[Any, Any]:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"`{name}` is {value!r}: give two whole numbers.")
-    return value[0], value[1]

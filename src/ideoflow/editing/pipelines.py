@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from .. import latents as latent_tokens
@@ -17,10 +18,9 @@ from ..pipeline import Ideogram4Pipeline, Ideogram4PipelineOutput
 from ..pipeline.arguments import MU, SCHEDULE, STD, STEPS, Drawing, lines_of, prompts_of
 from ..pipeline.decoding import check_output_type, explained
 from ..pipeline.noise import noise_of
-from ..pipeline.unknown_arguments import explain, explains_unknown
 from ..presets import Preset
 from ..provenance import KEY, to_text
-from ..sizes import SIDE_LIMITS
+from ..sizes import SIDE_LIMITS, UNIT, check_size
 from .canvas import Canvas, digest
 from .caption_edit import CaptionEdit
 from .caption_window import seen_caption
@@ -30,6 +30,7 @@ from .masking import is_boxes
 from .outpainting import outpainted
 from .redrawing import redrawn
 from .tiles import Tile
+from .unknown_options import check_known, explains_options
 from .upscaling import KeptTiles, Tiling, Upscale, key_of
 from .variation import Variation
 
@@ -42,6 +43,26 @@ class EditingPipeline(Ideogram4Pipeline):
 
     `from_pipe` makes one of the other and back; nothing is copied.
     """
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """A pipeline over the components of another, as `Ideogram4Pipeline.from_pipe` makes it; nothing is copied.
+
+        Args:
+            pipeline: The one whose components to take.
+            kwargs: As of `Ideogram4Pipeline.from_pipe`.
+
+        Raises:
+            TypeError: what is no pipeline.
+            ValueError: components that cannot be shared.
+        """
+        if not isinstance(pipeline, DiffusionPipeline):
+            shown = repr(pipeline) if isinstance(pipeline, str) else f"a {type(pipeline).__name__}"
+            raise TypeError(
+                f"`pipeline` is {shown}: give a pipeline, such as ideoflow.sketch.load() or"
+                " Ideogram4Pipeline.from_pretrained(...) gives."
+            )
+        return super().from_pipe(pipeline, **kwargs)
 
     @torch.no_grad()
     def make_edits(self, changes: Change | Sequence[Change], prompt: Any, **drawing: Any) -> list[Request]:
@@ -60,10 +81,10 @@ class EditingPipeline(Ideogram4Pipeline):
             TypeError: naming the argument that is of another type.
             ValueError: naming the argument that does not fit.
         """
-        changes = [changes] if isinstance(changes, KINDS) else list(changes)
+        if sized := sorted({"size", "width", "height"} & set(drawing)):
+            raise TypeError(f"There is no argument `{sized[0]}`: the changes say their sizes themselves.")
+        changes = _changes(changes)
         prompts = prompts_of(prompt)
-        if not all(isinstance(change, KINDS) for change in changes):
-            raise TypeError(f"`changes` holds something else than {', '.join(kind.__name__ for kind in KINDS)}.")
         if len(changes) != len(prompts):
             raise ValueError(f"{len(changes)} changes and {len(prompts)} prompts: give one prompt for each change.")
         most = (self.config.get("side_limits") or SIDE_LIMITS)[1]
@@ -133,7 +154,8 @@ class EditingPipeline(Ideogram4Pipeline):
         Returns:
             The pictures, `num_images_per_prompt` for each prompt, in the order of the prompts.
         """
-        plan = self._plan(prompt, drawing)
+        changes = _changes(changes)
+        plan = self._plan(prompt, drawing, self.edit)
         tensor_inputs = callback_on_step_end_tensor_inputs or ()
         self.check_inputs(prompt, 2048, 2048, plan.steps, None, plan.guidance, tensor_inputs)
         images = self._draw(
@@ -154,7 +176,7 @@ class EditingPipeline(Ideogram4Pipeline):
         Returns:
             As `edit`.
         """
-        own, rest = _parted(options, redrawn)
+        own, rest = self._parted(options, self.redraw, redrawn)
         return self.edit(redrawn(image, before, after, **own), after, **rest)
 
     def outpaint(self, image: Any, size: tuple[int, int], prompt: Any, **options: Any) -> Any:
@@ -169,7 +191,7 @@ class EditingPipeline(Ideogram4Pipeline):
         Returns:
             As `edit`.
         """
-        own, rest = _parted(options, outpainted)
+        own, rest = self._parted(options, self.outpaint, outpainted)
         return self.edit(outpainted(image, size, **own), prompt, **rest)
 
     def edit_caption(self, image: Any, before: Any, after: Any, **options: Any) -> Any:
@@ -184,8 +206,11 @@ class EditingPipeline(Ideogram4Pipeline):
         Returns:
             As `edit`.
         """
-        own, rest = _parted(options, CaptionEdit)
-        return self.edit(CaptionEdit(image, before, **own), after, **rest)
+        own, rest = self._parted(options, self.edit_caption, CaptionEdit)
+        change = CaptionEdit(image, before, **own)
+        for one in prompts_of(after):
+            change.check(one)
+        return self.edit(change, after, **rest)
 
     def vary(self, prompt: Any, size: tuple[int, int], seed: int, amount: float = 0.2, **options: Any) -> Any:
         """Draw a picture from noise near its own seed's.
@@ -200,7 +225,8 @@ class EditingPipeline(Ideogram4Pipeline):
         Returns:
             As `edit`.
         """
-        return self.edit(Variation(seed, size, amount), prompt, **options)
+        _, rest = self._parted(options, self.vary)
+        return self.edit(Variation(seed, size, amount), prompt, **rest)
 
     @torch.no_grad()
     def upscale(
@@ -261,7 +287,7 @@ class EditingPipeline(Ideogram4Pipeline):
         for name in ("latents", "prompt_features"):
             if drawing.pop(name, None) is not None:
                 raise ValueError(f"`{name}` is given: each tile has its own, made of `generator` and `prompt`.")
-        plan = self._plan(prompt, drawing)
+        plan = self._plan(prompt, drawing, self.upscale)
         tiling = change.layout(self._unit, (self.config.get("side_limits") or SIDE_LIMITS)[1])
         (line,) = lines_of(prompt, strict=False)
         (settings,) = self._origin.settings(self, [line], [change.size], plan, generator, None)
@@ -326,18 +352,34 @@ class EditingPipeline(Ideogram4Pipeline):
 
         return tiling.requests(fresh, field, known, strength)
 
-    def _plan(self, prompt: Any, drawing: dict[str, Any]) -> Preset:
-        """Check the arguments of `make_requests` among a call's, and give what its steps are."""
-        known = [name for name in inspect.signature(self.make_requests).parameters if name not in NOT_DRAWN]
-        if unknown := [name for name in drawing if name not in known]:
-            raise TypeError(" ".join(explain(name, known) for name in unknown))
+    def _plan(self, prompt: Any, drawing: dict[str, Any], method: Callable[..., Any]) -> Preset:
+        """Check the arguments of `make_requests` among those of a method, and give what its steps are."""
+        check_known(drawing, self._drawing(), method)
         return Drawing(prompt, **{name: value for name, value in drawing.items() if name in DRAWN}).plan
+
+    def _drawing(self) -> list[str]:
+        """The arguments of `make_requests` that changes leave to a call."""
+        return [name for name in inspect.signature(self.make_requests).parameters if name not in NOT_DRAWN]
+
+    def _parted(
+        self, options: dict[str, Any], method: Callable[..., Any], maker: Callable[..., Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A method's options: those of what makes the change, and those of `edit`.
+
+        Raises:
+            TypeError: an option that there is none of, saying what there is.
+        """
+        own = [] if maker is None else list(inspect.signature(maker).parameters)
+        of_edit = [name for name in inspect.signature(self.edit).parameters if name not in ("changes", "drawing")]
+        check_known(options, [*own, *of_edit, *self._drawing()], method)
+        made = {name: value for name, value in options.items() if name in own}
+        return made, {name: value for name, value in options.items() if name not in own}
 
 
 class Ideogram4Img2ImgPipeline(EditingPipeline):
     """Image to image: pictures drawn anew as captions say, starting from what they are."""
 
-    @explains_unknown
+    @explains_options
     @torch.no_grad()
     def __call__(  # type: ignore[override]
         self,
@@ -412,7 +454,7 @@ class Ideogram4Img2ImgPipeline(EditingPipeline):
 class Ideogram4InpaintPipeline(EditingPipeline):
     """Inpainting: parts of pictures drawn anew, the rest as it is to the last bit."""
 
-    @explains_unknown
+    @explains_options
     @torch.no_grad()
     def __call__(  # type: ignore[override]
         self,
@@ -513,26 +555,36 @@ def _rest(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in _OF_CHANGES}
 
 
-def _parted(options: dict[str, Any], maker: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of what makes a change, and the rest."""
-    known = inspect.signature(maker).parameters
-    own = {name: value for name, value in options.items() if name in known}
-    return own, {name: value for name, value in options.items() if name not in known}
+def _changes(given: Any) -> list[Change]:
+    """Changes as they were given, one or several.
+
+    Raises:
+        TypeError: something else.
+    """
+    changes = [given] if isinstance(given, KINDS) else list(given) if isinstance(given, (list, tuple)) else None
+    kinds = ", ".join(kind.__name__ for kind in KINDS)
+    if changes is None:
+        further = " An `Upscale` is no change: call `upscale`." if isinstance(given, Upscale) else ""
+        raise TypeError(f"`changes` is a {type(given).__name__}: give one of {kinds}, or a list of them.{further}")
+    if not all(isinstance(change, KINDS) for change in changes):
+        raise TypeError(f"`changes` holds something else than {kinds}.")
+    return changes
 
 
 def _seen(prompt: Any, change: Any, canvas: Canvas | None) -> Any:
     return prompt if canvas is None else seen_caption(prompt, change.image.size, canvas.seen)
 
 
-def _size(width: int | None, height: int | None) -> tuple[int, int] | None:
+def _size(width: Any, height: Any) -> tuple[int, int] | None:
     """`width` and `height` of a call as a size.
 
     Raises:
-        ValueError: one without the other.
+        TypeError: what is no whole number.
+        ValueError: one without the other; sides that are no multiples of a token's.
     """
     if (width is None) != (height is None):
         raise ValueError(f"`width` is {width} and `height` {height}: give both, or neither for the picture's own.")
-    return None if width is None or height is None else (width, height)
+    return None if width is None else check_size(width, height, UNIT)
 
 
 def _each(name: str, given: Any, prompt: Any) -> list[Any]:

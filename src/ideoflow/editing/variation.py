@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import whole
 from ..engine import Request
-from .change import check_share, told
+from .change import check_canvas, check_share, told
 
 SEEDS = 2**64  # how many a torch generator takes
 
@@ -57,6 +57,7 @@ class Variation:
         """Check the arguments."""
         self.seed = whole("variation_seed", self.seed, 0, most=SEEDS - 1)
         self.amount = check_share("variation", self.amount)
+        self.size = check_canvas("size", self.size)
 
     def canvas(self, unit: int, most: int | None) -> None:
         """None: it starts from no picture."""

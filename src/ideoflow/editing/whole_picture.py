@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .canvas import FITS, Canvas, lay_out, open_picture
-from .change import check_choice, check_share
+from .change import check_canvas, check_choice, check_share
 
 
 class WholePicture:
@@ -33,6 +33,7 @@ class WholePicture:
         """
         self.strength = check_share("strength", self.strength)
         self.fit = check_choice("fit", self.fit, FITS)
+        self.size = None if self.size is None else check_canvas("size", self.size)
         self.image = open_picture(self.image)
 
     def canvas(self, unit: int, most: int | None) -> Canvas:
