@@ -8,8 +8,8 @@ _MASKED = ("strength", "feather", "harmonise")
 TAKES: dict[str, tuple[str, ...]] = {
     "redraw": ("before", "margin", "padding", *_MASKED),
     "inpaint": ("mask", "boxes", "mask_changes", "padding", "fit", *_MASKED),
-    "image": ("strength", "fit", "size"),
-    "caption": ("before", "strength", "fit", "size"),
+    "image": ("strength", "fit"),
+    "caption": ("before", "strength", "fit"),
     "outpaint": ("outpaint", "place", *_MASKED),
     "variation": ("variation", "variation_seed"),
 }

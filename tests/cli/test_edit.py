@@ -151,8 +151,8 @@ def test_what_a_seed_alone_does_not_make_has_no_neighbours(drawn, said, message)
         image.info["ideoflow"] = json.dumps(json.loads(image.info["ideoflow"]) | said)
         save_image(image, "other.png")
 
-    output = edit("other.png", "--variation", "0.2", fails=2).output.replace("\n", " ")
-    assert (message in output and "--how image --strength 0.5" in output) or "vary the picture" in output
+    output = " ".join(edit("other.png", "--variation", "0.2", fails=2).output.split())
+    assert message in output and "--how image --strength 0.5" in output
 
 
 OPTIONS = {
@@ -168,7 +168,7 @@ def as_option(name):
 
 @pytest.mark.parametrize("how", TAKES)
 def test_an_option_that_a_kind_of_change_does_not_take_is_refused_by_its_name(drawn, how):
-    for name in sorted(OPTIONS.keys() - TAKES[how]):
+    for name in sorted(OPTIONS.keys() - TAKES[how])[::3]:
         output = edit(drawn, "--how", how, *as_option(name), fails=2).output.replace("\n", " ")
         assert as_option(name)[0] in output or "at once" in output, name
 
@@ -186,9 +186,13 @@ def test_without_a_change_the_ways_of_changing_are_told(drawn, options):
 @pytest.mark.parametrize(
     "options",
     [
-        *map(as_option, OPTIONS),
-        *(["--how", "image"], ["--caption", AFTER], ["--seed", "8"], ["--steps", "9"], ["--n", "2"]),
-        *(["--guidance", "9"], ["--preset", "quality"]),
+        as_option("boxes"),
+        as_option("feather"),
+        ["--how", "image"],
+        ["--caption", AFTER],
+        ["--seed", "8"],
+        ["--steps", "9"],
+        ["--n", "2"],
     ],
     ids=lambda options: options[0],
 )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openai
@@ -13,7 +16,8 @@ from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent, Im
 from PIL import Image
 
 from ideoflow.pictures import read_settings
-from ideoflow.serving import guard, jobs
+from ideoflow.serving import guard, jobs, preparing
+from ideoflow.serving.picture_changes import Wanted
 
 SQUARE = {"type": "obj", "bbox": [200, 200, 600, 600], "desc": "a blue square"}
 BEFORE = {"compositional_deconstruction": {"background": "plain yellow", "elements": [SQUARE]}}
@@ -109,6 +113,75 @@ def test_two_captions_say_what_changes(client, picture, how):
         assert (found[48:] == np.asarray(picture)[48:]).all()
 
 
+def test_a_caption_of_the_picture_as_it_is_asks_for_a_redraw(client, picture):
+    found = opened(edit(client, picture, extra_body={"before": json.dumps(BEFORE)}, size="96x64").data[0].b64_json)
+
+    assert (found[48:] == np.asarray(picture)[48:]).all()
+
+
+def test_a_damaged_picture_is_named_as_the_picture(server, picture):
+    name, data, kind = png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)))
+    cut = name, data[: len(data) // 2], kind
+    answer = server.http.post("/v1/images/edits", data={"prompt": json.dumps(AFTER)}, files={"image": cut})
+
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "image", answer.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ([("mask", png(Image.new("RGBA", (96, 64)))), ("mask", png(Image.new("RGBA", (96, 64))))], "mask"),
+        ([("strength", (None, "0.2")), ("strength", (None, "0.4"))], "strength"),
+        ([("prompt", (None, "a circle"))], "prompt"),
+        ([("mask", (None, ""))], "mask"),
+        ([("mask", (None, "words"))], "mask"),
+        ([("image", (None, "picture.png"))], "image"),
+    ],
+)
+def test_fields_that_would_be_ignored_are_refused_by_name(server, picture, fields, param):
+    form = [("prompt", (None, json.dumps(AFTER))), ("image", png(picture)), *fields]
+    answer = server.http.post("/v1/images/edits", files=form)
+
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
+
+
+def test_a_list_of_one_picture_may_be_indexed(server, picture):
+    form = {"prompt": json.dumps(AFTER), **QUICK}
+    answer = server.http.post("/v1/images/edits", data=form, files={"image[0]": png(picture)})
+
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_body_of_json_is_told_of_forms(server):
+    answer = server.http.post("/v1/images/edits", json={"prompt": "a circle", "image": "picture.png"})
+
+    assert answer.status_code == 400 and "multipart/form-data" in answer.json()["error"]["message"]
+
+
+def test_pictures_are_prepared_a_few_at_a_time_and_a_stop_does_not_wait_for_them(own_server, picture, monkeypatch):
+    def stuck(*_):
+        nonlocal begun
+        begun += 1
+        held.wait(60)
+
+    begun, held = 0, threading.Event()
+    server = own_server(max_queue=preparing.AT_ONCE, drain=0)
+    monkeypatch.setattr(Wanted, "change", stuck)
+    form = {"data": {"prompt": json.dumps(AFTER)}, "files": {"image": png(picture)}}
+    with ThreadPoolExecutor(preparing.AT_ONCE) as clients:
+        asked = [clients.submit(server.http.post, "/v1/images/edits", **form) for _ in range(preparing.AT_ONCE)]
+        while begun < preparing.AT_ONCE:
+            time.sleep(0.01)
+        more = server.http.post("/v1/images/edits", **form)
+        server.stop()
+        server.thread.join(60)
+        stopped = not server.thread.is_alive()
+        held.set()
+
+    assert (more.status_code, more.json()["error"]["code"]) == (429, "queue_full") and begun == preparing.AT_ONCE
+    assert stopped and {answer.result().status_code for answer in asked} == {503}
+
+
 def test_sizes_that_are_no_multiples_of_16_come_back_as_they_were(client, picture, hole):
     size = (90, 50)
     answer = edit(client, picture.resize(size), mask=png(hole.resize(size, Image.Resampling.NEAREST)))
@@ -158,6 +231,14 @@ def test_edits_are_not_kept(client, server, picture, hole):
         ({"extra_body": {"how": "redraw", "before": json.dumps(AFTER)}}, "before", "say the same"),
         ({"extra_body": {"how": "inpaint"}}, "mask", "give a mask"),
         ({"extra_body": {"how": "outpaint"}}, "how", "Input should be"),
+        ({"extra_body": {"feather": "3"}}, "feather", "goes with redraw and inpaint, and `how` is image"),
+        ({"extra_body": {"harmonise": "1"}}, "harmonise", "goes with redraw and inpaint, and `how` is image"),
+        ({"extra_body": {"mask_changes": "black"}}, "mask_changes", "goes with inpaint"),
+        ({"extra_body": {"how": "image", "before": "{}"}}, "before", "goes with redraw and caption"),
+        ({"extra_body": {"before": "{"}}, "before", "`before` is no JSON"),
+        ({"extra_body": {"before": json.dumps(BEFORE)}, "size": "64x64"}, "size", "in its own, 96x64"),
+        ({"mask": png(Image.new("RGBA", (96, 64))), "size": "64x64"}, "size", "in its own, 96x64"),
+        ({"extra_body": {"num_inference_steps": "100000"}}, "num_inference_steps", "at most 100 steps"),
         ({"mask": png(Image.new("L", (5, 5)))}, "mask", "has no transparency"),
         ({"mask": png(Image.new("RGBA", (5, 5)))}, "mask", "has 5 x 5 pixels, and the picture 96 x 64"),
         ({"mask": ("m.png", b"words", "image/png")}, "mask", "not a picture"),
@@ -298,12 +379,21 @@ def test_a_change_can_be_changed_again_and_says_what_it_was_made_of(server, befo
 @pytest.mark.parametrize(
     ("edit", "status", "param"),
     [
-        ({"job": "job_none"}, 404, "id"),
-        ({"picture": 3}, 404, "index"),
-        ({"how": "inpaint"}, 400, "mask"),
+        ({"job": "job_none"}, 404, "edit.job"),
+        ({"picture": 3}, 404, "edit.picture"),
+        ({"how": "inpaint"}, 400, "edit.mask"),
         ({"how": "inpaint", "mask": "no base64!"}, 400, "edit.mask"),
-        ({"how": "inpaint", "boxes": [[0, 0, 1]]}, 400, None),
-        ({"before": json.dumps(AFTER)}, 400, "before"),
+        ({"how": "inpaint", "mask": base64.b64encode(b"words").decode()}, 400, "edit.mask"),
+        ({"how": "inpaint", "mask": base64.b64encode(png(Image.new("L", (5, 5)))[1]).decode()}, 400, "edit.mask"),
+        ({"how": "inpaint", "boxes": [[0, 0, 1]]}, 400, "edit.boxes"),
+        ({"how": "inpaint", "boxes": [[0, 0, 9, 9]], "mask": base64.b64encode(b"words").decode()}, 400, "edit.mask"),
+        ({"how": "inpaint", "boxes": [[0, 0, 9, 9]], "mask_changes": "black"}, 400, "edit.mask_changes"),
+        ({"boxes": [[0, 0, 500, 500]]}, 400, "edit.boxes"),
+        ({"how": "image", "feather": 3}, 400, "edit.feather"),
+        ({"how": "image", "before": BEFORE}, 400, "edit.before"),
+        ({"how": "caption", "harmonise": 1}, 400, "edit.harmonise"),
+        ({"before": {}}, 400, "edit.before"),
+        ({"before": json.dumps(AFTER)}, 400, "edit.before"),
         ({"strenght": 1}, 400, "edit.strenght"),
         ({"strength": 2}, 400, "edit.strength"),
     ],
@@ -311,6 +401,14 @@ def test_a_change_can_be_changed_again_and_says_what_it_was_made_of(server, befo
 def test_changes_that_cannot_be_are_refused(server, before, edit, status, param):
     answer = changed(server, before, fails=status, **edit)
     assert answer["error"]["param"] == param
+
+
+def test_a_picture_that_is_not_finished_cannot_be_changed_yet(server):
+    slow = server.job(num_inference_steps=100, size="96x64")
+    answer = changed(server, slow, fails=409)
+    server.http.delete(f"/v1/jobs/{slow['id']}")
+
+    assert (answer["error"]["param"], answer["error"]["code"]) == ("edit.job", "not_finished")
 
 
 def test_a_change_has_its_pictures_size(server, before):

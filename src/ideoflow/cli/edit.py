@@ -429,6 +429,8 @@ def _how(wish: Wish, own: dict[str, Any], text: str, same: bool) -> str:
             f"{_spelt(name)} goes with {' and '.join(kinds)}, and this change is {how}: leave it out, or ask for"
             f" another kind with --how."
         )
+    if wish.mask_changes is not None and wish.mask is None:
+        raise ValueError("--mask-changes says what of a mask changes, and there is none: give --mask.")
     if how == "image" and wish.how is None and own and not wish.given:
         told = "no change is asked for" if same else "--caption says what the picture's own caption does"
         raise ValueError(f"{told}: {WAYS}")

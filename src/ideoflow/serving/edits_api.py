@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
@@ -16,11 +18,40 @@ from .job_settings import How, wrong
 from .openai_answer import answered
 from .openai_api import check_model
 from .openai_body import ImageAnswer, ImageBody
-from .picture_changes import LARGER, Wanted
+from .picture_changes import LARGER, PictureChange, Wanted
 from .prompts import read_prompt
 from .waiting import TheJobs
 
+INDEXED = re.compile(r"image\[\d{1,4}\]")  # names that some clients give a list's pictures
+
 router = APIRouter(prefix="/v1", tags=["OpenAI's API"])
+
+
+async def _check_form(request: Request) -> list[Any]:
+    """Refuse a form whose fields would be ignored: of names that are not known, given twice, or text for a file.
+
+    Returns:
+        Pictures under the names `image[0]`, `image[1]` and on, as some clients send them.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise ApiError(
+            400, f"The body is {kind[:60] or 'of no type'}: send multipart/form-data, with `image` as a file.",
+            code="not_a_form",
+        )  # fmt: skip
+    known = {parameter.alias for parameter in request.scope["route"].dependant.body_params}
+    indexed, seen = [], set()
+    for name, value in (await request.form()).multi_items():
+        is_image = INDEXED.fullmatch(name) is not None or name in ("image", "image[]")
+        if name not in known and not is_image:
+            raise wrong(name[:40], f"`{name[:40]}` is not known here. Known are {', '.join(sorted(known))}.")
+        if (is_image or name == "mask") and isinstance(value, str):
+            raise wrong(name, f"`{name}` is text: send the picture as a file of the form, with a file name.")
+        if name in seen and not is_image:
+            raise wrong(name, f"`{name}` is there twice: give it once.")
+        seen.add(name)
+        indexed += [value] if INDEXED.fullmatch(name) else []
+    return indexed
 
 
 @router.post(
@@ -38,6 +69,7 @@ router = APIRouter(prefix="/v1", tags=["OpenAI's API"])
 async def edit(
     request: Request,
     jobs: TheJobs,
+    indexed: Annotated[list[UploadFile], Depends(_check_form)],
     prompt: Annotated[
         str,
         Form(min_length=1, max_length=100_000, description="A caption of what the picture becomes, as JSON; or words."),
@@ -51,15 +83,19 @@ async def edit(
         File(description="A picture of the same size; what of it changes is said by `mask_changes`."),
     ] = None,
     mask_changes: Annotated[
-        Literal["transparent", "white", "black"],
-        Form(description="What of the mask changes: transparent as in OpenAI's API, white as in ComfyUI, or black."),
-    ] = "transparent",
+        Literal["transparent", "white", "black"] | None,
+        Form(
+            description="What of the mask changes: transparent as in OpenAI's API (if left out), white as in ComfyUI,"
+            " or black."
+        ),
+    ] = None,
     how: Annotated[
         How | None,
         Form(
             description="inpaint: what the mask says. redraw: what differs between `before` and the prompt, and nothing"
             " else. caption: from `before` to the prompt, without a mask. image: the whole picture anew, starting from"
-            " it. If left out, inpaint with a mask or a transparent picture, else image."
+            " it. If left out, inpaint with a mask, redraw with `before`, inpaint with a transparent picture, else"
+            " image."
         ),
     ] = None,
     before: Annotated[
@@ -72,11 +108,14 @@ async def edit(
         ),
     ] = None,
     feather: Annotated[int | None, Form(ge=0, le=256, description="Pixels over which what is drawn fades in.")] = None,
-    harmonise: Annotated[int, Form(ge=0, le=4, description="Further rounds of each step, against seams.")] = 0,
+    harmonise: Annotated[
+        int | None, Form(ge=0, le=4, description="Further rounds of each step, against seams; none if left out.")
+    ] = None,
     model: Annotated[str | None, Form(max_length=500)] = None,
     n: Annotated[int | None, Form(ge=1)] = None,
     size: Annotated[
-        str | None, Form(max_length=40, description='"WxH" to draw at; the picture\'s own if left out.')
+        str | None,
+        Form(max_length=40, description='"WxH" for image and caption; else, and if left out, the picture\'s own.'),
     ] = None,
     quality: Annotated[str | None, Form(max_length=40)] = None,
     response_format: Annotated[str | None, Form(max_length=40, description="b64_json: edits are not kept.")] = None,
@@ -99,7 +138,6 @@ async def edit(
 
     Closing the connection gives up what is not drawn yet. Edits are not kept: they are answered, and forgotten.
     """
-    await _check_names(request)
     check_model(model, request.app.state.settings)
     jobs.check_room()
     body = _body(
@@ -112,27 +150,28 @@ async def edit(
         raise wrong(
             "response_format", "`response_format` is url: edits are not kept here. Give b64_json, or leave it out."
         )
-    picture = await _picture([*image, *images])
-    hole = None if mask is None else await _read("mask", mask, MOST_MASK)
-    asked = (("strength", strength), ("feather", feather), ("harmonise", harmonise or None))
-    options = {name: value for name, value in asked if value is not None}
+    picture = _picture([*image, *images, *indexed])
+    if mask is not None:
+        _check_bytes("mask", mask, MOST_MASK)
+    asked = {
+        "mask": mask, "mask_changes": mask_changes, "before": before, "strength": strength, "feather": feather,
+        "harmonise": harmonise,
+    }  # fmt: skip
+    given = {name: value for name, value in asked.items() if value is not None}
     try:
         parsed = await run_in_threadpool(read_prompt, body.prompt)
     except CaptionError as error:
         raise invalid_caption(error, "prompt") from None
-    wanted = Wanted(how, hole, mask_changes, before, None if size == "auto" else size, options)
     most = LARGER * request.app.state.settings.pixel_limit
-    change = await run_in_threadpool(wanted.change, picture, parsed.line, most)
-    job, _ = await run_in_threadpool(jobs.submit, body.order(), parsed, field="prompt", change=change)
+
+    def change(line: str) -> PictureChange:
+        options = given if mask is None else {**given, "mask": mask.file.read()}
+        return Wanted(how, options, None if size == "auto" else size).change(picture.file.read(), line, most)
+
+    job, _ = await jobs.preparing.run(
+        request, partial(jobs.submit, body.order(), parsed, field="prompt", change=change)
+    )
     return await answered(request, jobs, job, body)
-
-
-async def _check_names(request: Request) -> None:
-    """Refuse a field that is not known: a misspelt one would otherwise change nothing, unseen."""
-    known = {parameter.alias for parameter in request.scope["route"].dependant.body_params}
-    unknown = [name for name in await request.form() if name not in known]
-    if unknown:
-        raise wrong(unknown[0][:40], f"`{unknown[0][:40]}` is not known here. Known are {', '.join(sorted(known))}.")
 
 
 def _body(**fields: Any) -> ImageBody:
@@ -146,10 +185,11 @@ def _body(**fields: Any) -> ImageBody:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or None
-        raise ApiError(400, f"`{place}`: {first['msg']}.", code="invalid_value", param=place) from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise ApiError(400, f"`{place}`: {message}.", code="invalid_value", param=place) from None
 
 
-async def _picture(given: Sequence[UploadFile]) -> bytes:
+def _picture(given: Sequence[UploadFile]) -> UploadFile:
     """The picture to be changed."""
     if not given:
         raise wrong("image", "`image` is missing: give the picture to be changed.")
@@ -159,10 +199,10 @@ async def _picture(given: Sequence[UploadFile]) -> bytes:
             f"`image` has {len(given)} pictures: give one. The model draws from a caption and one picture; there are no"
             " reference pictures for it to look at.",
         )
-    return await _read("image", given[0], MOST_IMAGE)
+    _check_bytes("image", given[0], MOST_IMAGE)
+    return given[0]
 
 
-async def _read(name: str, file: UploadFile, most: int) -> bytes:
+def _check_bytes(name: str, file: UploadFile, most: int) -> None:
     if (file.size or 0) >= most:
         raise wrong(name, f"`{name}` has {file.size} bytes: fewer than {most} are allowed.")
-    return await file.read()

@@ -19,7 +19,7 @@ from .server_settings import MEBIBYTE, ServerSettings
 SEEDS = 2**64  # how many a torch generator takes
 FRESH_SEEDS = 2**32  # of those drawn here: programs that read JSON numbers as doubles keep them
 MOST_SIDE = 100_000  # of numbers that are looked at any further; what the server takes is far less
-MOST_COUNT = 10_000
+MOST_COUNT = 10**9
 MOST_TEXT = 100_000  # characters of a caption
 
 
@@ -62,10 +62,14 @@ class EditOrder(BaseModel):
     mask: str | None = Field(
         None, max_length=MEBIBYTE, description="For inpaint: a picture file in base64, of the picture's size."
     )
-    mask_changes: Literal["white", "black", "transparent"] = Field("white", description="What of the mask changes.")
+    mask_changes: Literal["white", "black", "transparent"] | None = Field(
+        None, description="What of the mask changes; white if left out."
+    )
     strength: float | None = Field(None, ge=0, le=1, description="Share of the steps that are taken.")
     feather: int | None = Field(None, ge=0, le=256, description="Pixels over which what is drawn fades in.")
-    harmonise: int = Field(0, ge=0, le=4, description="Further rounds of each step, against seams.")
+    harmonise: int | None = Field(
+        None, ge=0, le=4, description="Further rounds of each step, against seams; none if left out."
+    )
 
 
 class Order(BaseModel):

@@ -12,7 +12,7 @@ import math
 import secrets
 import string
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -33,8 +33,10 @@ from .job import Job, Picture
 from .job_recorder import JobRecorder
 from .job_settings import MOST_TEXT, JobSettings, Order, ServedModel, read_size, settle, unusual_size, wrong
 from .job_table import JobTable
+from .journal import LAST
 from .metrics import Metrics
 from .picture_changes import LARGER, PictureChange, Wanted
+from .preparing import Preparing
 from .prompts import ReadPrompt, read_prompt
 from .records import JobRecord, PictureInfo, Status
 from .server_settings import without_folders
@@ -72,6 +74,8 @@ class Jobs:
         self.write = write
         self.table = JobTable(served.settings.max_queue)
         self.draining = False
+        self.closed = False
+        self.preparing = Preparing(self.table.places)
         self._pipe = pipe
         self._editor = Ideogram4InpaintPipeline.from_pipe(pipe)
         self._store = store
@@ -97,7 +101,7 @@ class Jobs:
         key: str | None = None,
         digest: str | None = None,
         field: str = "caption",
-        change: PictureChange | None = None,
+        change: Callable[[str], PictureChange] | None = None,
     ) -> tuple[Job, bool]:
         """Accept a job.
 
@@ -107,7 +111,7 @@ class Jobs:
             key: the client's idempotency key.
             digest: digest of the body that came with it.
             field: what the client calls the caption.
-            change: what is done to a picture, where the order does not say it.
+            change: makes, of the caption as read, what is done to a picture; None where the order says it.
 
         Returns:
             The job, and whether it is new: an idempotency key that is known gives the job that it came with.
@@ -125,14 +129,14 @@ class Jobs:
             settle(order, self.served)  # or a writer is asked in vain
         prompt = prompt or self.read(order.caption, order.size, field=field, write=order.edit is None)
         self._check_length(prompt, field)
-        change = change or self._change_of(order, prompt.line)
-        settings = self._settle(order, change)
-        given = 0 if change is None else math.prod(change.image.size)
-        if given and given + sum(job.given_pixels for job in self.table.unfinished) > MOST_GIVEN:
-            raise self._full("Memory has no room for another picture to be changed just now")
-        if not self.table.reserve():
+        if not self.table.reserve():  # before pictures are read, which takes its time
             raise self._full()
         try:
+            made = self._change_of(order, prompt.line) if change is None else change(prompt.line)
+            settings = self._settle(order, made)
+            given = 0 if made is None else math.prod(made.image.size)
+            if given and given + sum(job.given_pixels for job in self.table.unfinished) > MOST_GIVEN:
+                raise self._full("Memory has no room for another picture to be changed just now")
             record = JobRecord(
                 id=f"job_{''.join(secrets.choice(LETTERS) for _ in range(22))}",
                 status="queued",
@@ -147,7 +151,9 @@ class Jobs:
                 model=self.served.settings.model,
             )
             job = Job(record, settings, given_pixels=given)
-            self._make(job, change)
+            self._make(job, made)
+            if self.closed:
+                raise ApiError(503, "The server is stopping: ask again in a moment.", code="stopping")
             self.table.add(job)
             try:
                 if settings.stored:
@@ -313,6 +319,7 @@ class Jobs:
     def close(self) -> None:
         """Stop at once. Stored jobs that are not finished are queued for the next start; others are lost."""
         self.drain()
+        self.closed = True
         self._recorder.stopping = True
         for request in self.table.requests:
             self._engine.cancel(request)
@@ -412,13 +419,22 @@ class Jobs:
         """What an order does to a picture that is kept; None where it draws a new one.
 
         Raises:
-            ApiError: with status 404 where there is no such picture, 400 for what cannot be done to it.
+            ApiError: with status 404 where there is no such picture, 409 where it is not finished, 400 for what cannot
+                be done to it.
         """
         edit = order.edit
         if edit is None:
             return None
-        _, picture = self.picture(edit.job, edit.picture)
-        wanted = Wanted.of(edit, self.get(edit.job).record.prompt)
+        if (job := self.find(edit.job)) is None:
+            raise ApiError(404, f"There is no job {edit.job[:40]!r}.", code="not_found", param="edit.job")
+        try:
+            _, picture = self.picture(edit.job, edit.picture)
+        except ApiError as error:
+            if job.record.status in LAST or edit.picture >= len(job.settings.seeds):
+                raise ApiError(error.status, error.message, code=error.code, param="edit.picture") from None
+            message = f"{job.id} is {job.record.status}: wait until its picture {edit.picture} is finished."
+            raise ApiError(409, message, code="not_finished", param="edit.job") from None
+        wanted = Wanted.of(edit, job.record.prompt)
         return wanted.change(picture, line, LARGER * self.served.settings.pixel_limit)
 
     def _settle(self, order: Order, change: PictureChange | None) -> JobSettings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -114,7 +115,8 @@ async def submit(
 ) -> Any:
     """Ask for pictures of one caption. The answer comes at once; the pictures follow."""
     digest = hashlib.sha256(json.dumps(order.model_dump()).encode()).hexdigest() if idempotency_key else None
-    job, new = await run_in_threadpool(jobs.submit, order, None, idempotency_key, digest)
+    accept = partial(jobs.submit, order, None, idempotency_key, digest)
+    job, new = await (run_in_threadpool(accept) if order.edit is None else jobs.preparing.run(request, accept))
     request.state.job = job.id
     view = await run_in_threadpool(jobs.view, job)
     return JSONResponse(view, 202 if new else 200, headers={"Location": f"/v1/jobs/{job.id}"})

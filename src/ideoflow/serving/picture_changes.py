@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from ..captions import CaptionError
+from ..change_options import not_taken
 from ..editing import CaptionEdit, ImageToImage, Inpaint, redrawn
 from ..images import ImageError, has_alpha, open_image, plain_errors
 from .api_errors import ApiError, invalid_caption
@@ -16,6 +17,7 @@ from .prompts import read_prompt
 
 PictureChange = Inpaint | CaptionEdit | ImageToImage
 LARGER = 16  # times the pixels of a picture that the server draws, that one to be changed may have
+OPTIONS = ("mask", "boxes", "mask_changes", "before", "strength", "feather", "harmonise")
 
 
 @dataclass(frozen=True)
@@ -23,20 +25,21 @@ class Wanted:
     """What a client asks to be done to a picture.
 
     Attributes:
-        how: the kind of change; None for inpainting with a mask or a transparent picture, else the whole anew.
-        hole: what may change, a picture file or boxes; None where there is no mask.
-        mask_changes: what of a mask changes.
-        before: the caption of the picture as it is.
-        size: "WxH" to draw at; None for the picture's own.
-        options: `strength`, `feather` and `harmonise`, where they are given.
+        how: the kind of change; None for what the options say: inpainting with a mask, redrawing with `before`,
+            inpainting with a picture that is transparent in places, else the whole anew.
+        options: those of `OPTIONS` that are given; `mask` is a picture file.
+        size: "WxH" that is asked for; None for the picture's own.
+        before: the picture's caption where the client gives none; None if nobody knows it.
+        polarity: what of a mask changes where the client does not say it.
+        fields: how the client calls the fields; those that are missing go by their own names.
     """
 
     how: How | None
-    hole: bytes | Sequence[Sequence[float]] | None = None
-    mask_changes: str = "transparent"
-    before: str | Mapping[str, Any] | None = None
+    options: Mapping[str, Any]
     size: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    before: str | None = None
+    polarity: str = "transparent"
+    fields: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, edit: EditOrder, before: str) -> Wanted:
@@ -45,15 +48,14 @@ class Wanted:
         Raises:
             ApiError: with status 400 for a mask that is no base64.
         """
-        hole: Any = edit.boxes
+        options = {name: value for name in OPTIONS if (value := getattr(edit, name)) is not None}
         if edit.mask is not None:
             try:
-                hole = base64.b64decode(edit.mask, validate=True)
+                options["mask"] = base64.b64decode(edit.mask, validate=True)
             except ValueError:
                 raise wrong("edit.mask", "`edit.mask` is no base64: give a picture file's bytes in it.") from None
-        asked = (("strength", edit.strength), ("feather", edit.feather), ("harmonise", edit.harmonise or None))
-        options = {name: value for name, value in asked if value is not None}
-        return cls(edit.how, hole, edit.mask_changes, edit.before or before, None, options)
+        names = {name: f"edit.{name}" for name in ("how", *OPTIONS)}
+        return cls(edit.how, options, None, before, "white", {**names, "image": "edit.picture", "prompt": "caption"})
 
     def change(self, picture: bytes, prompt: str, most: int) -> PictureChange:
         """The change.
@@ -66,43 +68,101 @@ class Wanted:
         Raises:
             ApiError: with status 400, naming the field that does not fit.
         """
-        part = "image"
+        clear = _is_clear(self._name("image"), picture, most)
+        if "mask" in self.options:
+            _is_clear(self._name("mask"), self.options["mask"], most)
+        how = self._how(clear)
+        self._check(how)
+        given = dict(self.options)
         try:
-            clear = _check_pixels("image", picture, most)
-            part = "mask"
-            if isinstance(self.hole, bytes):
-                _check_pixels("mask", self.hole, most)
-            how = self.how or ("inpaint" if self.hole is not None or clear else "image")
-            before = None if self.before is None else read_prompt(self.before).line
-            at: dict[str, Any] = {} if self.size is None else {"size": read_size(self.size, (0, 0))}
-            if how in ("redraw", "caption") and before is None:
-                raise wrong("before", f"`how` is {how}: give `before`, the caption of the picture as it is.")
-            if self.hole is not None and how != "inpaint":
-                raise wrong("mask", f"`how` is {how}, which needs no mask: leave one of them out.")
             if how == "inpaint":
-                return self._inpaint(picture, clear, at)
+                return self._sized(how, self._inpaint(picture, clear, given))
+            before = self._before(how, given.pop("before", None)) if how in ("redraw", "caption") else None
             if how == "redraw":
-                return redrawn(picture, before, prompt, **self.options)
-            own = {name: value for name, value in self.options.items() if name == "strength"}
+                return self._sized(how, redrawn(picture, before, prompt, **given))
+            at: dict[str, Any] = {} if self.size is None else {"size": read_size(self.size, (0, 0))}
             if how == "caption":
-                return CaptionEdit(picture, before, **at, **own)
-            return ImageToImage(picture, **at, **own)
+                return CaptionEdit(picture, before, **at, **given)
+            return ImageToImage(picture, **at, **given)
         except CaptionError as error:
-            raise invalid_caption(error, "before") from None
+            raise self._of_captions(error) from None
         except ImageError as error:
-            raise wrong(part, str(error).replace("`mask_image`", "`mask`")) from None
+            raise self._wrong("mask" if str(error).startswith("`mask_image`") else "image", error) from None
         except (TypeError, ValueError) as error:
-            raise ApiError(400, str(error), code="invalid_value") from None
+            of_boxes = str(error).startswith("`mask_image`")
+            raise self._wrong("boxes" if of_boxes else None, error) from None
 
-    def _inpaint(self, picture: bytes, clear: bool, at: dict[str, Any]) -> Inpaint:
-        if self.hole is not None:
-            return Inpaint(picture, self.hole, mask_changes=self.mask_changes, **at, **self.options)
+    def _how(self, clear: bool) -> str:
+        if self.how is not None:
+            return self.how
+        if "mask" in self.options:
+            return "inpaint"
+        return "redraw" if "before" in self.options else "inpaint" if clear else "image"
+
+    def _check(self, how: str) -> None:
+        """Refuse an option that would be ignored."""
+        if found := not_taken(how, self.options):
+            name, kinds = found
+            shown = " and ".join(kind for kind in kinds if kind in get_args(How))
+            field, kind = self._name(name), self._name("how")
+            raise wrong(field, f"`{field}` goes with {shown}, and `{kind}` is {how}: leave one of them out.")
+        mask, boxes = self._name("mask"), self._name("boxes")
+        if "mask" in self.options and "boxes" in self.options:
+            raise wrong(mask, f"`{mask}` and `{boxes}` both say what may change: give one of them.")
+        if "mask_changes" in self.options and "mask" not in self.options:
+            field = self._name("mask_changes")
+            raise wrong(field, f"`{field}` says what of a mask changes, and there is none: give `{mask}`.")
+
+    def _sized(self, how: str, change: Inpaint) -> Inpaint:
+        """A change that gives the picture back in its own size, where no other is asked for."""
+        own = "{}x{}".format(*change.image.size)
+        if self.size is not None and self.size.lower() != own:
+            raise wrong("size", f"`size` is {self.size}, and {how} gives the picture back in its own, {own}.")
+        return change
+
+    def _before(self, how: str, given: Any) -> str:
+        """The caption of the picture as it is."""
+        field = self._name("before")
+        asked = self.before if given is None else given
+        if asked is None:
+            raise wrong(field, f"`how` is {how}: give `{field}`, the caption of the picture as it is.")
+        try:
+            return read_prompt(asked).line
+        except CaptionError as error:
+            raise invalid_caption(ValueError(str(error).replace("the prompt", f"`{field}`")), field) from None
+
+    def _inpaint(self, picture: bytes, clear: bool, given: dict[str, Any]) -> Inpaint:
+        changes = given.pop("mask_changes", self.polarity)
+        if "boxes" in given:
+            return Inpaint(picture, given.pop("boxes"), **given)
+        if "mask" in given:
+            return Inpaint(picture, given.pop("mask"), mask_changes=changes, **given)
         if not clear:
-            raise wrong("mask", "`how` is inpaint: give a mask, or a picture that is transparent where it changes.")
-        return Inpaint(picture, picture, mask_changes="transparent", **at, **self.options)
+            field = self._name("mask")
+            boxes = f" or `{self.fields['boxes']}`" if self.fields else ""
+            message = f"`how` is inpaint: give a mask in `{field}`{boxes}, or a picture that is transparent in places."
+            raise wrong(field, message)
+        return Inpaint(picture, picture, mask_changes="transparent", **given)
+
+    def _of_captions(self, error: CaptionError) -> ApiError:
+        """What is wrong with the two captions, in the field that can mend it."""
+        if str(error).startswith("`after`"):
+            field = self._name("prompt")
+            return invalid_caption(ValueError(str(error).replace("`after`", f"`{field}`")), field)
+        return invalid_caption(error, self._name("before" if "before" in self.options else "prompt"))
+
+    def _wrong(self, name: str | None, error: Exception) -> ApiError:
+        if name is None:
+            return ApiError(400, str(error), code="invalid_value")
+        field = self._name(name)
+        own = "`image`" if name == "image" else "`mask_image`"
+        return wrong(field, str(error).replace(own, f"`{field}`"))
+
+    def _name(self, name: str) -> str:
+        return self.fields.get(name, name)
 
 
-def _check_pixels(name: str, data: bytes, most: int) -> bool:
+def _is_clear(name: str, data: bytes, most: int) -> bool:
     """Refuse a picture of more pixels than are taken in, before it is unpacked; whether it is transparent anywhere."""
     try:
         with open_image(data) as image, plain_errors():
