@@ -56,7 +56,6 @@ def change_of(image: Any, settings: Mapping[str, Any]) -> Any:
             " leave --again out and give the options of the change."
         )
     return change
-    return change
 
 
 def _made(cls: type, image: Any, given: dict[str, Any], edit: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
