@@ -30,10 +30,12 @@ def test_a_picture_is_enlarged_by_the_caption_that_it_brings_along(drawn):  # no
 
 
 def test_an_enlarged_picture_is_not_taken_for_a_fresh_one(drawn):  # noqa: F811
-    upscale(drawn, "--factor", "1.5", "--strength", "0")
+    upscale(drawn, "--factor", "1.5", "--strength", "0", "--seed", "2")
     for command in (["generate", "large.png"], ["edit", str(drawn), "--again", "large.png"]):
         result = CliRunner().invoke(app, command)
-        assert result.exit_code == 2 and "large.png" in result.output.replace("\n", "")
+        told = " ".join(result.output.split())
+        assert result.exit_code == 2 and "ideoflow upscale PICTURE --factor 1.5 --strength 0.0" in told
+        assert "--overlap 0.25 --seed 2" in told and "--steps 3" in told
 
 
 def test_tiles_that_are_kept_are_not_drawn_again(drawn, monkeypatch):  # noqa: F811

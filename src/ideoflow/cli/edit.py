@@ -37,7 +37,7 @@ from .drawing_options import (
     StepsOption,
     TrustSettingsOption,
 )
-from .generate import check_for_sketch, report, save
+from .generate import check_for_sketch, made_by, report, save
 from .jobs import Picture, Settings, target
 from .prompts import Prompt, Reader
 from .values import parse_format, parse_size
@@ -309,6 +309,11 @@ def _check_again(name: str, made: dict[str, Any], given: dict[str, Any], typed: 
     Raises:
         ValueError: naming the option.
     """
+    if made["edit"] and made["edit"].get("kind") == "upscale":
+        raise ValueError(
+            f"{printable(name)} is an enlarged picture: make it again with `{made_by(name, made)}`, and its caption if"
+            " the picture does not bring that along."
+        )
     if why := made["unrepeatable"]:
         raise ValueError(
             f"{printable(name)} cannot be made again: {printable(why)}. Leave --again out, and give the options of the"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -258,6 +258,17 @@ def save(image: Image, path: Path, settings: bool, overwrite: bool) -> Path:
         fail(f"{told}, and nothing can be written elsewhere: the picture is lost.", FAILED)
 
 
+def made_by(name: str, recipe: dict[str, Any]) -> str:
+    """The command that makes a changed picture again, of the picture that it was made of."""
+    edit = recipe["edit"]
+    if edit.get("kind") != "upscale":
+        return f"ideoflow edit PICTURE --again {printable(name)}"
+    options = {key: edit.get(key) for key in ("factor", "strength", "tile", "overlap")}
+    options |= {key: recipe[key] for key in ("seed", "preset", "steps", "guidance")}
+    typed = [f"--{key} {printable(value)}" for key, value in options.items() if value is not None]
+    return f"ideoflow upscale PICTURE {' '.join(typed)}"
+
+
 def report(prompts: Sequence[Prompt], strict: bool) -> None:
     """Warn of what breaks the caption schema and of what was mended, or refuse it."""
     mended = [f"{printable(prompt.given)}: {line}" for prompt in prompts for line in prompt.mended]
@@ -302,7 +313,7 @@ def _jobs(
     if recipe and recipe["edit"]:
         raise ValueError(
             f"{printable(prompt.given)} is an edit of another picture, of which its caption alone would draw something"
-            f" else: make it again with `ideoflow edit PICTURE --again {printable(prompt.given)}`."
+            f" else: make it again with `{made_by(prompt.given, recipe)}`."
         )
     named = {key: value for key, value in (("size", size), ("seed", seed)) if value is not None}
     settings = options.settings(prompt.given, recipe, named, trusted)
