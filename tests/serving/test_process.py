@@ -263,7 +263,11 @@ def test_at_the_end_of_the_drain_those_who_wait_are_told(own_server, caplog):
         "picture": ("POST", "/v1/images/generations", body),
         "stream": ("POST", "/v1/images/generations", {**body, "stream": True}),
         "link": ("POST", "/v1/images/generations", {**body, "response_format": "url"}),
-        "web interface": ("POST", "/sdapi/v1/txt2img", {"prompt": "a cup", "width": 192, "height": 192, "steps": 100}),
+        "web interface": (
+            "POST",
+            "/sdapi/v1/txt2img",
+            {"prompt": "a red star", "width": 192, "height": 192, "steps": 100},
+        ),
         "events of a kept job": ("GET", f"/v1/jobs/{kept}/events"),
         "events of a lost job": ("GET", f"/v1/jobs/{lost}/events"),
     }

@@ -105,7 +105,10 @@ JobId = Annotated[str, Depends(job_id)]
     "/jobs",
     status_code=202,
     response_model=JobView,
-    responses={200: {"model": JobView, "description": "The job of this idempotency key."}, **responses(409, 429, 503)},
+    responses={
+        200: {"model": JobView, "description": "The job of this idempotency key."},
+        **responses(404, 409, 429, 502, 503),
+    },
 )
 async def submit(
     request: Request,

@@ -200,8 +200,9 @@ async def progress(request: Request, jobs: TheJobs, skip_current_image: bool = F
     if not under_way:
         return _progress(0, 0, "", 0, (0, 0), None)
     job = under_way[0]
-    done = (await run_in_threadpool(jobs.view, job))["progress"]
+    # The picture first: what is counted afterwards has come as far as it at least.
     previews = [event.data["image"] for event in job.journal.after(0) if event.type == "preview"]
+    done = (await run_in_threadpool(jobs.view, job))["progress"]
     image = preview_base64(previews[-1]) if previews and not skip_current_image else None
     share = done["step"] / done["steps"]
     steps = done["step"] % job.settings.steps, job.settings.steps
