@@ -58,6 +58,7 @@ sketch: $(STAMP) ## train the sketch model from nothing, into runs/sketch/ (hour
 clean: ## remove .venv and what the other targets made, all but runs/
 	rm -rf .venv site outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# Python compiles what is imported when it is; to compile all that is installed takes two minutes more.
 # torch is named on the command itself so that pip cannot settle on another build of it.
 $(STAMP): pyproject.toml requirements/constraints.txt
 	@python=; for candidate in python3.11 python3 python; do \
@@ -74,5 +75,5 @@ $(STAMP): pyproject.toml requirements/constraints.txt
 			echo "could not make .venv: where Python comes in parts (Debian, Ubuntu), install python3-venv too." >&2; exit 1; }; \
 	fi
 	@echo "installing the pinned versions into .venv (a large download the first time: some minutes without a word)"
-	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt torch==2.13.0 --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements/constraints.txt torch==2.13.0 --editable '.[dev]'
 	@touch $@

@@ -136,7 +136,10 @@ def opened(folder: Path, models, reader=Ideogram4Transformer2DModel.from_pretrai
     return same
 
 
-@pytest.mark.parametrize(("how", "before"), [("killed", "10GB"), ("killed", "6MB"), ("interrupted", "6MB")])
+@pytest.mark.parametrize(
+    ("how", "before"),
+    [pytest.param("killed", "10GB", marks=pytest.mark.long), ("killed", "6MB"), ("interrupted", "6MB")],
+)
 def test_a_folder_of_more_than_a_model_is_old_or_new_or_refused(models, tmp_path, how, before):
     """Shards take their places one after another: those of two models that have the same names are never read."""
     old, new = models

@@ -71,7 +71,13 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "numbers", [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT, signal.SIGTERM)], ids=["INT", "TERM", "both"]
+    "numbers",
+    [
+        (signal.SIGINT,),
+        pytest.param((signal.SIGTERM,), marks=pytest.mark.long),
+        pytest.param((signal.SIGINT, signal.SIGTERM), marks=pytest.mark.long),
+    ],
+    ids=["INT", "TERM", "both"],
 )
 def test_an_interrupted_run_saves_its_step_and_goes_on_to_the_same_bits(pictures, tmp_path, uninterrupted, numbers):
     handlers = [signal.getsignal(number) for number in numbers]
@@ -105,7 +111,9 @@ def flags(given: dict) -> list[str]:
     return [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM], ids=["INT", "TERM"]
+)
 def test_resume_alone_goes_on_with_all_settings_of_the_run(pictures, tmp_path, uninterrupted, monkeypatch, number):
     out = tmp_path / "my runs" / "one"
     kept = Log.on_step

@@ -100,8 +100,8 @@ def test_the_average_is_what_is_saved(pictures, tmp_path):
     assert not torch.equal(average, trainer.trained[name])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kills", "steps"), [(2, 18), pytest.param(10, 60, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("kills", "steps"), [(2, 18), (10, 60)])
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(pictures, tmp_path, launch, finish, kills, steps):
     options = settings(pictures, tmp_path, steps=steps, save_every=3, lora_dropout=0.1, caption_dropout=0.2)
     options = {k: v for section in options.model_dump().values() for k, v in section.items()}

@@ -290,11 +290,11 @@ except RuntimeWarning as warning:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "triton, printed",
     [
-        pytest.param("None", "", marks=pytest.mark.long),
+        ("None", ""),
         ("types.ModuleType('triton')", "Triton cannot be imported (import of triton.language"),
     ],
     ids=["not installed", "broken"],
