@@ -163,10 +163,11 @@ def test_a_refusal_says_what_to_give(done, name, advice):
 
 QUIET = """
 import ideoflow
+from ideoflow import sketch
 
 [getattr(ideoflow, name) for name in ideoflow.__all__]
-ideoflow.sketch.load()
-ideoflow.Ideogram4Pipeline.from_pretrained(ideoflow.sketch.path())
+sketch.load()
+ideoflow.Ideogram4Pipeline.from_pretrained(sketch.path())
 """
 
 

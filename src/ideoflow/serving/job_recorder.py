@@ -163,10 +163,10 @@ class JobRecorder:
         status: Status = "failed" if job.record.error is not None else "finished" if whole else "cancelled"
         with job.lock:
             job.record.status, job.record.finished_at = status, time.time()
+            self._metrics.count_end(job.record)  # before anybody sees it ended
         if written and job.settings.stored:
             self._unwritten.append(job)
             self._catch_up()
-        self._metrics.count_end(job.record)
         self._table.end(job)
         job.tell_status()
 
