@@ -15,6 +15,7 @@ from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel
 from ideoflow.engine import Denoiser, denoiser
 from ideoflow.ops.weights import _checksums, contents_key, snapshot
 from ideoflow.pipeline.text_cache import TextCache
+from tests.thinned import thinned
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*outside what the weights were trained on"),
@@ -202,7 +203,10 @@ def changed(change, module, name):
         getattr(module, key).data = value.clone()
 
 
-@pytest.mark.parametrize("change", WAYS)
+KEPT = ["in_place", "through_data", "through_data_one_element", "through_numpy", "replaced", "swapped", "averaged"]
+
+
+@pytest.mark.parametrize("change", thinned(WAYS, KEPT))
 def test_captions_are_embedded_anew_after_any_tensor_changed_in_any_way(pipe, change):
     transformer = pipe.transformer
     parts = [pipe.text_encoder.language_model, transformer.llm_cond_norm, transformer.llm_cond_proj]
@@ -235,7 +239,7 @@ def close(ours, theirs):
     return (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
-@pytest.mark.parametrize("change", WAYS)
+@pytest.mark.parametrize("change", thinned(WAYS, KEPT))
 def test_requests_that_begin_are_modulated_anew_after_any_tensor_changed_in_any_way(pipe, change, monkeypatch):
     engine = pipe.engine()
     before, moved = steps_of(pipe, engine.advance), 0

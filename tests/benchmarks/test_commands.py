@@ -40,6 +40,7 @@ LONG = (
     "loading",
     "training",
     "lora",
+    "forms",
 )  # half a minute and more
 
 

@@ -14,6 +14,7 @@ from ideoflow import Ideogram4Transformer2DModel
 from ideoflow.model.blocks import FeedForward
 from ideoflow.ops import fused_projections as fused
 from ideoflow.ops.linear import Linear
+from tests.thinned import thinned
 
 
 @pytest.fixture
@@ -231,7 +232,7 @@ def test_compiled_blocks_take_the_fused_product(make_pair, inputs, stream_inputs
     assert 2 * model.config.intermediate_size in sizes
 
 
-@pytest.mark.parametrize("change", ["assigned", "copied", "merged"])
+@pytest.mark.parametrize("change", thinned(["assigned", "copied", "merged"], ["copied"]))
 def test_compiled_blocks_see_weights_that_were_changed_or_put_elsewhere(make_pair, inputs, stream_inputs, change):
     model, other = (make_pair(seed, num_layers=1)[1] for seed in (0, 1))  # compiling each takes seconds
     stream = stream_inputs(inputs)

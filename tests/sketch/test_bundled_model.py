@@ -46,7 +46,7 @@ def test_it_is_at_most_25_megabytes_and_tells_what_it_is():
     assert all(word in card for word in ("Data", "Recipe", "Quality", "minutes"))
 
 
-@pytest.mark.parametrize("size", [(128, 96), (112, 144)])
+@pytest.mark.parametrize("size", [(112, 144), pytest.param((128, 96), marks=pytest.mark.long)])
 def test_the_peers_pipeline_draws_the_same_latents_and_pictures(pipeline, peer, size):
     captions = [line(sample(i, split="held_out").caption) for i in (0, 1)]
     where = dict(width=size[0], height=size[1], max_sequence_length=160)

@@ -75,7 +75,7 @@ def test_adapters_of_a_half_precision_model_are_float32():
     assert model.layers[0].attention.to_q.base_layer.weight.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("also", [(), ("comfy",)])
+@pytest.mark.parametrize("also", [pytest.param((), marks=pytest.mark.long), ("comfy",)])
 @pytest.mark.parametrize(
     "options", [{}, {"alpha": 7.0, "targets": "all"}, {"targets": [r".*to_q", r".*to_v", r".*\.w2"]}]
 )

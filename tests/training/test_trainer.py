@@ -293,7 +293,8 @@ def test_gradient_checkpointing_changes_nothing_but_memory(pictures, tmp_path):
     assert all(abs(a - b) <= 1e-6 * a for a, b in zip(plain, saving, strict=True))
 
 
-@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_half_precision_stays_near_full(pictures, tmp_path, method):
     options = {"method": method, "lr": 1e-3, "steps": 2, "tokens": 400}
     exact = curve(pictures, tmp_path / "exact", **options)
@@ -312,7 +313,7 @@ def plain(pictures, tmp_path_factory) -> list[float]:
 @pytest.mark.parametrize(
     "options",
     [
-        {"dora": True},
+        pytest.param({"dora": True}, marks=pytest.mark.long),
         {"loss_per": "token"},
         {"min_snr": 5.0},
         {"method": "full"},

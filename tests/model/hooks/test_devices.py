@@ -11,6 +11,7 @@ from accelerate import cpu_offload, cpu_offload_with_hook, dispatch_model
 from torch import Tensor
 
 from ideoflow.fitting.apply import SwapHook
+from tests.thinned import thinned
 
 from .pretend import FAR, NEAR, honest, pretending
 
@@ -105,6 +106,8 @@ HOOKS = {
     "leaves by stream, recorded": lambda model: in_groups(model, **LEAVES, use_stream=True, record_stream=True),
 }
 
+QUICK = ["none", "two devices", "a block offloaded", "sequential", "whole", "blocks, not waiting", "leaves by stream"]
+
 # accelerate's `CpuOffload` moves inputs with the module alone, so that later ones must be there already.
 PLACES = {"none": ("cpu",), "whole": (NEAR,)}
 
@@ -128,7 +131,7 @@ def _placed(stream, put, place):
     return put(features, place), layout.to(place), put(latents, place), put(times, place)
 
 
-@pytest.mark.parametrize("hooks", HOOKS)
+@pytest.mark.parametrize("hooks", thinned(HOOKS, QUICK))
 def test_every_way_in_gives_what_it_gives_without_hooks(ours, inputs, stream_inputs, hooks):
     """Inputs on the CPU, as users have them, and on the device, as pipelines do; twice, since some hooks learn."""
     stream = stream_inputs(inputs)

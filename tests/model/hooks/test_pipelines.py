@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.thinned import thinned
+
 from .pretend import NEAR, honest, pretending
 from .test_devices import backend  # noqa: F401 (a fixture)
 
@@ -42,7 +44,7 @@ HOOKS = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("hooks", HOOKS)
+@pytest.mark.parametrize("hooks", thinned(HOOKS, ["model", "leaves by stream"]))
 def test_an_offloaded_pipeline_draws_the_same_twice(pipeline, hooks):
     expected = draw(pipeline)
     modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
