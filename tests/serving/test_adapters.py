@@ -72,7 +72,7 @@ def test_names_that_are_not_there_are_told_those_that_are(server):
 
 
 def test_a_job_is_accepted_while_a_pass_is_under_way(server):
-    pipe = server.app.state.jobs._pipe
+    pipe = server.app.state.jobs._replica.pipe
     entered, leave = threading.Event(), threading.Event()
 
     def hold():

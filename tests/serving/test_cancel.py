@@ -28,7 +28,7 @@ def until(condition):
 @pytest.fixture
 def cancels(server, monkeypatch):
     """The step that each request had when the engine was told to give it up."""
-    engine, steps = server.app.state.jobs._engine, {}
+    engine, steps = server.app.state.jobs._replica.engine, {}
     cancel = engine.cancel
 
     def note(request):

@@ -68,7 +68,7 @@ def test_an_engine_that_fails_fails_its_jobs_and_the_next_start_takes_up_those_t
     own_server, tmp_path, monkeypatch
 ):
     running = own_server(tmp_path / "data")
-    engine = jobs_of(running)._engine
+    engine = jobs_of(running)._replica.engine
     stored, fleeting = (running.job(size="96x96", num_inference_steps=100, stored=stored) for stored in (True, False))
     monkeypatch.setattr(engine, "step", lambda: 1 / 0)
     for job in (stored, fleeting):
@@ -91,7 +91,7 @@ def test_a_device_that_fails_for_good_is_not_asked_again(own_server, monkeypatch
     def broken(requests):
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(jobs_of(running)._engine.denoiser, "compute", broken)
+    monkeypatch.setattr(jobs_of(running)._replica.engine.denoiser, "compute", broken)
     assert running.wait(running.job()["id"])["status"] == "failed"
     end = time.monotonic() + 20
     while running.http.get("/health/live").status_code == 200:
@@ -130,9 +130,9 @@ def test_a_start_that_cannot_be_written_down_frees_the_engine_and_shows_no_path(
     job = running.wait(running.job(size="96x96", num_inference_steps=100)["id"])
     assert job["status"] == "failed" and str(tmp_path) not in str(job) and "log" in job["error"]["message"]
     end = time.monotonic() + 20
-    while jobs_of(running)._engine.requests and time.monotonic() < end:
+    while jobs_of(running)._replica.engine.requests and time.monotonic() < end:
         time.sleep(0.02)
-    assert not jobs_of(running)._engine.requests
+    assert not jobs_of(running)._replica.engine.requests
     assert running.wait(running.job()["id"])["status"] == "finished"
 
 

@@ -1,4 +1,4 @@
-"""Jobs: what clients asked for, from the queue through the engine to kept pictures.
+"""Jobs: what clients asked for, from the queue through the replica to kept pictures.
 
 Three kinds of threads meet here. Routes submit, cancel and look from the server's; the engine's thread hands on what
 happens and goes on at once; and the recorder alone writes what happened into jobs, files and the database, in its
@@ -15,23 +15,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
-
-import torch
 
 from ..bundled import SKETCH
 from ..captions.schema import is_placed
 from ..captions.writing import Writer, WritingError
-from ..editing import Ideogram4InpaintPipeline
-from ..engine import Request
-from ..pipeline import Ideogram4Pipeline, preview_map_of
+from ..pipeline import Ideogram4Pipeline
 from ..sizes import UNIT
-from ..text_encoder import CaptionTooLong, tokenise
 from .api_errors import ApiError, invalid_caption
-from .job import Job, Picture
+from .job import Job
 from .job_recorder import JobRecorder
-from .job_settings import MOST_TEXT, JobSettings, Order, ServedModel, read_size, settle, unusual_size, wrong
+from .job_settings import JobSettings, Order, ServedModel, read_size, settle, unusual_size, wrong
 from .job_table import JobTable
 from .journal import LAST
 from .metrics import Metrics
@@ -39,9 +33,9 @@ from .picture_changes import LARGER, PictureChange, Wanted
 from .preparing import Preparing
 from .prompts import ReadPrompt, read_prompt
 from .records import JobRecord, PictureInfo, Status
+from .replica import Replica
 from .server_settings import without_folders
 from .store import DuplicateKey, Store, StoreError, UnknownJob
-from .worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +45,6 @@ UNPLACED = (
 )
 LETTERS = string.ascii_letters + string.digits
 ATTEMPTS = 3  # times that a job may be running when the server is killed: it may be what kills it
-TOKENS_OF_A_PASS = 65_536  # sixteen pictures of 1024 x 1024 pixels, of which memory holds one pass on most devices
 MOST_GIVEN = 2**29  # pixels of the pictures that jobs change, which are held until those are done: 1.5 GiB
 PACE_SECONDS = 1.0  # for which a measured time to a free place is told again
 
@@ -76,18 +69,11 @@ class Jobs:
         self.draining = False
         self.closed = False
         self.preparing = Preparing(self.table.places)
-        self._pipe = pipe
-        self._editor = Ideogram4InpaintPipeline.from_pipe(pipe)
         self._store = store
-        self._engine = pipe.engine(
-            policy=served.settings.policy,
-            max_tokens=served.settings.max_tokens or (TOKENS_OF_A_PASS if pipe.plan is None else None),
-            output_type="pil",
-            preview_every=1,
-            previews=preview_map_of(pipe.vae, served.settings.data),
+        self._replica = Replica(
+            pipe, served, lambda event: self._recorder.hear(event), metrics.count_pass, self._give_up_all
         )
-        self._recorder = JobRecorder(self.table, store, metrics, self._engine.cancel)
-        self._worker = Worker(self._engine, self._recorder.hear, metrics.count_pass, self._give_up_all)
+        self._recorder = JobRecorder(self.table, store, metrics, self._replica.cancel)
         self._to_a_place = (0.0, 0)  # until when seconds to a free place are told again, and those
         metrics.watch(self)
         metrics.watch_device(pipe.device)
@@ -128,7 +114,7 @@ class Jobs:
         if change is None and order.edit is None:
             settle(order, self.served)  # or a writer is asked in vain
         prompt = prompt or self.read(order.caption, order.size, field=field, write=order.edit is None)
-        self._check_length(prompt, field)
+        self._replica.check_length(prompt, field)
         if not self.table.reserve():  # before pictures are read, which takes its time
             raise self._full()
         try:
@@ -151,7 +137,7 @@ class Jobs:
                 model=self.served.settings.model,
             )
             job = Job(record, settings, given_pixels=given)
-            self._make(job, made)
+            self._replica.make(job, made)
             if self.closed:
                 raise ApiError(503, "The server is stopping: ask again in a moment.", code="stopping")
             self.table.add(job)
@@ -239,7 +225,7 @@ class Jobs:
         if self.table.is_unfinished(job):
             job.given_up = True
             for request in job.under_way:
-                self._engine.cancel(request)
+                self._replica.cancel(request)
 
     def forget(self, job: Job) -> None:
         """Remove a job that has ended, with its pictures.
@@ -275,7 +261,7 @@ class Jobs:
 
     def count_tokens(self, line: str) -> int:
         """Tokens that the model reads of a prompt's line."""
-        return len(tokenise(self._pipe.tokenizer, [line], max_sequence_length=len(line.encode()) + 1000)[0])
+        return self._replica.count_tokens(line)
 
     # The server's life
 
@@ -289,12 +275,12 @@ class Jobs:
                 logger.warning("%s cannot be taken up again: %s", record.id, message)
                 told = {"type": "restarted", "message": f"It cannot be taken up after the server's restart: {message}"}
                 self._store.update(record.id, status="failed", finished_at=time.time(), error=told)
-        self._worker.start()
+        self._replica.start()
 
     @property
     def healthy(self) -> bool:
         """Whether jobs are worked at."""
-        return self._worker.healthy
+        return self._replica.healthy
 
     @property
     def unfinished(self) -> int:
@@ -322,8 +308,8 @@ class Jobs:
         self.closed = True
         self._recorder.stopping = True
         for request in self.table.requests:
-            self._engine.cancel(request)
-        self._worker.close(timeout=60)
+            self._replica.cancel(request)
+        self._replica.close(timeout=60)
         self._recorder.close()
         for job in self.table.unfinished:
             if job.settings.stored:
@@ -337,7 +323,7 @@ class Jobs:
         until, seconds = self._to_a_place
         if time.monotonic() < until:
             return seconds
-        backlog = self._worker.backlog
+        backlog = self._replica.backlog
         seconds = 5 if backlog is None else max(1, min(3600, math.ceil(backlog / max(1, self.unfinished))))
         self._to_a_place = time.monotonic() + PACE_SECONDS, seconds
         return seconds
@@ -361,19 +347,6 @@ class Jobs:
             raise ApiError(503, "The engine has failed: the server has to be restarted.", code="engine_failed")
         if self.table.full:
             raise self._full()
-
-    def _check_length(self, prompt: ReadPrompt, field: str) -> None:
-        """See that the model can read a caption of this length; the engine may have to wait while it is tokenised."""
-        too_long = None
-        if len(prompt.line) > MOST_TEXT:
-            too_long = f"The caption has {len(prompt.line)} characters: give at most {MOST_TEXT}."
-        else:
-            try:
-                tokenise(self._pipe.tokenizer, [prompt.line])
-            except CaptionTooLong as error:
-                too_long = str(error)
-        if too_long:
-            raise ApiError(400, too_long, code="invalid_caption", param=field)
 
     def _give_up_all(self) -> None:
         """Have every job fail, for the engine has; those that are stored are taken up by the next start."""
@@ -448,41 +421,6 @@ class Jobs:
             raise wrong("size", f"`size` is {order.size}, and the picture has {width}x{height}: leave it out.")
         return replace(settings, width=width, height=height)
 
-    def _make(self, job: Job, change: PictureChange | None) -> None:
-        """Make the requests of a job's pictures that are missing.
-
-        Args:
-            job: the job.
-            change: what is done to a picture; None where pictures are drawn from the caption alone.
-
-        Raises:
-            ApiError: with status 400 where the pipeline refuses them.
-        """
-        settings, missing = job.settings, job.missing
-        options: dict[str, Any] = {} if settings.guidance is None else {"guidance_scale": settings.guidance}
-        if change is None:
-            make = partial(self._pipe.make_requests, job.record.prompt, size=(settings.width, settings.height))
-        else:
-            make = partial(self._editor.make_edits, change, job.record.prompt)
-        try:
-            requests = make(
-                num_images_per_prompt=len(missing),
-                preset=settings.preset,
-                num_inference_steps=settings.steps,
-                generator=[torch.Generator().manual_seed(settings.seeds[index]) for index in missing],
-                defer=True,
-                priority=settings.priority,
-                adapters=dict(settings.adapters) if self.served.adapters else None,
-                deadline=None if settings.timeout is None else time.monotonic() + _left(job),
-                preview_every=settings.preview_every,
-                **options,
-            )
-        except (ValueError, TypeError) as error:
-            raise ApiError(400, str(error), code="invalid_value") from None
-        for index, request in zip(missing, requests, strict=True):
-            request.id = f"{job.id} picture {index}"
-            job.pictures[index] = Picture.of(request)
-
     def _begin(self, job: Job) -> None:
         """Put the requests of a job, which is in the table, into the engine.
 
@@ -490,9 +428,9 @@ class Jobs:
             ApiError: with status 400 where the engine refuses one, such as one that is too large.
         """
         job.tell("queued", {"queue_position": self._position(job)})
-        requests: list[Request] = job.under_way
+        requests = job.under_way
         try:
-            self._worker.add(requests)
+            self._replica.add(job)
         except ValueError as error:
             self._recorder.refuse(job, error)
             raise ApiError(400, str(error), code="invalid_value") from None
@@ -518,16 +456,11 @@ class Jobs:
         given = 0 if change is None else math.prod(change.image.size)
         job = Job(record, self._settle(order, change), given_pixels=given)
         if job.missing:
-            self._make(job, change)
+            self._replica.make(job, change)
         self._store.update(record.id, status="queued", started_at=None, attempts=record.attempts)
         self.table.add(job)
         self._begin(job)
 
     def _position(self, job: Job) -> int:
         """How many jobs go before this one, as far as can be told now."""
-        return self.table.position(job, self._engine.requests)
-
-
-def _left(job: Job) -> float:
-    """Seconds of a job's time limit that are left."""
-    return job.record.created_at + (job.settings.timeout or 0) - time.time()
+        return self.table.position(job, self._replica.waiting)
