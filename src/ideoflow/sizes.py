@@ -27,6 +27,26 @@ def misfit(width: int, height: int, unit: int = UNIT) -> str | None:
     return f"each side must be a positive multiple of {unit}, up to {LARGEST_SIDE}. The nearest {noun} {nearest}."
 
 
+def parse_size(value: str, option: str = "--size") -> tuple[int, int]:
+    """`(width, height)` in pixels of a text such as "1024x768".
+
+    Args:
+        value: The text.
+        option: What it was given by, for messages.
+
+    Raises:
+        ValueError: if it is no size, or none that can be drawn.
+    """
+    width, cross, height = value.lower().replace("×", "x").partition("x")  # noqa: RUF001
+    sides = [side.strip() for side in (width, height)]
+    if not (cross and all(side.isdecimal() and len(side) < 10 for side in sides)):
+        raise ValueError(f"{option} {value!r} is not WIDTHxHEIGHT in pixels, for example 1024x768.")
+    size = int(width), int(height)
+    if wrong := misfit(*size):
+        raise ValueError(f"{option} {value!r}: {wrong}")
+    return size
+
+
 def check_size(width: Any, height: Any, unit: int) -> tuple[int, int]:
     """`(width, height)` in whole tokens of `unit` pixels a side.
 

@@ -20,8 +20,8 @@ def jobs_of(running):
 
 def keep(data, **changes):
     """Keep a job as a server that was killed left it; its id."""
+    from ideoflow.captions.sent_prompt import read_prompt
     from ideoflow.serving.job_settings import Order, settle
-    from ideoflow.serving.prompts import read_prompt
     from ideoflow.serving.records import JobRecord
     from ideoflow.serving.server_settings import ServerSettings
     from ideoflow.serving.serving_model import served_by

@@ -15,6 +15,7 @@ from ..change_options import TAKES, not_taken
 from ..checks import printable
 from ..files import check_writable
 from ..pictures import read_settings
+from ..sizes import parse_size
 from .chosen import Options
 from .console import out, plain_errors, plain_warnings, starting, warn
 from .draw import load, steps_shown
@@ -40,7 +41,7 @@ from .drawing_options import (
 from .generate import check_for_sketch, made_by, report, save
 from .jobs import Picture, Settings, target
 from .prompts import Prompt, Reader
-from .values import parse_format, parse_size
+from .values import parse_format
 
 if TYPE_CHECKING:
     from PIL.Image import Image

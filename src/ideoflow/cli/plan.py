@@ -9,8 +9,9 @@ import typer
 from .. import sketch
 from ..bundled import SKETCH
 from ..presets import MAX_STEPS
+from ..sizes import parse_size
 from .console import WRONG_INPUT, err, fail, out, plain_errors
-from .values import check_device, expanded, parse_amount, parse_device, parse_dtype, parse_size
+from .values import check_device, expanded, parse_amount, parse_device, parse_dtype
 
 if TYPE_CHECKING:
     from ..fitting import Plan

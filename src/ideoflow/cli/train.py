@@ -16,12 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..checks import printable
 from ..files import check_writable, write_text
+from ..sizes import parse_size
 from ..training import precheck
 from ..training.columns import check_source
 from ..training.settings import SECTIONS, Settings, check_new, template
 from ..training.watch import Run, Step, Watcher
 from . import console
-from .values import parse_device, parse_model, parse_size
+from .values import parse_device, parse_model
 
 if TYPE_CHECKING:
     from ..training.survey import Survey

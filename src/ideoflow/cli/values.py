@@ -15,7 +15,7 @@ from ..dtypes import COMPUTED
 from ..fitting.memory import parse_memory
 from ..presets import find_preset
 from ..provenance import QUANTIZED
-from ..sizes import misfit
+from ..sizes import parse_size
 from .jobs import SUFFIXES, Lora
 
 AUTO = "auto"
@@ -135,18 +135,6 @@ def parse_sizes(values: Sequence[str], prompts: int) -> list[tuple[int, int] | N
     if not sizes:
         return [None] * prompts
     return [*sizes] if len(sizes) > 1 else [sizes[0]] * prompts
-
-
-def parse_size(value: str, option: str = "--size") -> tuple[int, int]:
-    """Width and height in pixels."""
-    width, cross, height = value.lower().replace("×", "x").partition("x")  # noqa: RUF001
-    sides = [side.strip() for side in (width, height)]
-    if not (cross and all(side.isdecimal() and len(side) < 10 for side in sides)):
-        raise ValueError(f"{option} {value!r} is not WIDTHxHEIGHT in pixels, for example 1024x768.")
-    size = int(width), int(height)
-    if wrong := misfit(*size):
-        raise ValueError(f"{option} {value!r}: {wrong}")
-    return size
 
 
 def check_device(value: str) -> None:

@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..captions import Breach, Caption, CaptionError
 from ..captions.reading import data_of, find
+from ..captions.sent_prompt import REBUILT, check_characters
 from ..captions.unquoted import lost_marks, restore
 from ..captions.writing import WritingError, Written, describe, differences, edit
 from ..images import ImageError, open_image, plain_errors
 from .api_errors import ApiError, invalid_caption, responses
 from .job_settings import MOST_TEXT, Given, read_size
 from .jobs import Jobs
-from .prompts import REBUILT, check_characters
 from .waiting import TheJobs
 
 MOST_PIXELS = 2**26  # of a picture that is described: a small file may unpack to a large one

@@ -12,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
 from ..captions import CaptionError
+from ..captions.sent_prompt import read_prompt
 from .api_errors import ApiError, invalid_caption, responses
 from .guard import MOST_IMAGE, MOST_MASK
 from .job_settings import How, wrong
@@ -19,7 +20,6 @@ from .openai_answer import answered
 from .openai_api import check_model
 from .openai_body import ImageAnswer, ImageBody
 from .picture_changes import LARGER, PictureChange, Wanted
-from .prompts import read_prompt
 from .waiting import TheJobs
 
 INDEXED = re.compile(r"image\[\d{1,4}\]")  # names that some clients give a list's pictures

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..bundled import SKETCH
 from ..captions.schema import is_placed
+from ..captions.sent_prompt import ReadPrompt, read_prompt
 from ..captions.writing import Writer, WritingError
 from ..pipeline import Ideogram4Pipeline
 from ..sizes import UNIT
@@ -31,7 +32,6 @@ from .journal import LAST
 from .metrics import Metrics
 from .picture_changes import LARGER, PictureChange, Wanted
 from .preparing import Preparing
-from .prompts import ReadPrompt, read_prompt
 from .records import JobRecord, PictureInfo, Status
 from .replica import Replica
 from .server_settings import without_folders

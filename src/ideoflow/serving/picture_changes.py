@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from ..captions import CaptionError
+from ..captions.sent_prompt import read_prompt
 from ..change_options import not_taken
 from ..editing import CaptionEdit, ImageToImage, Inpaint, redrawn
 from ..images import ImageError, has_alpha, open_image, plain_errors
 from .api_errors import ApiError, invalid_caption
 from .job_settings import EditOrder, How, read_size, wrong
-from .prompts import read_prompt
 
 PictureChange = Inpaint | CaptionEdit | ImageToImage
 LARGER = 16  # times the pixels of a picture that the server draws, that one to be changed may have

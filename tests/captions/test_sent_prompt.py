@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ideoflow.captions import Caption, CaptionError
+from ideoflow.captions.sent_prompt import read_prompt
 from ideoflow.captions.writing import Written
-from ideoflow.serving.prompts import read_prompt
 
 RIGHT: dict[str, Any] = {
     "high_level_description": "A cup under a sign, at noon.",

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..captions import Caption, CaptionError
-from ..captions.reading import data_of, find
-from ..captions.schema import elements, encodes
-from ..captions.unquoted import lost_marks, restore
-from ..captions.writing import Writer
+from .breach import CaptionError
+from .caption import Caption
+from .reading import data_of, find
+from .schema import elements, encodes
+from .unquoted import lost_marks, restore
+from .writing.written import Writer
 
 Was = Literal["json", "repaired", "wrapped", "written"]
 
