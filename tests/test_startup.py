@@ -19,7 +19,7 @@ LIGHT = {
     "version": ["--version"],
     **{
         f"help of {name}": [name, "--help"]
-        for name in ("generate", "serve", "simulate", "plan", "train", "convert", "inspect")
+        for name in ("generate", "batch", "serve", "simulate", "plan", "train", "convert", "inspect")
     },
     "help of caption": ["caption", "check", "--help"],
     "inspect a pipeline": ["inspect", "sketch"],
@@ -95,6 +95,11 @@ LIGHT = {
             ["convert", "sketch", "new", "--to", "pear"],
             ["convert", "~no-such-user/x", "new", "--to", "diffusers"],
             ["inspect", "~no-such-user/x"],
+            ["batch", "nowhere.jsonl", "--out", "place"],
+            ["batch", ".", "--out", "place"],
+            ["batch", "nowhere.jsonl", "--out", "place", "--as", "zip"],
+            ["batch", "nowhere.jsonl", "--out", "place", "--shard", "9/8"],
+            ["batch", "nowhere.jsonl", "--out", "place", "--size", "9x9"],
             ["caption", "check", "nowhere.json"],
             ["caption", "fix", "~no-such-user/x.json"],
             ["simulate", "-j", "512x512:4", "--cost", "1,1", "--policy", "best"],

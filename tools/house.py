@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__", "_program", "__init__"),
     ("cli",),
     ("serving", "distributed"),
-    ("training", "editing"),
+    ("training", "editing", "batch"),
     ("simulate", "sketch"),
     ("pipeline",),
     ("fitting",),

@@ -11,7 +11,7 @@ from ideoflow.cli.train import HELP
 
 COMMANDS = [
     (),
-    *((name,) for name in ("generate", "serve", "simulate", "plan", "train", "convert", "inspect", "caption")),
+    *((name,) for name in ("generate", "batch", "serve", "simulate", "plan", "train", "convert", "inspect", "caption")),
     ("caption", "check"),
     ("caption", "fix"),
 ]

@@ -8,6 +8,7 @@ import typer
 
 from .._version import __version__
 from . import caption
+from .batch import batch
 from .checkpoints import convert, inspect
 from .commands import SETTINGS, Command, Commands, Renamed
 from .console import out
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command(cls=Command)(generate)
 app.command(cls=Command)(edit)
 app.command(cls=Command)(upscale)
+app.command(cls=Command)(batch)
 
 
 @app.command()
