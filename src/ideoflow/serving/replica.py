@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..captions.sent_prompt import ReadPrompt
 from ..editing import Ideogram4InpaintPipeline
 from ..engine import Event, Request
 from ..pipeline import Ideogram4Pipeline, preview_map_of
@@ -17,7 +18,6 @@ from .api_errors import ApiError
 from .job import Job, Picture
 from .job_settings import MOST_TEXT, ServedModel
 from .picture_changes import PictureChange
-from .prompts import ReadPrompt
 from .worker import Worker
 
 TOKENS_OF_A_PASS = 65_536  # sixteen pictures of 1024 x 1024 pixels, of which memory holds one pass on most devices
