@@ -170,15 +170,20 @@ class Denoiser:
         # Contexts are read at once: requests that are cancelled meanwhile let go of theirs.
         conditional = {side: side.conditional for side in sides}
         unconditional = {side: side.unconditional for side in sides if side.guided}
-        unguided: dict[Request, Tensor] = {}
         with self.adapted(requests[0].adapters):
-            velocities = self._conditional.velocities(conditional)  # type: ignore[arg-type]
-            if self._unconditional is not None and unconditional:
-                unguided = self._unconditional.velocities(unconditional)  # type: ignore[arg-type]
+            velocities, unguided = self.velocities(conditional, unconditional)  # type: ignore[arg-type]
         for side, without in unguided.items():
             guidance = side.guidance[side.step]
             velocities[side] = guidance * velocities[side] + (1.0 - guidance) * without
         return {request: request.after(*(velocities[side] for side in request.sides)) for request in requests}
+
+    def velocities(
+        self, conditional: Mapping[Request, Context], unconditional: Mapping[Request, Context]
+    ) -> tuple[dict[Request, Tensor], dict[Request, Tensor]]:
+        """Velocities `(image_tokens, channels)` of each branch for the next step of requests, by their contexts."""
+        velocities = self._conditional.velocities(conditional)
+        guided = self._unconditional is not None and unconditional
+        return velocities, self._unconditional.velocities(unconditional) if guided else {}  # type: ignore[union-attr]
 
     def _check(self, requests: Sequence[Request]) -> None:
         if len(set(requests)) != len(requests):

@@ -45,9 +45,12 @@ class Ideogram4AttnProcessor:
             cos, sin = cos.index_select(0, bounds.wanted), sin.index_select(0, bounds.wanted)
         query = norm_rotate(attn.norm_q, query, cos, sin).to(value.dtype)
 
+        return attn.to_out[0](self.attend(query, key, value, bounds).flatten(1))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bounds: Bounds) -> Tensor:
+        """(queries, heads, head_dim) from queries, and from keys and values (tokens, heads, head_dim)."""
         attend_here = attend_between_graphs if self.breaks_graphs else attend
-        attended = attend_here(query, key, value, bounds, self._attention_backend, self._parallel_config)
-        return attn.to_out[0](attended.flatten(1))
+        return attend_here(query, key, value, bounds, self._attention_backend, self._parallel_config)
 
 
 class Ideogram4Attention(FusedProjections, nn.Module, AttentionModuleMixin):

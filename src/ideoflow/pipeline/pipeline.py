@@ -154,6 +154,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         # Writes captions of plain words in the place of the text encoder with its head; the bundled model's grammar.
         self.caption_writer: Writer | None = None
 
+        self.new_denoiser: Callable[..., Denoiser] = Denoiser  # another where other processes take part in the steps
         self._cuda_graphs = False
         self._calls = Calls()
         self._origin = Origin()
@@ -997,7 +998,8 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
     def _denoiser(self, attention_kwargs: dict[str, Any] | None, cuda_graphs: bool = False) -> Denoiser:
         processors = (own for one in self._transformers() for own in one.attn_processors.values())
         check_attention_kwargs(attention_kwargs, processors)
-        return Denoiser(self.transformer, self.unconditional_transformer, attention_kwargs, cuda_graphs=cuda_graphs)
+        parts = self.transformer, self.unconditional_transformer
+        return self.new_denoiser(*parts, attention_kwargs, cuda_graphs=cuda_graphs)
 
     def _embedder(self, project: Callable[[Tensor], Tensor]) -> TextEmbedder:
         return TextEmbedder(

@@ -1,0 +1,220 @@
+"""What the ranks of a plan run in tests: `cases.py NAME ARGUMENTS`, with what it gives as JSON on standard output."""
+
+import json
+import os
+import random
+import signal
+import sys
+from collections import Counter
+
+import numpy as np
+import torch
+
+from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, save_image
+from ideoflow.bundled import SKETCH_FOLDER
+from ideoflow.distributed import ParallelConfig, Ranks, enable_parallelism, joined, parallel_pipeline
+from ideoflow.distributed.context_parallel import SharedAttnProcessor
+from ideoflow.distributed.parallel_denoiser import share_out
+from ideoflow.distributed.ranks import BRANCHES
+from ideoflow.engine import Denoiser, Request
+from ideoflow.model import Context
+
+SIZES = dict(
+    in_channels=8,
+    num_layers=3,
+    attention_head_dim=16,
+    intermediate_size=72,
+    adaln_dim=12,
+    llm_features_dim=20,
+    mrope_section=(4, 2, 2),
+)
+
+
+def transformer(heads: int, seed: int) -> Ideogram4Transformer2DModel:
+    """One of random weights, at a scale that keeps signals of order one."""
+    model = Ideogram4Transformer2DModel(**SIZES, num_attention_heads=heads).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        draw = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:
+            parameter.copy_(draw / (parameter.shape[1] ** 0.5 if "embed" not in name else 1))
+        else:
+            parameter.copy_(0.1 * draw + name.endswith("weight"))
+    made = Denoiser(model, None).velocities(dict.fromkeys(of_noise(), context_of(model)), {})[0]
+    size = torch.cat(list(made.values())).std()
+    for parameter in model.final_layer.linear.parameters():  # so that velocities have deviation 1, as of real weights
+        parameter.div_(size)
+    return model
+
+
+def context_of(model: Ideogram4Transformer2DModel) -> Context:
+    """A caption of five tokens and a picture of 8 x 8."""
+    features = torch.randn(5, SIZES["llm_features_dim"], generator=torch.Generator().manual_seed(1))
+    return Denoiser(model, None).prepare_conditional(features, (8, 8))
+
+
+def of_noise() -> list[Request]:
+    """A request of 8 x 8 tokens."""
+    latents = torch.randn(64, SIZES["in_channels"], generator=torch.Generator().manual_seed(2))
+    return [Request(None, None, latents, torch.tensor([0.5, 0.0]), (1.0,), (8, 8), prepare=lambda: (None, None))]
+
+
+def pipeline(heads: tuple[int, int], seed: int = 0) -> Ideogram4Pipeline:
+    """Branches of so many heads, and nothing else."""
+    return Ideogram4Pipeline(None, None, None, None, transformer(heads[0], seed), transformer(heads[1], seed + 1))
+
+
+def requests(denoiser: Denoiser, seed: int) -> list[Request]:
+    """A ragged mixed stream: captions, sizes, steps and guidance at random, some with one caption for several."""
+    draw = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    made: list[Request] = []
+    for _ in range(draw.choice((1, 1, 2, 3, 5))):
+        grid = draw.randint(1, 7), draw.randint(1, 7)
+        features = torch.randn(draw.choice((1, 2, 9, 30, 61)), SIZES["llm_features_dim"], generator=generator)
+        guidance = tuple(draw.choice((1.0, 3.0, 7.0)) for _ in range(4))
+        contexts = denoiser.prepare_conditional(features, grid), denoiser.prepare_unconditional(grid)
+        for _ in range(draw.choice((1, 1, 2))):
+            latents = torch.randn(grid[0] * grid[1], SIZES["in_channels"], generator=generator)
+            sigmas = torch.linspace(1, 0, 5) ** draw.choice((1, 2))
+            made.append(Request(*contexts, latents, sigmas, guidance, grid, step=draw.randint(0, 3)))
+    return made
+
+
+@torch.no_grad()
+def velocities(denoiser: Denoiser, seed: int) -> list[torch.Tensor]:
+    """Velocities of both branches at a step of `requests`."""
+    made = requests(denoiser, seed)
+    guided = {one: one.unconditional for one in made if one.guided}
+    branches = denoiser.velocities({one: one.conditional for one in made}, guided)
+    return [branch[one] for branch in branches for one in made if one in branch]
+
+
+def bytes_of(ranks: Ranks, denoiser: Denoiser, heads: tuple[int, int], seed: int) -> dict[str, int]:
+    """Bytes that all ranks together send in a step of `requests`, by the formulas of docs/scale.md."""
+    sent = dict.fromkeys(("attention", "sums", "velocities", "latents", "text"), 0)
+    made = requests(denoiser, seed)
+    n, t = ranks.config.context, ranks.config.tensor
+    shares = share_out(made, ranks.config.data)
+    layers, head_dim, channels = SIZES["num_layers"], SIZES["attention_head_dim"], SIZES["in_channels"]
+    for replica, own in enumerate(shares):
+        for branch, head_count in enumerate(heads):
+            taken = [one for one in own if branch == 0 or one.guided]
+            texts = [one.conditional.layout.tokens - one.image_tokens if branch == 0 else 0 for one in taken]
+            lengths = [(text, one.image_tokens) for text, one in zip(texts, taken, strict=True)]
+            lengths.sort(key=sum)
+            tokens, images = sum(map(sum, lengths)), sum(image for _, image in lengths)
+            width = head_count * head_dim * 4  # bytes of a token's heads in float32
+            if (head_count // t) % n == 0:
+                sent["attention"] += (4 * (layers - 1) * tokens + 2 * tokens + 2 * images) * width * (n - 1) // n
+            else:
+                sent["attention"] += layers * 2 * strangers([sum(one) for one in lengths], n) * width
+            # Two sums of all tokens in each block, in the last of image tokens alone.
+            sent["sums"] += 2 * (t - 1) * 2 * ((layers - 1) * tokens + images) * width
+            remote = ranks.lead_of(replica, BRANCHES[branch]) != 0
+            sent["velocities"] += (t * (n - 1) + remote) * images * channels * 4
+    total = sum(one.image_tokens for one in made)
+    sent["latents"] = (ranks.config.size - 1) * total * channels * 4
+    holders = ranks.config.size // ranks.config.guidance
+    new = {id(one.conditional): one.conditional for one in made}.values()
+    sent["text"] = (holders - 1) * sum(len(one.text) for one in new) * heads[0] * head_dim * 4
+    return {kind: number for kind, number in sent.items() if number}
+
+
+def strangers(lengths: list[int], ranks: int) -> int:
+    """Tokens that come to ranks from others: of the segments of a rank's tokens, those that are not its."""
+    segments = [number for number, length in enumerate(lengths) for _ in range(length)]
+    tokens = len(segments)
+    found = 0
+    for rank in range(ranks):
+        own = range(rank * tokens // ranks, (rank + 1) * tokens // ranks)
+        touched = {segments[token] for token in own}
+        found += sum(segment in touched for segment in segments) - len(own)
+    return found
+
+
+def compare(plan: dict[str, int], heads: list[tuple[int, int]], seeds: int) -> dict[str, object]:
+    """How far velocities under a plan are from those of one process over so many streams, and what was sent in all."""
+    config = ParallelConfig(**plan)
+    worst = largest = 0.0
+    formula: Counter[str] = Counter()
+    with joined(config, "cpu") as ranks:
+        for number, both in enumerate(heads):
+            seed = 1000 * number
+            alone = pipeline(both, seed)
+            plain = Denoiser(alone.transformer, alone.unconditional_transformer)
+            with enable_parallelism(pipeline(both, seed), ranks) as pipe:
+                if pipe is None:
+                    continue
+                denoiser = pipe._denoiser(None)
+                for n in range(seed, seed + seeds):
+                    for velocity, own in zip(velocities(denoiser, n), velocities(plain, n), strict=True):
+                        worst = max(worst, float((velocity - own).abs().max()))
+                        largest = max(largest, float(own.abs().max()))
+                    formula.update(bytes_of(ranks, plain, both, n))
+        return {"worst": worst, "largest": largest, "sent": dict(ranks.sent), "formula": dict(formula)}
+
+
+def pictures(plan: dict[str, int]) -> dict[str, object]:
+    """Grey levels that pictures of the bundled model under a plan differ by from those of one process."""
+    config = ParallelConfig(**plan)
+    with joined(config, "cpu") as ranks, parallel_pipeline(SKETCH_FOLDER, ranks) as pipe:
+        if pipe is not None:
+            shared = drawn(pipe)
+            alone = drawn(Ideogram4Pipeline.from_pretrained(SKETCH_FOLDER))
+            apart = [np.abs(one.astype(int) - other).max() for one, other in zip(shared, alone, strict=True)]
+            return {"apart": int(max(apart)), "contrast": int(min(np.ptp(one) for one in alone))}
+    return {}
+
+
+def drawn(pipe: Ideogram4Pipeline) -> list[np.ndarray]:
+    """Pictures of two captions in two sizes each."""
+    pipe.set_progress_bar_config(disable=True)
+    sizes = [(96, 64), (64, 64), (48, 112)]
+    images = pipe(
+        [caption("red", "heart"), caption("blue", "star"), caption("green", "circle")],
+        size=sizes,
+        num_inference_steps=6,
+        guidance_schedule=None,
+        guidance_scale=4.0,
+        generator=[torch.Generator().manual_seed(seed) for seed in range(3)],
+    ).images
+    return [np.asarray(image) for image in images]
+
+
+def caption(color: str, shape: str) -> dict[str, object]:
+    """A shape on a plain ground."""
+    element = {"type": "obj", "bbox": [200, 300, 775, 700], "desc": f"a flat {color} {shape}"}
+    return {"compositional_deconstruction": {"background": "plain white", "elements": [element]}}
+
+
+def killed(plan: dict[str, int], victim: int, out: str, patience: float) -> dict[str, object]:
+    """A rank kills itself between two steps, or in the middle of one, of a picture that is to be saved."""
+    steps = iter(range(100))
+
+    def die() -> None:
+        if next(steps) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with joined(ParallelConfig(**plan), "cpu", patience) as ranks:
+        if ranks.rank == victim and victim:  # once its branch has begun the step that others wait for
+            plain = SharedAttnProcessor.attend
+            SharedAttnProcessor.attend = lambda *given: (die(), plain(*given))[1]
+        with parallel_pipeline(SKETCH_FOLDER, ranks) as pipe:
+            if pipe is not None:
+                pipe.set_progress_bar_config(disable=True)
+                callback = (lambda pipe, step, time, tensors: die() or tensors) if victim == 0 else None
+                image = pipe(caption("red", "heart"), 96, 96, 40, callback_on_step_end=callback, **PLAIN).images[0]
+                save_image(image, out)
+    return {}
+
+
+PLAIN = dict(guidance_schedule=None, guidance_scale=4.0)
+
+
+CASES = {function.__name__: function for function in (compare, killed, pictures)}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    given = CASES[sys.argv[1]](**json.loads(sys.argv[2]))
+    print("gave " + json.dumps(given), flush=True)
