@@ -7,6 +7,7 @@ and held, each row for as many tokens. Run with `--endpoint URL --llm NAME` for 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections import Counter
 
@@ -74,7 +75,13 @@ def _endpoint(endpoint: Endpoint, count: int) -> dict[str, object]:
     attempts: Counter[str] = Counter()
     faults = []
     begun = time.perf_counter()
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts, 1):
+        seconds = time.perf_counter() - begun
+        print(
+            f"{number} of {len(prompts)} after {seconds:.0f} s, {len(faults)} wrong: {prompt}",
+            file=sys.stderr,
+            flush=True,
+        )
         try:
             written = write(prompt, endpoint, (1024, 1024))
         except WritingError as error:
