@@ -6,10 +6,12 @@ and held, each row for as many tokens. Run with `--endpoint URL --llm NAME` for 
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import torch
 
@@ -35,10 +37,13 @@ def main() -> None:
     parser.add_argument("--llm", help="name of its model")
     parser.add_argument("--count", type=int, default=50, help="prompts that it is asked (%(default)s)")
     parser.add_argument("--max-tokens", type=int, default=900, help="tokens of its answers (%(default)s)")
+    parser.add_argument("--kept", type=Path, default=Path("outputs/writing.jsonl"),
+                        help="file of answers, from which a run that was stopped goes on (%(default)s)")  # fmt: skip
     options = parser.parse_args()
     if options.endpoint:
+        options.kept.parent.mkdir(parents=True, exist_ok=True)
         report = _endpoint(Endpoint(options.endpoint, options.llm or "", timeout=600, max_tokens=options.max_tokens,
-                                    temperature=0.5), options.count)  # fmt: skip
+                                    temperature=0.5), options.count, options.kept)  # fmt: skip
     else:
         report = _cost(options.rows, options.tokens, options.rounds)
     publish({"benchmark": "writing", "machine": machine(), **report}, options.out)
@@ -69,30 +74,33 @@ def _cost(rows: int, tokens: int, rounds: int) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _endpoint(endpoint: Endpoint, count: int) -> dict[str, object]:
-    """How many captions keep the schema, in how many attempts."""
+def _endpoint(endpoint: Endpoint, count: int, kept: Path) -> dict[str, object]:
+    """How many captions keep the schema, in how many attempts; prompts that a file has are not asked again."""
     prompts = [way.format(thing) for way in WAYS for thing in THINGS][:count]
-    attempts: Counter[str] = Counter()
-    faults = []
-    begun = time.perf_counter()
-    for number, prompt in enumerate(prompts, 1):
-        seconds = time.perf_counter() - begun
-        print(
-            f"{number} of {len(prompts)} after {seconds:.0f} s, {len(faults)} wrong: {prompt}",
-            file=sys.stderr,
-            flush=True,
-        )
+    done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    known = {one["prompt"] for one in done}
+    for prompt in prompts:
+        if prompt in known:
+            continue
+        print(f"{len(done) + 1} of {len(prompts)}: {prompt}", file=sys.stderr, flush=True)
+        begun = time.perf_counter()
+        found: dict[str, object] = {"prompt": prompt}
         try:
             written = write(prompt, endpoint, (1024, 1024))
         except WritingError as error:
-            faults.append(str(error)[:200])
-            continue
-        assert written.caption.check() == []
-        again = next((note for note in written.notes if note.startswith("took ")), "took 1 attempt")
-        attempts[again] += 1
+            found["fault"] = str(error)[:200]
+        else:
+            assert written.caption.check() == []
+            again = next((note for note in written.notes if note.startswith("took ")), "took 1 attempt")
+            found |= {"caption": written.caption.line(), "attempts": again}
+        done.append(found | {"seconds": time.perf_counter() - begun})
+        with kept.open("a") as file:
+            file.write(json.dumps(done[-1]) + "\n")
+    faults = [one["fault"] for one in done if "fault" in one]
     return {
-        "llm": endpoint.model, "prompts": len(prompts), "right": len(prompts) - len(faults), "attempts": attempts,
-        "faults": faults, "seconds": time.perf_counter() - begun,
+        "llm": endpoint.model, "prompts": len(done), "right": len(done) - len(faults),
+        "attempts": Counter(one["attempts"] for one in done if "attempts" in one), "faults": faults,
+        "seconds": statistics.median(one["seconds"] for one in done),
     }  # fmt: skip
 
 

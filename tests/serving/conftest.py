@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from . import postgres as postgres_server
+
 HEART = (Path(__file__).parents[2] / "examples" / "captions" / "heart.json").read_text("utf-8")
 ENDED = ("finished", "failed", "cancelled")
 
@@ -84,6 +86,15 @@ def until_ready(http):
                 return
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server of the tests' own."""
+    with postgres_server.running() as server:
+        if server is None:
+            pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -78,6 +78,17 @@ def test_it_says_where_it_is_and_what_was_asked_and_ends_when_told(alone):
     assert "key-of" not in text and "Traceback" not in text
 
 
+def test_with_jobs_in_postgres_it_goes_on_after_a_kill_and_tells_nobody_the_address(process, postgres):
+    environment = {"IDEOFLOW_DATABASE": postgres.database()}
+    running = process(environment=environment)
+    ids = [running.job(num_inference_steps=6, n=2)["id"] for _ in range(3)]
+    text, _ = running.kill()
+    assert "postgres" not in text
+    again = process(environment=environment)
+    assert [again.wait(id)["status"] for id in ids] == 3 * ["finished"]
+    assert [job["id"] for job in again.http.get("/v1/jobs").json()["data"]] == ids[::-1]
+
+
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.long)])
 def test_killed_at_random_moments_it_loses_nothing(process, tmp_path, kills):
     data, draw = tmp_path / "kept", random.Random(kills)

@@ -19,11 +19,16 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from ideoflow.files import InUseError, temporary_beside
+from ideoflow.serving.database import APPLICATION, LOCK, StoreError
 from ideoflow.serving.records import FORMATS, STATUSES, UNFINISHED, JobRecord, PictureInfo
-from ideoflow.serving.store import APPLICATION, SCHEMA, DuplicateKey, Store, StoreError, UnknownJob
+from ideoflow.serving.server_settings import read_settings
+from ideoflow.serving.store import DuplicateKey, Store, UnknownJob
+from ideoflow.serving.tables import SCHEMA
+
+from .postgres import sql
 
 
 def an_id(number: int) -> str:
@@ -57,15 +62,28 @@ def pictures_in(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "pictures").rglob("*") if path.is_file())
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request) -> str | None:
+    """Address of an empty database; None for a file in the store's folder."""
+    return None if request.param == "sqlite" else request.getfixturevalue("postgres").database()
+
+
+sqlite_alone = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+postgres_alone = pytest.mark.parametrize("database", ["postgres"], indirect=True)
+
+
 @pytest.fixture
-def store(tmp_path: Path):
-    with contextlib.closing(Store(tmp_path / "data")) as store:
+def store(tmp_path: Path, database: str | None):
+    with contextlib.closing(Store(tmp_path / "data", database=database)) as store:
+        store.address = database  # for `reopened`
         yield store
 
 
 def reopened(store: Store, **limits) -> Store:
     store.close()
-    return Store(store.folder, **limits)
+    again = Store(store.folder, database=store.address, **limits)
+    again.address = store.address
+    return again
 
 
 def test_a_job_is_read_as_it_was_put_also_by_the_next_server(store):
@@ -255,8 +273,8 @@ def test_jobs_are_found_by_status_and_by_words_of_the_prompt(store):
     assert ids(store.find(text="weg")) == [3] and store.find(text="straße") == []
 
 
-def test_what_ended_first_is_removed_first_and_what_has_not_ended_never(tmp_path):
-    with contextlib.closing(Store(tmp_path / "data", keep_jobs=2)) as store:
+def test_what_ended_first_is_removed_first_and_what_has_not_ended_never(tmp_path, database):
+    with contextlib.closing(Store(tmp_path / "data", keep_jobs=2, database=database)) as store:
         ended = {0: 50.0, 1: 20.0, 2: 40.0, 3: 30.0}
         for number in range(6):
             store.put(job(number, status="running"))
@@ -268,8 +286,8 @@ def test_what_ended_first_is_removed_first_and_what_has_not_ended_never(tmp_path
         assert pictures_in(store.folder) == [f"{an_id(number)}-0.png" for number in (0, 2, 4, 5)]
 
 
-def test_bytes_of_pictures_are_limited_those_of_running_jobs_included(tmp_path):
-    with contextlib.closing(Store(tmp_path / "data", keep_bytes=100)) as store:
+def test_bytes_of_pictures_are_limited_those_of_running_jobs_included(tmp_path, database):
+    with contextlib.closing(Store(tmp_path / "data", keep_bytes=100, database=database)) as store:
         for number in range(4):
             store.put(job(number))
             add(store, number, b"x" * 20, 0)
@@ -296,8 +314,8 @@ def test_forgetting_removes_rows_and_files(store):
     assert store.forget(an_id(1)) and not store.forget(an_id(1))
     assert store.get(an_id(1)) is None and store.find() == [store.get(an_id(2))]
     assert pictures_in(store.folder) == [f"{an_id(2)}-0.png"]
-    with sqlite3.connect(store.file) as connection:
-        assert connection.execute("SELECT count(*) FROM pictures").fetchone() == (1,)
+    with store._read() as session:
+        assert session.connection().exec_driver_sql("SELECT count(*) FROM pictures").scalar() == 1
 
 
 def test_a_file_without_a_row_is_swept_at_the_start_and_files_of_others_stay(store):
@@ -349,6 +367,7 @@ def test_a_lost_picture_of_a_job_that_goes_on_is_to_be_made_again(store, status)
     again.close()
 
 
+@sqlite_alone
 def test_another_server_on_the_folder_is_refused(store):
     with pytest.raises(InUseError, match=rf"data \(--data\) is in use by process {os.getpid()} on"):
         Store(store.folder)
@@ -359,19 +378,21 @@ def test_another_server_on_the_folder_is_refused(store):
     reopened(store).close()
 
 
+@sqlite_alone
 def test_nothing_works_after_closing(store):
     store.put(job(1))
     store.close()
     store.close()
     for act in (store.find, lambda: store.put(job(2)), lambda: store.get(an_id(1)), lambda: add(store, 1, b"x")):
-        with pytest.raises(StoreError, match=r"jobs\.sqlite is closed"):
+        with pytest.raises(StoreError, match=r"(jobs\.sqlite|\?host=.*) is closed"):
             act()
-    assert not store.file.with_name("jobs.sqlite-wal").exists()
+    assert not (store.folder / "jobs.sqlite-wal").exists()
 
 
+@sqlite_alone
 def test_the_database_is_one_of_write_ahead_logging_with_keys_and_a_version(store):
     store.put(job(1))
-    with sqlite3.connect(store.file) as connection:
+    with sqlite3.connect(store.folder / "jobs.sqlite") as connection:
         asked = [
             connection.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("journal_mode", "application_id", "user_version")
@@ -423,6 +444,7 @@ def a_folder(file: Path) -> None:
     file.mkdir()
 
 
+@sqlite_alone
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -442,12 +464,12 @@ def test_a_database_that_is_not_ours_or_not_whole_is_told_by_name_and_left_as_it
         store.put(job(number, prompt="long " * 1000))
     add(store, 1, b"x")
     store.close()
-    harm(store.file)
-    before = store.file.read_bytes() if store.file.is_file() else None
+    harm(store.folder / "jobs.sqlite")
+    before = (store.folder / "jobs.sqlite").read_bytes() if (store.folder / "jobs.sqlite").is_file() else None
     with pytest.raises(StoreError, match=said) as told:
         Store(store.folder)
-    assert str(store.file) in str(told.value) and len(str(told.value)) < 600
-    assert (store.file.read_bytes() if store.file.is_file() else None) == before
+    assert str(store.folder / "jobs.sqlite") in str(told.value) and len(str(told.value)) < 600
+    assert ((store.folder / "jobs.sqlite").read_bytes() if (store.folder / "jobs.sqlite").is_file() else None) == before
     assert pictures_in(store.folder) == [f"{an_id(1)}-0.png"]  # no picture was swept for a row that could not be read
     with pytest.raises(StoreError):
         Store(store.folder)  # and the lock was let go
@@ -461,6 +483,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, place, monkeypatch
         Store(Path(place))
 
 
+@sqlite_alone
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes into every folder")
 def test_a_folder_for_reading_only_is_refused(store):
     store.close()
@@ -492,9 +515,10 @@ def test_a_picture_that_does_not_fit_leaves_nothing_and_the_store_goes_on(store)
     assert store.picture(an_id(1), 1).stat().st_size == 300_000
 
 
+@sqlite_alone
 def test_a_row_that_does_not_fit_is_told_and_not_kept_nor_is_its_picture(store):
     store.put(job(1))
-    log = store.file.with_name("jobs.sqlite-wal").stat().st_size
+    log = (store.folder / "jobs.sqlite-wal").stat().st_size
     with files_up_to(log):
         with pytest.raises(StoreError, match=r"jobs\.sqlite: (disk I/O error|database or disk is full)"):
             store.put(job(2))
@@ -577,18 +601,117 @@ def test_a_picture_of_a_job_that_is_forgotten_meanwhile_stays_nowhere(store):
     assert pictures_in(store.folder) == [] and store.find() == []
 
 
+# A database of a PostgreSQL server
+
+
+@postgres_alone
+def test_another_server_on_the_database_is_refused_until_the_first_is_closed(store, database, tmp_path):
+    with pytest.raises(InUseError, match=r"postgresql://tests@/postgres.* \(--database\) is in use by another"):
+        Store(tmp_path / "other", database=database)
+    store.put(job(1))
+    assert ids(reopened(store).find()) == [1]
+
+
+@postgres_alone
+def test_after_the_database_was_away_the_store_goes_on(store, postgres):
+    store.put(job(1))
+    postgres.stop()
+    with pytest.raises(StoreError, match=r"postgresql://tests@/postgres.*: "):
+        store.put(job(2))
+    with pytest.raises(StoreError):
+        store.find()
+    postgres.start()
+    store.put(job(3))
+    assert ids(store.find()) == [3, 1]
+
+
+@postgres_alone
+def test_who_lost_the_database_to_another_server_meanwhile_writes_nothing_more(store, database, postgres):
+    store.put(job(1))
+    postgres.stop()
+    postgres.start()
+    with sql(database) as other:
+        assert other.exec_driver_sql(LOCK).scalar()
+        with pytest.raises(StoreError, match="another server has it now"):
+            store.put(job(2))
+        assert ids(store.find()) == [1]
+    store.put(job(3))
+
+
+@postgres_alone
+def test_a_folder_and_a_database_that_do_not_belong_together_are_refused_and_left_as_they_are(
+    store, database, postgres, tmp_path
+):
+    store.put(job(1))
+    add(store, 1, b"kept")
+    store.close()
+    with pytest.raises(StoreError, match=r"in another folder than .*other: name that one by --data"):
+        Store(tmp_path / "other", database=database)
+    with pytest.raises(StoreError, match=r"holds no jobs, but .* 1 pictures"):
+        Store(store.folder, database=postgres.database())
+    with pytest.raises(StoreError, match=r"jobs\.sqlite holds no jobs, but .* 1 pictures"):
+        Store(store.folder)
+    assert pictures_in(store.folder) == [f"{an_id(1)}-0.png"]
+    again = reopened(store)
+    assert again.picture(an_id(1), 0).read_bytes() == b"kept"
+    again.close()
+
+
+@postgres_alone
+def test_a_database_of_others_or_of_a_newer_version_is_refused(store, database, postgres, tmp_path):
+    store.close()
+    with sql(database) as other:
+        other.exec_driver_sql(f"UPDATE ideoflow_store SET schema = {SCHEMA + 1}")
+    with pytest.raises(StoreError, match=f"has version {SCHEMA + 1}, and this server knows up to {SCHEMA}"):
+        reopened(store)
+    foreign = postgres.database()
+    with sql(foreign) as other:
+        other.exec_driver_sql("CREATE TABLE jobs (id text)")
+    with pytest.raises(StoreError, match="is no database of this server, and has a table jobs"):
+        Store(tmp_path / "other", database=foreign)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("mysql://a:secret@b/c", "an address of 'mysql'"),
+        ("postgresql://a:secret@b", "names no database"),
+        ("secret", "no address of a database"),
+        ("postgresql://a:secret@b:port/c", "no address of a database"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_without_showing_it(address, said):
+    with pytest.raises(ValueError, match=rf"--database: .*{said}.*postgresql://USER:PASSWORD@HOST") as told:
+        read_settings({"database": address})
+    assert "secret" not in str(told.value)
+
+
+def test_a_server_that_does_not_answer_is_one_error_without_the_password(tmp_path, postgres):
+    with pytest.raises(StoreError) as told:
+        Store(tmp_path / "data", database="postgresql://me:secret@127.0.0.1:1/jobs")
+    assert "postgresql://me:***@127.0.0.1:1/jobs" in str(told.value) and "secret" not in str(told.value)
+    assert "\n" not in str(told.value)
+
+
 KILLED = """
-import os, sys
+import os, sys, time
 from pathlib import Path
+from ideoflow.files import InUseError
 from ideoflow.serving.records import JobRecord, PictureInfo
 from ideoflow.serving.store import Store
 
 def say(*words):  # a line of less than PIPE_BUF is written whole or not at all
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
-folder, first = Path(sys.argv[1]), int(sys.argv[2])
+folder, first, database = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] or None
 say("ready")
-store = Store(folder, keep_jobs=30)
+for _ in range(100):  # of one that was killed, PostgreSQL may hold the lock a moment longer
+    try:
+        store = Store(folder, keep_jobs=30, database=database)
+        break
+    except InUseError:
+        time.sleep(0.1)
+say("open")
 for number in range(first, first + 10_000):
     id = f"job_{number:022d}"
     store.put(JobRecord(id, "queued", float(number), {"n": number}, "p" * (number % 5000), key=str(number)))
@@ -608,17 +731,33 @@ for number in range(first, first + 10_000):
 """
 
 
+def patient(folder: Path, database: str | None) -> Store:
+    """The store of a server that was killed just now, whose lock PostgreSQL may hold a moment longer."""
+    end = time.monotonic() + 10
+    while True:
+        try:
+            return Store(folder, database=database)
+        except InUseError:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
-def test_a_killed_server_loses_nothing_that_it_said_and_keeps_nothing_half(tmp_path, kills):
+def test_a_killed_server_loses_nothing_that_it_said_and_keeps_nothing_half(tmp_path, database, kills):
     moments = random.Random(kills)
     folder = tmp_path / "data"
     put, finished, forgotten = set(), set(), set()
     pictures: dict[int, set[int]] = {}
     for turn in range(kills):
         first = 10_000 * turn
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(first)], stdout=subprocess.PIPE)
+        command = [sys.executable, "-c", KILLED, str(folder), str(first), database or ""]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"ready\n"
-        time.sleep(moments.uniform(0, 0.1 if turn % 3 == 0 else 1.5))  # while the folder is opened, or during the work
+        if turn % 3 == 0:  # while the folder is opened
+            time.sleep(moments.uniform(0, 0.1))
+        else:
+            assert process.stdout.readline() == b"open\n"
+            time.sleep(moments.uniform(0, 1.5))
         process.send_signal(signal.SIGKILL)
         said = [line.split() for line in process.communicate()[0].decode().splitlines()]
         assert process.returncode == -signal.SIGKILL
@@ -629,7 +768,7 @@ def test_a_killed_server_loses_nothing_that_it_said_and_keeps_nothing_half(tmp_p
             pictures.setdefault(int(number), set()).add(int(index[0]))
         last = max((number for number in put if number >= first), default=first - 1)
 
-        with contextlib.closing(Store(folder)) as store:
+        with contextlib.closing(patient(folder, database)) as store:
             assert store.lost == ()
             records = {int(record.id[4:]): record for record in store.find(limit=100_000)}
             for number, record in records.items():
@@ -656,15 +795,19 @@ class Kept(RuleBasedStateMachine):
     """The store beside plain dictionaries, over many operations and restarts."""
 
     numbers = Bundle("numbers")
+    database: str | None = None
 
     def __init__(self):
         super().__init__()
         # In memory where there is such a place: thousands of fsyncs tell nothing here, and the tests above have a disk.
         self.folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
-        self.store = Store(self.folder / "data")
+        self.store = Store(self.folder / "data", database=self.new_database())
         self.jobs: dict[str, JobRecord] = {}  # in the order of coming
         self.files: dict[tuple[str, int], bytes] = {}
         self.next = 0
+
+    def new_database(self) -> str | None:
+        return None
 
     def teardown(self):
         self.store.close()
@@ -753,7 +896,7 @@ class Kept(RuleBasedStateMachine):
     @rule()
     def restart(self):
         self.store.close()
-        self.store = Store(self.folder / "data")
+        self.store = Store(self.folder / "data", database=self.database)
         assert self.store.lost == ()
 
     @rule(
@@ -782,10 +925,20 @@ class Kept(RuleBasedStateMachine):
         assert len(pictures_in(self.store.folder)) == len(self.files)
 
 
-TestKept = Kept.TestCase
-TestKept.settings = settings(
+OFTEN = settings(
     max_examples=8, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
+TestKept = Kept.TestCase
+TestKept.settings = OFTEN
+
+
+def test_the_same_in_postgres(postgres):
+    class KeptThere(Kept):
+        def new_database(self):
+            self.database = postgres.database()
+            return self.database
+
+    run_state_machine_as_test(KeptThere, settings=settings(OFTEN, max_examples=2))
 
 
 def test_without_the_extra_one_error_says_how_to_install_it():

@@ -18,6 +18,7 @@ from .console import err, plain_errors, starting
 from .values import expanded, parse_amount, parse_device, parse_dtype, parse_model, parse_quantize
 
 KEYS = "IDEOFLOW_API_KEYS"
+DATABASE = "IDEOFLOW_DATABASE"
 DEFAULTS = ServerSettings()
 
 
@@ -66,6 +67,17 @@ def serve(
         ),
     ] = None,
     data: Annotated[str, typer.Option(metavar="FOLDER", help="Where jobs and pictures are kept.")] = str(DEFAULTS.data),
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar=DATABASE,
+            show_envvar=False,
+            help="PostgreSQL database for the jobs, postgresql://USER@HOST/NAME; pictures stay in --data. The "
+            f"environment's {DATABASE} does the same, and is seen by no other user.",
+            show_default="a file of SQLite in --data",
+        ),
+    ] = None,
     keep_jobs: Annotated[
         int | None, typer.Option(metavar="N", help="Finished jobs to keep; the oldest go first.", show_default="all")
     ] = None,
@@ -174,6 +186,7 @@ def serve(
             "cors_origins": tuple(cors_origin or ()),
             "allowed_hosts": tuple(allowed_host or ()),
             "data": expanded("--data", data),
+            "database": database,
             "keep_jobs": keep_jobs,
             "keep_bytes": parse_amount(keep_bytes) if keep_bytes else None,
             "on_restart": on_restart,

@@ -46,7 +46,8 @@ def create_app(settings: ServerSettings) -> FastAPI:
         StoreError: a folder of jobs that cannot be used, before anything is loaded.
     """
     metrics = Metrics()
-    store = Store(settings.data, settings.keep_jobs, settings.keep_bytes)
+    database = None if settings.database is None else settings.database.get_secret_value()
+    store = Store(settings.data, settings.keep_jobs, settings.keep_bytes, database)
     loading = Loading(settings, store, metrics)
 
     @asynccontextmanager
@@ -144,7 +145,7 @@ async def _api_error(request: Request, error: Any) -> Response:
 
 async def _not_kept(request: Request, error: Any) -> Response:
     logger.error("%s %s: %s", request.method, request.url.path, error)
-    message = "The server cannot write to its folder, such as where the disk is full: its log says more."
+    message = "The server cannot keep this, such as where its disk is full or its database away: its log says more."
     return await _api_error(request, ApiError(507, message, code="storage_failed"))
 
 

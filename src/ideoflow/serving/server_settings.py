@@ -20,6 +20,7 @@ OPTIONS = {
     "cors_origins": "--cors-origin",
     "allowed_hosts": "--allowed-host",
 }  # that come several times
+SECRETS = ("api_keys", "database")  # options that messages do not show
 
 
 class ServerSettings(BaseModel):
@@ -47,6 +48,7 @@ class ServerSettings(BaseModel):
         cors_origins: origins of other pages that may use the server from a browser.
         allowed_hosts: names that a server of this machine alone is asked by beside its own, such as that of a proxy.
         data: folder of jobs and pictures.
+        database: address of a PostgreSQL database for the jobs; None for a file of SQLite in the folder.
         keep_jobs: finished jobs that are kept, the oldest go first; None for all.
         keep_bytes: bytes of pictures that are kept; None for all.
         on_restart: what becomes of jobs that were not finished when the server stopped.
@@ -84,6 +86,7 @@ class ServerSettings(BaseModel):
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     data: Path = Path("outputs/server")
+    database: SecretStr | None = None
     keep_jobs: Annotated[int, Field(ge=1)] | None = None
     keep_bytes: Annotated[int, Field(ge=1)] | None = None
     on_restart: Literal["requeue", "fail"] = "requeue"
@@ -105,6 +108,15 @@ class ServerSettings(BaseModel):
             if not (8 <= len(text) <= 512 and text.isascii() and text.isprintable() and " " not in text):
                 raise ValueError("a key has 8 to 512 printable ASCII characters and no space; another one was given.")
         return keys
+
+    @field_validator("database")
+    @classmethod
+    def _address(cls, database: SecretStr | None) -> SecretStr | None:
+        if database is not None:
+            from .database import postgres_url  # which takes its time to import
+
+            postgres_url(database.get_secret_value())
+        return database
 
     @field_validator("allowed_hosts")
     @classmethod
@@ -175,7 +187,7 @@ def read_settings(options: Mapping[str, Any]) -> ServerSettings:
         field = str(first["loc"][0]) if first["loc"] else ""
         name = OPTIONS.get(field, "--" + field.replace("_", "-")) if field else ""
         message = str(first["msg"]).removeprefix("Value error, ")
-        given = f" {first['input']!r}" if name and name != "--api-keys" else ""
+        given = f" {first['input']!r}" if name and field not in SECRETS else ""
         raise ValueError(f"{name}{given}: {message}" if name else message) from None
 
 

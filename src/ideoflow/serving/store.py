@@ -1,4 +1,4 @@
-"""Jobs and pictures kept in a folder: rows in SQLite, pictures as files, never half of either.
+"""Jobs and pictures kept: rows in a database, pictures as files in a folder, never half of either.
 
 A picture's file is written whole before its row, and removed after it. So whenever the process is killed, a row has its
 file, and a file without a row is rubbish, which the next start sweeps.
@@ -9,37 +9,20 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    URL,
-    ColumnElement,
-    Connection,
-    Engine,
-    ForeignKey,
-    Select,
-    create_engine,
-    delete,
-    event,
-    func,
-    select,
-)
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, selectinload
+from sqlalchemy import ColumnElement, Select, delete, func, select
+from sqlalchemy.orm import Session, selectinload
 
 from ..checks import whole
 from ..files import check_place, lock, meant_for, sync, write_bytes
+from .database import Database, PostgresDatabase, SqliteFile, StoreError
 from .records import FORMATS, MOST_PICTURES, STATUSES, UNFINISHED, JobRecord, PictureInfo, Status, is_job_id
-
-SCHEMA = 1  # counted up with every change of the tables
-APPLICATION = 0x69646665  # "idfe": tells our databases from those of others (PRAGMA application_id)
-BUSY_SECONDS = 5.0  # for which a write waits while somebody looks into the database with another program
+from .tables import JobRow, PictureRow
 
 _FILE = re.compile(rf"job_[A-Za-z0-9]{{22}}-\d{{1,4}}\.(?:{'|'.join(FORMATS)})")
 _CHANGEABLE = frozenset(
@@ -60,10 +43,6 @@ _CHANGEABLE = frozenset(
 _log = logging.getLogger(__name__)
 
 
-class StoreError(OSError):
-    """The database cannot be used: the message names the file and says why."""
-
-
 class DuplicateKey(ValueError):
     """Another job has the idempotency key."""
 
@@ -72,122 +51,58 @@ class UnknownJob(LookupError):
     """No job of that id is kept."""
 
 
-class _Table(DeclarativeBase):
-    pass
-
-
-class _Picture(_Table):
-    __tablename__ = "pictures"
-
-    job: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
-    index: Mapped[int] = mapped_column(primary_key=True)
-    seed: Mapped[str]  # as text: seeds go up to 2**64 - 1, integers of SQLite to 2**63 - 1
-    width: Mapped[int]
-    height: Mapped[int]
-    format: Mapped[str]
-    bytes: Mapped[int]
-
-    def info(self) -> PictureInfo:
-        return PictureInfo(self.index, int(self.seed), self.width, self.height, self.format, self.bytes)
-
-
-class _Job(_Table):
-    __tablename__ = "jobs"
-
-    number: Mapped[int] = mapped_column(primary_key=True)  # the order in which jobs came; clocks are set back at times
-    id: Mapped[str] = mapped_column(unique=True)
-    status: Mapped[str] = mapped_column(index=True)
-    created_at: Mapped[float]
-    started_at: Mapped[float | None]
-    finished_at: Mapped[float | None] = mapped_column(index=True)
-    request: Mapped[dict[str, Any]] = mapped_column(JSON)
-    prompt: Mapped[str]
-    searched: Mapped[str] = mapped_column(
-        deferred=True
-    )  # the prompt as `find` compares it, folded once and not by each
-    prompt_was: Mapped[str]
-    revised_prompt: Mapped[str | None]
-    warnings: Mapped[list[str]] = mapped_column(JSON)
-    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    key: Mapped[str | None] = mapped_column(unique=True)
-    body_digest: Mapped[str | None]
-    model: Mapped[str]
-    attempts: Mapped[int]
-    pictures: Mapped[list[_Picture]] = relationship(order_by=_Picture.index, viewonly=True)
-
-    def record(self) -> JobRecord:
-        return JobRecord(
-            id=self.id,
-            status=self.status,  # type: ignore[arg-type]  # checked before it was kept
-            created_at=self.created_at,
-            started_at=self.started_at,
-            finished_at=self.finished_at,
-            request=self.request,
-            prompt=self.prompt,
-            prompt_was=self.prompt_was,
-            revised_prompt=self.revised_prompt,
-            warnings=self.warnings,
-            error=self.error,
-            key=self.key,
-            body_digest=self.body_digest,
-            model=self.model,
-            attempts=self.attempts,
-            pictures=[picture.info() for picture in self.pictures],
-        )
-
-
 class Store:
-    """The jobs of a server and their pictures, kept in a folder that belongs to one server at a time.
+    """The jobs of a server and their pictures, kept in a folder and a database that belong to one server at a time.
 
     All methods may be called from any thread. What one wrote is on the disk when it returns, all of it or, after an
     error, nothing; what it reads is of one moment. Whatever does not have the form of a job's id is a job that is not
     kept, and no part of it reaches the name of a file.
 
     Args:
-        folder: Where everything is kept: `jobs.sqlite` and `pictures/`. It is made, for this user alone, if need be.
+        folder: Where `pictures/` and `jobs.sqlite` are kept. It is made, for this user alone, if need be.
         keep_jobs: How many of the jobs that have ended `retain` leaves; None for all.
         keep_bytes: How many bytes of pictures `retain` leaves; None for all.
+        database: Address of a PostgreSQL database for the rows; None for a file of SQLite in the folder.
 
     Attributes:
         lost: Id and index of the pictures whose files were not there at the start, or not with the bytes they had.
 
     Raises:
         ValueError: if nothing can be written into the folder, or a limit is none.
-        InUseError: if another server holds the folder.
-        StoreError: if the database is damaged, not ours, of a newer version, or gone while its pictures are there.
+        InUseError: if another server holds the folder or the database.
+        StoreError: if the database is damaged, not ours, of a newer version, another folder's, or gone while its
+            pictures are there; if it cannot be reached.
     """
 
-    def __init__(self, folder: Path, keep_jobs: int | None = None, keep_bytes: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        keep_jobs: int | None = None,
+        keep_bytes: int | None = None,
+        database: str | None = None,
+    ) -> None:
         self.keep_jobs = None if keep_jobs is None else whole("keep_jobs", keep_jobs, 1, " or None")
         self.keep_bytes = None if keep_bytes is None else whole("keep_bytes", keep_bytes, 1, " or None")
         self.folder = folder.absolute()
-        self.file = self.folder / "jobs.sqlite"
         self._pictures = self.folder / "pictures"
         self._lock = threading.RLock()  # of one writer at a time: SQLite has no more, and would make them poll
         self._open = True
-        check_place(self.file, "--data")
+        check_place(self.folder / "jobs.sqlite", "--data")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(mode=0o700, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(lock(self.folder / "lock", f"the folder {folder} (--data)"))
-            is_new = self._look()
-            if is_new and (left := sum(1 for _ in self._files())):
-                raise StoreError(
-                    f"{self.file} holds no jobs, but {self._pictures} {left} pictures, which a new database would "
-                    "not know: put the database back, or move the pictures away."
-                )
-            self._engine = create_engine(URL.create("sqlite", database=str(self.file)))
-            stack.callback(self._engine.dispose)
-            event.listen(self._engine, "connect", _prepare)
-            event.listen(self._engine, "begin", _begin)
-            self._writing = self._engine.execution_options(begin="BEGIN IMMEDIATE")
-            if is_new:
-                with self._write() as session:
-                    connection = session.connection()
-                    _Table.metadata.create_all(connection)
-                    connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION}")
-                    connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
-                sync(self.folder)
+            self._database: Database = (
+                SqliteFile(self.folder / "jobs.sqlite") if database is None else PostgresDatabase(database, self.folder)
+            )
+            stack.callback(self._database.close)
+            if self._database.is_new:
+                if left := sum(1 for _ in self._files()):
+                    raise StoreError(
+                        f"{self._database.name} holds no jobs, but {self._pictures} {left} pictures, which a new"
+                        " database would not know: put the database back, or move the pictures away."
+                    )
+                self._database.create()
             self._pictures.mkdir(exist_ok=True)
             self.lost = self._sweep()
             self._held = stack.pop_all()
@@ -211,12 +126,12 @@ class Store:
         if record.pictures:
             raise ValueError(f"The new job {record.id} has pictures: they come by `add_picture`.")
         with self._write() as session:
-            if record.key is not None and session.scalar(select(_Job.id).where(_Job.key == record.key)):
+            if record.key is not None and session.scalar(select(JobRow.id).where(JobRow.key == record.key)):
                 raise DuplicateKey(f"Another job has the idempotency key {record.key!r}.")
-            if session.scalar(select(_Job.id).where(_Job.id == record.id)):
+            if session.scalar(select(JobRow.id).where(JobRow.id == record.id)):
                 raise ValueError(f"The job {record.id} is kept already.")
             values = {name: value for name, value in vars(record).items() if name != "pictures"}
-            session.add(_Job(**values, searched=record.prompt.casefold()))
+            session.add(JobRow(**values, searched=record.prompt.casefold()))
 
     def update(self, id: str, **changes: Any) -> None:
         """Change what is kept of a job: any of its fields but the id, `created_at`, the key and the pictures.
@@ -236,7 +151,7 @@ class Store:
         if not is_job_id(id):
             raise _unknown(id)
         with self._write() as session:
-            job = session.scalar(select(_Job).where(_Job.id == id))
+            job = session.scalar(select(JobRow).where(JobRow.id == id))
             if job is None:
                 raise _unknown(id)
             for name, value in changes.items():
@@ -266,12 +181,12 @@ class Store:
         path = self._path(id, index, info.format)
         with self._lock:
             with self._read() as session:
-                if not session.scalar(select(_Job.id).where(_Job.id == id)):
+                if not session.scalar(select(JobRow.id).where(JobRow.id == id)):
                     raise _unknown(id)
-                before = session.scalar(select(_Picture.format).where(*_one(id, index)))
+                before = session.scalar(select(PictureRow.format).where(*_one(id, index)))
             if before is not None:  # goes first, so that its row never stands beside the bytes of the new one
                 with self._write() as session:
-                    session.execute(delete(_Picture).where(*_one(id, index)))
+                    session.execute(delete(PictureRow).where(*_one(id, index)))
                 self._unlink([self._path(id, index, before)])
             if not path.parent.is_dir():
                 path.parent.mkdir()
@@ -280,7 +195,7 @@ class Store:
             try:
                 with self._write() as session:
                     values = {**vars(info), "seed": str(info.seed)}
-                    session.add(_Picture(job=id, **values))
+                    session.add(PictureRow(job=id, **values))
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
@@ -290,12 +205,12 @@ class Store:
         if not is_job_id(id):
             return None
         with self._read() as session:
-            return next(_records(session, select(_Job).where(_Job.id == id)), None)
+            return next(_records(session, select(JobRow).where(JobRow.id == id)), None)
 
     def by_key(self, key: str) -> JobRecord | None:
         """The job with that idempotency key, or None."""
         with self._read() as session:
-            return next(_records(session, select(_Job).where(_Job.key == key)), None)
+            return next(_records(session, select(JobRow).where(JobRow.key == key)), None)
 
     def find(
         self,
@@ -316,30 +231,30 @@ class Store:
             UnknownJob: if `after` is not kept.
             ValueError: if the limit or a status is none.
         """
-        query = select(_Job).order_by(_Job.number.desc()).limit(whole("limit", limit, 1))
+        query = select(JobRow).order_by(JobRow.number.desc()).limit(whole("limit", limit, 1))
         if statuses is not None:
-            query = query.where(_Job.status.in_([_check_status(status) for status in statuses]))
+            query = query.where(JobRow.status.in_([_check_status(status) for status in statuses]))
         if text:
-            query = query.where(func.instr(_Job.searched, text.casefold()) > 0)
+            query = query.where(self._database.holds(JobRow.searched, text.casefold()))
         with self._read() as session:
             if after is not None:
-                known = is_job_id(after) and session.scalar(select(_Job.number).where(_Job.id == after))
+                known = is_job_id(after) and session.scalar(select(JobRow.number).where(JobRow.id == after))
                 if not known:
                     raise _unknown(after)
-                query = query.where(_Job.number < known)
+                query = query.where(JobRow.number < known)
             return list(_records(session, query))
 
     def unfinished(self) -> list[JobRecord]:
         """The jobs that are queued or running, in the order in which they were put."""
         with self._read() as session:
-            return list(_records(session, select(_Job).where(_Job.status.in_(UNFINISHED)).order_by(_Job.number)))
+            return list(_records(session, select(JobRow).where(JobRow.status.in_(UNFINISHED)).order_by(JobRow.number)))
 
     def picture(self, id: str, index: int) -> Path | None:
         """The file of a picture; None if it is not kept, or if its file is gone or has not the bytes it had."""
         if not is_job_id(id) or not 0 <= index < MOST_PICTURES:
             return None
         with self._read() as session:
-            row = session.execute(select(_Picture.format, _Picture.bytes).where(*_one(id, index))).first()
+            row = session.execute(select(PictureRow.format, PictureRow.bytes).where(*_one(id, index))).first()
         if row is None:
             return None
         path = self._path(id, index, row.format)
@@ -361,16 +276,16 @@ class Store:
         Returns:
             How many jobs were removed.
         """
-        has_ended = _Job.status.not_in(UNFINISHED)
-        size = select(func.coalesce(func.sum(_Picture.bytes), 0))
-        of_job = size.where(_Picture.job == _Job.id).scalar_subquery()
+        has_ended = JobRow.status.not_in(UNFINISHED)
+        size = select(func.coalesce(func.sum(PictureRow.bytes), 0))
+        of_job = size.where(PictureRow.job == JobRow.id).scalar_subquery()
         going = []
         with self._lock:
             with self._read() as session:
-                jobs = session.scalar(select(func.count()).select_from(_Job).where(has_ended)) or 0
+                jobs = session.scalar(select(func.count()).select_from(JobRow).where(has_ended)) or 0
                 bytes = session.scalar(size) or 0
                 if self._is_over(jobs, bytes):
-                    oldest = select(_Job.id, of_job).where(has_ended).order_by(_Job.finished_at, _Job.number)
+                    oldest = select(JobRow.id, of_job).where(has_ended).order_by(JobRow.finished_at, JobRow.number)
                     for id, freed in session.execute(oldest.execution_options(yield_per=20)):  # no further than need be
                         going.append(id)
                         jobs, bytes = jobs - 1, bytes - freed
@@ -391,9 +306,9 @@ class Store:
         with self._lock:
             with self._write() as session:
                 for id in ids:
-                    pictures = session.execute(select(_Picture.index, _Picture.format).where(_Picture.job == id))
+                    pictures = session.execute(select(PictureRow.index, PictureRow.format).where(PictureRow.job == id))
                     files += [self._path(id, index, format) for index, format in pictures]
-                    count += len(session.scalars(delete(_Job).where(_Job.id == id).returning(_Job.id)).all())
+                    count += len(session.scalars(delete(JobRow).where(JobRow.id == id).returning(JobRow.id)).all())
             self._unlink(files)
         return count
 
@@ -410,59 +325,20 @@ class Store:
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
-        with self._session(self._engine) as session:
+        self._check_open()
+        with self._database.read() as session:
             yield session
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
-        with self._lock, self._session(self._writing) as session:
-            yield session
-
-    @contextmanager
-    def _session(self, engine: Engine) -> Iterator[Session]:
-        """One transaction, whose errors name the file."""
-        if not self._open:
-            raise StoreError(f"{self.file} is closed.")
-        try:
-            with Session(engine) as session, session.begin():
+        with self._lock:
+            self._check_open()
+            with self._database.write() as session:
                 yield session
-        except (DBAPIError, sqlite3.Error) as error:
-            raise StoreError(f"{self.file}: {getattr(error, 'orig', None) or error}.") from error
 
-    def _look(self) -> bool:
-        """Whether there is no database yet. One that is there is checked before anything is written to it.
-
-        Raises:
-            StoreError: if it is damaged, not ours, or of another version.
-        """
-        if not self.file.exists():
-            return True
-        left = "It was left as it is: put a sound copy in its place, or name another folder by --data."
-        try:
-            with closing(sqlite3.connect(f"{self.file.as_uri()}?mode=ro", uri=True)) as connection:
-                application, version, tables, found = (
-                    connection.execute(question).fetchone()[0]
-                    for question in (
-                        "PRAGMA application_id",
-                        "PRAGMA user_version",
-                        "SELECT count(*) FROM sqlite_master",
-                        "PRAGMA quick_check(1)",
-                    )
-                )
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.file} cannot be read as a database ({error}). {left}") from error
-        if found != "ok":
-            raise StoreError(f"{self.file} is damaged ({' '.join(found.split())}). {left}")
-        if application == version == tables == 0:
-            return True
-        if application != APPLICATION or version < 1:
-            raise StoreError(f"{self.file} is no database of this server. {left}")
-        if version > SCHEMA:
-            raise StoreError(
-                f"{self.file} has version {version}, and this server knows up to {SCHEMA}: use the newer ideoflow that "
-                "wrote it, or name another folder by --data."
-            )
-        return False
+    def _check_open(self) -> None:
+        if not self._open:
+            raise StoreError(f"{self._database.name} is closed.")
 
     def _files(self) -> Iterator[os.DirEntry[str]]:
         """Every file under `pictures/` with a name that we give: pictures, and what writing them was killed at."""
@@ -476,7 +352,7 @@ class Store:
         The row goes as well where its job has not ended, so that the picture is made again.
         """
         with self._read() as session:
-            pictures = session.execute(select(_Picture.job, _Picture.index, _Picture.format, _Picture.bytes))
+            pictures = session.execute(select(PictureRow.job, PictureRow.index, PictureRow.format, PictureRow.bytes))
             rows = {str(self._path(job, index, format)): (job, index, bytes) for job, index, format, bytes in pictures}
         gone = dict(rows)
         for file in self._files():
@@ -488,34 +364,19 @@ class Store:
         if lost:
             names = ", ".join(Path(path).name for path in list(gone)[:10]) + (", ..." if len(lost) > 10 else "")
             _log.warning("%d pictures of %s are gone, or not whole: %s.", len(lost), self._pictures, names)
-            unfinished = select(_Job.id).where(_Job.status.in_(UNFINISHED))
+            unfinished = select(JobRow.id).where(JobRow.status.in_(UNFINISHED))
             with self._write() as session:
                 for id, index in lost:
-                    session.execute(delete(_Picture).where(*_one(id, index), _Picture.job.in_(unfinished)))
+                    session.execute(delete(PictureRow).where(*_one(id, index), PictureRow.job.in_(unfinished)))
         return tuple(lost)
 
 
-def _prepare(connection: sqlite3.Connection, _record: object) -> None:
-    """Set up a new connection."""
-    connection.isolation_level = None  # `_begin` begins transactions: the module itself leaves reads out of them
-    connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA journal_mode = WAL")
-    # A killed process loses nothing with NORMAL either, as the system has what was written. FULL has every transaction
-    # on the disk before it is acknowledged, for a machine that loses power: one fsync, beside the seconds of a picture.
-    connection.execute("PRAGMA synchronous = FULL")
-
-
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
-
-
-def _records(session: Session, query: Select[_Job]) -> Iterator[JobRecord]:
-    return (job.record() for job in session.scalars(query.options(selectinload(_Job.pictures))))
+def _records(session: Session, query: Select[JobRow]) -> Iterator[JobRecord]:
+    return (job.record() for job in session.scalars(query.options(selectinload(JobRow.pictures))))
 
 
 def _one(id: str, index: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    return _Picture.job == id, _Picture.index == index
+    return PictureRow.job == id, PictureRow.index == index
 
 
 def _check_id(id: str) -> None:
