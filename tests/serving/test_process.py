@@ -83,7 +83,7 @@ def test_with_jobs_in_postgres_it_goes_on_after_a_kill_and_tells_nobody_the_addr
     running = process(environment=environment)
     ids = [running.job(num_inference_steps=6, n=2)["id"] for _ in range(3)]
     text, _ = running.kill()
-    assert "postgres" not in text
+    assert "postgresql:" not in text and "search_path" not in text
     again = process(environment=environment)
     assert [again.wait(id)["status"] for id in ids] == 3 * ["finished"]
     assert [job["id"] for job in again.http.get("/v1/jobs").json()["data"]] == ids[::-1]
