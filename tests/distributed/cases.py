@@ -6,9 +6,11 @@ import random
 import signal
 import sys
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import torch
+from peft import LoraConfig
 
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, save_image
 from ideoflow.bundled import SKETCH_FOLDER
@@ -18,6 +20,7 @@ from ideoflow.distributed.parallel_denoiser import share_out
 from ideoflow.distributed.ranks import BRANCHES
 from ideoflow.engine import Denoiser, Request
 from ideoflow.model import Context
+from ideoflow.ops import quantize_
 
 SIZES = dict(
     in_channels=8,
@@ -212,7 +215,83 @@ def killed(plan: dict[str, int], victim: int, out: str, patience: float) -> dict
 PLAIN = dict(guidance_schedule=None, guidance_scale=4.0)
 
 
-CASES = {function.__name__: function for function in (compare, killed, pictures)}
+def quantized(plan: dict[str, int], kind: str) -> dict[str, object]:
+    """As `compare`, of one stream, with the blocks' layers in one byte a weight before the plan is applied."""
+    worst = 0.0
+    with joined(ParallelConfig(**plan), "cpu") as ranks:
+        alone, own = pipeline((4, 4)), pipeline((4, 4))
+        alone.quantize(kind)
+        own.quantize(kind)
+        with enable_parallelism(own, ranks) as pipe:
+            if pipe is not None:
+                plain = velocities(Denoiser(alone.transformer, alone.unconditional_transformer), 5)
+                shared = velocities(pipe._denoiser(None), 5)
+                worst = furthest(shared, plain)
+        kept = own.transformer.layers[0].attention.to_q
+        return {"worst": worst, "kind": type(kept).__name__, "rows": len(kept.weight), "scales": len(kept.weight_scale)}
+
+
+def adapted(plan: dict[str, int]) -> dict[str, object]:
+    """How far an adapter of the conditional branch moves velocities, and how far they are from those of one process."""
+    with joined(ParallelConfig(**plan), "cpu") as ranks, enable_parallelism(pipeline((2, 2)), ranks) as pipe:
+        if pipe is None:
+            return {}
+        denoiser = pipe._denoiser(None)
+        before = velocities(denoiser, 5)
+        alone = pipeline((2, 2))
+        for transformer in (pipe.transformer, alone.transformer):
+            transformer.add_adapter(LoraConfig(target_modules=["to_q", "w2"]), "ink")
+            for number, (name, parameter) in enumerate(transformer.named_parameters()):
+                if "lora_" in name:
+                    torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(number))
+        shared = velocities(denoiser, 5)
+        plain = velocities(Denoiser(alone.transformer, alone.unconditional_transformer), 5)
+    return {"worst": furthest(shared, plain), "moved": furthest(shared, before)}
+
+
+def furthest(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    return max(float((one - other).abs().max()) for one, other in zip(some, others, strict=True))
+
+
+def failing(plan: dict[str, int], culprit: int) -> dict[str, object]:
+    """A rank that fails by itself in the middle; after it, rank 0 asks for another step."""
+    told = []
+    with joined(ParallelConfig(**plan), "cpu", 4) as ranks:
+        if ranks.rank == culprit:
+            SharedAttnProcessor.attend = fail
+        with enable_parallelism(pipeline((2, 2)), ranks) as pipe:
+            for _ in range(2) if pipe is not None else ():
+                try:
+                    velocities(pipe._denoiser(None), 5)
+                except Exception as error:
+                    told.append(f"{type(error).__name__}: {error}")
+    return {"told": told}
+
+
+def fail(*given: object) -> None:
+    raise MemoryError("no room for attention")
+
+
+def changed(plan: dict[str, int]) -> dict[str, object]:
+    """What rank 0 is told of changes that it makes alone."""
+    with joined(ParallelConfig(**plan), "cpu") as ranks, enable_parallelism(pipeline((2, 2)), ranks) as pipe:
+        if pipe is None:
+            return {}
+        denoiser = pipe._denoiser(None)
+        velocities(denoiser, 5)
+        changes = {"fuse": pipe.fuse_projections, "quantize": partial(pipe.quantize, "int8")}
+        if "context" in plan:
+            changes = {"other weights": partial(quantize_, pipe.transformer, "int8")}
+        told = {}
+        for name, change in (changes | {"step": partial(velocities, denoiser, 5)}).items():
+            try:
+                change()
+            except (TypeError, ValueError) as error:
+                told[name] = str(error)
+        return told
+
+
+CASES = {function.__name__: function for function in (adapted, changed, compare, failing, killed, pictures, quantized)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -25,6 +25,7 @@ _NO_HUB = "cannot reach the model hub ({}): check the connection, or name a loca
 _FAILURES = {
     "MemoryError": _OUT_OF_MEMORY,
     "OutOfMemoryError": _OUT_OF_MEMORY,  # torch
+    "RankLost": "{}",
     "ConnectError": _NO_HUB,  # httpx
     "ConnectTimeout": _NO_HUB,
     "ReadTimeout": _NO_HUB,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +39,12 @@ def draw(
     verbose: bool,
     ignore_unknown: bool,
     max_sequence_length: int,
+    opened: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> list[Image]:
-    """All pictures of one setting in one call; each carries the settings that it was drawn with."""
+    """All pictures of one setting in one call; each carries the settings that it was drawn with.
+
+    `opened` gives the pipeline for a block, where it is not loaded here.
+    """
     import torch
 
     from ..captions import CaptionWarning
@@ -49,35 +53,37 @@ def draw(
     if cuda_graphs and not settings.device.startswith("cuda"):
         raise ValueError(f"--cuda-graphs needs --device cuda, and these pictures are drawn on {settings.device!r}.")
     preset = find_preset(settings.preset)
-    with plain_warnings(), err.status(f"loading {shown(settings.model)} on {settings.device}"):
-        pipe = load(settings, ignore_unknown, place=memory is None)
-        pictures = _written(pipe, pictures)
-        tokens = _tokens(pipe, pictures, max_sequence_length)
-        if memory is not None:
-            steps = settings.steps or preset.steps
-            _fit(pipe, settings, pictures, tokens, steps, memory, verbose)
-    pipe.set_progress_bar_config(disable=True)
-    if compiled:
-        pipe.compile()
-    if cuda_graphs:
-        pipe.enable_cuda_graphs()
-    noun = "picture" if len(pictures) == 1 else "pictures"
-    with plain_warnings(), steps_shown(f"{len(pictures)} {noun}") as on_step:
-        warnings.simplefilter("ignore", CaptionWarning)  # said already, when the prompts were read
-        result: Any = pipe(
-            [picture.caption for picture in pictures],
-            size=[(picture.width, picture.height) for picture in pictures],
-            preset=preset if settings.steps is None else preset.with_steps(settings.steps),
-            guidance_scale=settings.guidance,
-            # One generator a picture, on the CPU: the noise depends on the seed alone, not on device or company.
-            generator=[torch.Generator("cpu").manual_seed(picture.seed) for picture in pictures],
-            callback_on_step_end=on_step,
-            callback_on_step_end_tensor_inputs=[],
-            max_sequence_length=max_sequence_length,
-            max_tokens=max_tokens,
-        )
-    images: list[Image] = result.images
-    return images
+    with ExitStack() as block:
+        with plain_warnings(), err.status(f"loading {shown(settings.model)} on {settings.device}"):
+            place = memory is None
+            pipe = load(settings, ignore_unknown, place) if opened is None else block.enter_context(opened())
+            pictures = _written(pipe, pictures)
+            tokens = _tokens(pipe, pictures, max_sequence_length)
+            if memory is not None:
+                steps = settings.steps or preset.steps
+                _fit(pipe, settings, pictures, tokens, steps, memory, verbose)
+        pipe.set_progress_bar_config(disable=True)
+        if compiled:
+            pipe.compile()
+        if cuda_graphs:
+            pipe.enable_cuda_graphs()
+        noun = "picture" if len(pictures) == 1 else "pictures"
+        with plain_warnings(), steps_shown(f"{len(pictures)} {noun}") as on_step:
+            warnings.simplefilter("ignore", CaptionWarning)  # said already, when the prompts were read
+            result: Any = pipe(
+                [picture.caption for picture in pictures],
+                size=[(picture.width, picture.height) for picture in pictures],
+                preset=preset if settings.steps is None else preset.with_steps(settings.steps),
+                guidance_scale=settings.guidance,
+                # One generator a picture, on the CPU: the noise depends on the seed alone, not on device or company.
+                generator=[torch.Generator("cpu").manual_seed(picture.seed) for picture in pictures],
+                callback_on_step_end=on_step,
+                callback_on_step_end_tensor_inputs=[],
+                max_sequence_length=max_sequence_length,
+                max_tokens=max_tokens,
+            )
+        images: list[Image] = result.images
+        return images
 
 
 @contextmanager
@@ -166,28 +172,32 @@ def _fit(
         warn(f"to fit into {memory}: {loss}.")
 
 
-def load(settings: Settings, ignore_unknown: bool, place: bool = True) -> Ideogram4Pipeline:
+def load(settings: Settings, ignore_unknown: bool, place: bool = True, **without: None) -> Ideogram4Pipeline:
     """The pipeline with its adapters; where `place` says so, on its device and quantized."""
 
     from ..checkpoints.lora import UnknownTensorsError
     from ..pipeline.opening import open_pipeline
 
     dtype = of_name(settings.dtype)
-    pipe = open_pipeline(settings.model, settings.base, dtype)
-    for number, lora in enumerate(settings.loras):
+    pipe = open_pipeline(settings.model, settings.base, dtype, **without)
+    loras = settings.loras if pipe.transformer is not None else ()
+    for number, lora in enumerate(loras):
         try:
             pipe.load_lora_weights(lora.path, adapter_name=f"lora{number}", ignore_unknown=ignore_unknown)
         except UnknownTensorsError as error:
             raise ValueError(f"{error.told} To draw without them, give --ignore-unknown.") from error
-    if settings.loras:
-        pipe.set_adapters(
-            [f"lora{number}" for number in range(len(settings.loras))], [lora.scale for lora in settings.loras]
-        )
+    if loras:
+        pipe.set_adapters([f"lora{number}" for number in range(len(loras))], [lora.scale for lora in loras])
     if place:
         pipe.to(settings.device)
-    if place and settings.quantize:
+        quantize(pipe, settings)
+    return pipe
+
+
+def quantize(pipe: Ideogram4Pipeline, settings: Settings) -> None:
+    """Quantize the transformers as the settings say, if they do."""
+    if settings.quantize:
         try:
             pipe.quantize(settings.quantize)
         except TypeError as error:  # the file holds few bits already
             raise ValueError(f"--quantize {settings.quantize}: {error}") from error
-    return pipe

@@ -6,8 +6,9 @@ import os
 import random
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +42,7 @@ from .drawing_options import (
     StepsOption,
     TrustSettingsOption,
 )
+from .following import ParallelOption, check_settings, follow, plan_of, ranks_of, shared
 from .jobs import Job, Picture, Settings, target
 from .prompts import Prompt, Reader
 from .values import parse_amount, parse_format, parse_sizes
@@ -132,6 +134,7 @@ def generate(
             help="Replay steps as CUDA graphs: small pictures may be drawn faster. Needs --device cuda.",
         ),
     ] = False,
+    parallel: ParallelOption = None,
     max_tokens: MaxTokensOption = None,
     memory: Annotated[
         str | None,
@@ -176,12 +179,16 @@ def generate(
     """
     # Read when torch loads. Threads that spin while they wait starve the one they wait for where cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with plain_errors():
+    with plain_errors(), ExitStack() as block:
         options = Options.of(preset, steps, guidance, model, lora, dtype, device, quantize, base)
         if memory:
             parse_amount(memory)
         if drop_unknown and not fix:
             raise ValueError("--drop-unknown mends captions, which --no-fix forbids: give one of them.")
+        plan = plan_of(parallel, compile=compile, cuda_graphs=cuda_graphs, memory=memory)
+        if plan is not None and os.environ.get("RANK", "0") != "0":
+            follow(plan, options.device, ignore_unknown)
+            return
         asked = endpoint_of(endpoint, llm, llm_timeout)
         if not wrap and (write or asked is not None):
             raise ValueError(
@@ -204,8 +211,11 @@ def generate(
         if cuda_graphs and (wrong := [job for job in jobs if not job.settings.device.startswith("cuda")]):
             device = wrong[0].settings.device
             raise ValueError(f"--cuda-graphs needs --device cuda, and these pictures are drawn on {device!r}.")
+        if plan is not None:
+            check_settings(plan, [job.settings for job in jobs])
         with starting("importing torch, transformers and diffusers"):
             from .. import pipeline  # noqa: F401 (so that it is said)
+        ranks = block.enter_context(ranks_of(plan, options.device))
         written: set[Path] = set()
         elsewhere = False
         groups: dict[Settings, list[int]] = {}
@@ -225,6 +235,7 @@ def generate(
                 verbose,
                 ignore_unknown,
                 max_sequence_length,
+                None if ranks is None else partial(shared, settings, ignore_unknown, ranks),
             )
             paths = []
             for index, image in zip(members, images, strict=True):

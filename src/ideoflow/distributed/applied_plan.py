@@ -51,13 +51,14 @@ def enable_parallelism(
         ValueError: if plan, processes and pipeline do not fit.
         RankLost: naming the rank that the run has failed from.
     """
-    check_plan(config.config if isinstance(config, Ranks) else config, pipe)
     if not isinstance(config, Ranks):
+        check_plan(config, pipe)
         with joined(config, device) as ranks, enable_parallelism(pipe, ranks) as shared:
             yield shared
         return
     config.begin()
     with failing_together(config):
+        check_plan(config.config, pipe)
         own = _apply(pipe, config)
     if config.leads:
         leader = Leader(config, own, pipe.transformer.dtype)

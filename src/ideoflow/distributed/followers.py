@@ -163,16 +163,23 @@ class Follower:
 
 @contextmanager
 def failing_together(ranks: Ranks) -> Iterator[None]:
-    """Turn what goes wrong in the block into a `RankLost` that names the rank, in this rank and in all others."""
+    """Have what goes wrong in the block end all ranks: here with the error itself, elsewhere with a `RankLost`.
+
+    Raises:
+        RankLost: where an exchange has failed because of another rank, naming that one.
+    """
     try:
         yield
     except RankLost:
         raise
     except Exception as error:
-        told = None
-        if isinstance(error, ExchangeFailed):  # another's failure shows here: wait until it is known whose
-            told = ranks.heartbeats.wait_for_failure()
-        if told is None:
-            line = str(error).splitlines()[0] if str(error) else ""
-            told = ranks.heartbeats.report(f"rank {ranks.rank} failed: {type(error).__name__}: {line}")
-        raise RankLost(told) from error
+        # Another's failure shows in an exchange: wait until it is known whose.
+        lost = ranks.heartbeats.wait_for_failure() if isinstance(error, ExchangeFailed) else None
+        if lost is not None:
+            raise RankLost(lost) from error
+        line = str(error).splitlines()[0] if str(error) else ""
+        ranks.heartbeats.report(f"rank {ranks.rank} failed: {type(error).__name__}: {line}")
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        ranks.heartbeats.report(f"rank {ranks.rank} was interrupted in the middle of a step.")
+        raise

@@ -52,19 +52,20 @@ class Leader:
             raise RankLost(self.ranks.heartbeats.failure)
         if self._ended:
             raise ValueError("the other ranks have been let go: the pipeline draws within `with` of its plan alone.")
-        if self.ranks.config.size // self.ranks.config.guidance == 1:
-            return  # this rank alone has its branch, and may do with it what it likes
-        if attention_kwargs:
-            raise ValueError(f"`attention_kwargs` {attention_kwargs!r} reach this rank alone: leave them out.")
-        if any(map(adapter_layers, self.transformers.values())):
-            raise ValueError("adapters under a plan that shares a branch: fuse them in every process before it.")
         now = self._snapshots()
         for branch, before in self._weights.items():
-            if before is not None and now[branch] is not None and not before.is_still(now[branch]):  # type: ignore[arg-type]
+            after = now[branch]
+            if before is not None and after is not None and not before.is_still(after):
                 raise ValueError(
                     f"the {branch} branch's weights were changed in this process alone: change them in every process,"
                     " before the plan is applied."
                 )
+        if self.ranks.config.size == self.ranks.config.guidance:
+            return  # this rank alone has its branch, and may have adapters on it
+        if attention_kwargs:
+            raise ValueError(f"`attention_kwargs` {attention_kwargs!r} reach this rank alone: leave them out.")
+        if any(map(adapter_layers, self.transformers.values())):
+            raise ValueError("adapters under a plan that shares a branch: fuse them in every process before it.")
 
     def _snapshots(self) -> dict[Branch, Snapshot | None]:
         return {branch: snapshot([transformer]) for branch, transformer in self.transformers.items()}

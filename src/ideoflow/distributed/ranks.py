@@ -154,6 +154,8 @@ def joined(config: ParallelConfig, device: str = "", patience: float = PATIENCE)
             yield ranks
         finally:
             if heartbeats.failure is None:  # else others may be gone, and this would wait for them
+                with suppress(RuntimeError):
+                    dist.barrier()  # the store, which rank 0 may keep, stays until all have read in it that this ends
                 dist.destroy_process_group()
     finally:
         heartbeats.leave()
