@@ -11,8 +11,9 @@ from functools import partial
 import numpy as np
 import torch
 from peft import LoraConfig
+from PIL import Image
 
-from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, save_image
+from ideoflow import Ideogram4Img2ImgPipeline, Ideogram4Pipeline, Ideogram4Transformer2DModel, save_image
 from ideoflow.bundled import SKETCH_FOLDER
 from ideoflow.distributed import ParallelConfig, Ranks, enable_parallelism, joined, parallel_pipeline
 from ideoflow.distributed.context_parallel import SharedAttnProcessor
@@ -170,6 +171,24 @@ def pictures(plan: dict[str, int]) -> dict[str, object]:
     return {}
 
 
+def redrawn(plan: dict[str, int]) -> dict[str, object]:
+    """As `pictures`, of a picture that is made of another by a pipeline over the components of the shared one."""
+    start = Image.new("RGB", (96, 96), "gold")
+
+    def change(pipe: Ideogram4Pipeline) -> np.ndarray:
+        pipe = Ideogram4Img2ImgPipeline.from_pipe(pipe)
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(1)
+        options = dict(strength=0.7, num_inference_steps=8, generator=generator, **PLAIN)
+        return np.asarray(pipe(caption("red", "heart"), image=start, **options).images[0]).astype(int)
+
+    with joined(ParallelConfig(**plan), "cpu") as ranks, parallel_pipeline(SKETCH_FOLDER, ranks) as pipe:
+        if pipe is None:
+            return {}
+        shared, alone = change(pipe), change(Ideogram4Pipeline.from_pretrained(SKETCH_FOLDER))
+    return {"apart": int(np.abs(shared - alone).max()), "contrast": int(np.ptp(alone))}
+
+
 def drawn(pipe: Ideogram4Pipeline) -> list[np.ndarray]:
     """Pictures of two captions in two sizes each."""
     pipe.set_progress_bar_config(disable=True)
@@ -291,7 +310,10 @@ def changed(plan: dict[str, int]) -> dict[str, object]:
         return told
 
 
-CASES = {function.__name__: function for function in (adapted, changed, compare, failing, killed, pictures, quantized)}
+CASES = {
+    function.__name__: function
+    for function in (adapted, changed, compare, failing, killed, pictures, quantized, redrawn)
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

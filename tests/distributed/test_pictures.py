@@ -14,6 +14,12 @@ def test_pictures_of_the_bundled_model(outcome, plan):
     assert lead["contrast"] > 100
 
 
+def test_a_picture_that_is_made_of_another(outcome):
+    lead = outcome(2, "redrawn", plan=dict(context=2))[0]
+    assert lead["apart"] <= 1
+    assert lead["contrast"] > 100
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     "plan", [dict(context=4), dict(tensor=2, context=2), dict(data=2, guidance=2), dict(data=4)], ids=str

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..model import Context, Ideogram4Transformer2DModel, Modulation
 from ..model.attention import Ideogram4AttnProcessor
+from ..ops.ragged_attention import attend
 from ..packing import Bounds
 from .exchanges import Exchanges
 from .stream_share import LayoutShare, SharedBounds, share_of
@@ -26,14 +27,13 @@ class SharedAttnProcessor(Ideogram4AttnProcessor):
     def __init__(self, ranks: Exchanges) -> None:
         self.ranks = ranks
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, bounds: Bounds) -> Tensor:
-        """(queries, heads, head_dim) of this rank's share from its queries, keys and values."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, *how: Any) -> Tensor:
+        """(queries, heads, head_dim) of this rank's share from its queries, keys and values; `how` as `ops`' attend."""
         assert isinstance(bounds, SharedBounds)
-        if query.shape[1] % self.ranks.size == 0:
-            return self._by_heads(query, key, value, bounds)
-        return self._by_tokens(query, key, value, bounds)
+        by = self._by_heads if query.shape[1] % self.ranks.size == 0 else self._by_tokens
+        return by(query, key, value, bounds, *how)
 
-    def _by_heads(self, query: Tensor, key: Tensor, value: Tensor, bounds: SharedBounds) -> Tensor:
+    def _by_heads(self, query: Tensor, key: Tensor, value: Tensor, bounds: SharedBounds, *how: Any) -> Tensor:
         heads, channels = query.shape[1] // self.ranks.size, query.shape[2]
         parts = [x.split(heads, dim=1) for x in (query, key, value)]
         out = torch.cat([part[rank].reshape(-1) for rank in range(self.ranks.size) for part in parts])
@@ -47,13 +47,13 @@ class SharedAttnProcessor(Ideogram4AttnProcessor):
                 kind.append(own.view(-1, heads, channels))
         del received, out
         query, key, value = (torch.cat(kind) for kind in found)
-        attended = super().attend(query, key, value, bounds.stream)
+        attended = attend(query, key, value, bounds.stream, *how)
         counts = [queries * each for queries in bounds.queries]
         own = counts[self.ranks.rank]
         back = self.ranks.all_to_all("attention", attended.reshape(-1), counts, [own] * self.ranks.size)
         return back.view(self.ranks.size, -1, heads, channels).transpose(0, 1).flatten(1, 2)
 
-    def _by_tokens(self, query: Tensor, key: Tensor, value: Tensor, bounds: SharedBounds) -> Tensor:
+    def _by_tokens(self, query: Tensor, key: Tensor, value: Tensor, bounds: SharedBounds, *how: Any) -> Tensor:
         begins = [sum(bounds.tokens[:rank]) for rank in range(self.ranks.size + 1)]
         mine = begins[self.ranks.rank], begins[self.ranks.rank + 1]
         pair = torch.stack((key, value), dim=1)  # (tokens, 2, heads, head_dim)
@@ -68,7 +68,7 @@ class SharedAttnProcessor(Ideogram4AttnProcessor):
             [(end - begin) * each for begin, end in found],
         )
         key, value = received.view(-1, *pair.shape[1:]).unbind(1)
-        return super().attend(query, key, value, bounds.own)
+        return attend(query, key, value, bounds.own, *how)
 
 
 def _common(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from diffusers.models.attention import AttentionModuleMixin
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from ..ops.fused_projections import FusedProjections
 from ..ops.kernels import norm_rotate
 from ..ops.linear import Linear
-from ..ops.ragged_attention import attend, attend_between_graphs
+from ..ops.ragged_attention import attend
 from ..ops.rms_norm import RMSNorm
 from ..packing import Bounds
 
@@ -20,7 +21,7 @@ class Ideogram4AttnProcessor:
 
     _attention_backend = None
     _parallel_config = None
-    breaks_graphs = False  # set by `compile_blocks`
+    attend: Callable[..., Tensor] = staticmethod(attend)  # another where blocks are compiled or streams shared
 
     def __call__(
         self,
@@ -45,12 +46,8 @@ class Ideogram4AttnProcessor:
             cos, sin = cos.index_select(0, bounds.wanted), sin.index_select(0, bounds.wanted)
         query = norm_rotate(attn.norm_q, query, cos, sin).to(value.dtype)
 
-        return attn.to_out[0](self.attend(query, key, value, bounds).flatten(1))
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, bounds: Bounds) -> Tensor:
-        """(queries, heads, head_dim) from queries, and from keys and values (tokens, heads, head_dim)."""
-        attend_here = attend_between_graphs if self.breaks_graphs else attend
-        return attend_here(query, key, value, bounds, self._attention_backend, self._parallel_config)
+        attended = self.attend(query, key, value, bounds, self._attention_backend, self._parallel_config)
+        return attn.to_out[0](attended.flatten(1))
 
 
 class Ideogram4Attention(FusedProjections, nn.Module, AttentionModuleMixin):

@@ -10,6 +10,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 
 from .attention_backends import time_backends
 from .fused_projections import FusedProjections
+from .ragged_attention import attend_between_graphs
 
 RECOMPILE_LIMIT = 64  # of compiled blocks, in place of torch's 8: two graphs of each piece for each set of adapters
 
@@ -29,7 +30,7 @@ class Accelerated:
             options: those of `torch.compile`, all but `dynamic` and `fullgraph`.
         """
         for processor in self.attn_processors.values():
-            processor.breaks_graphs = True
+            processor.attend = attend_between_graphs
         # Each adapter is a model of another structure; at the limit torch would go on without compiling.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         self.compile_repeated_blocks(dynamic=True, **options)

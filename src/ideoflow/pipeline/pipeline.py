@@ -708,6 +708,11 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         dtype = kwargs.pop("torch_dtype", dtype)
         made = cls(**arguments_from(pipeline, inspect.signature(cls.__init__).parameters, kwargs))
         made._origin = getattr(pipeline, "_origin", made._origin)  # it tells of what is not the files' any more
+        if (made.transformer, made.unconditional_transformer) == (
+            getattr(pipeline, "transformer", None),
+            getattr(pipeline, "unconditional_transformer", None),
+        ):
+            made.new_denoiser = getattr(pipeline, "new_denoiser", Denoiser)
         return made if dtype is None else made.to(dtype)
 
     def save_pretrained(
