@@ -131,6 +131,20 @@ def test_a_shard_that_is_cut_anywhere_keeps_every_whole_picture(tmp_path: Path):
         assert path.read_bytes() == whole
 
 
+def test_nothing_of_a_long_picture_that_was_cut_short_stays_behind_a_short_one(tmp_path: Path):
+    path = tmp_path / "shard.tar"
+    address, data, about = picture(1)
+    long = Sample("ab.png", bytes(100_000), {"address": "ab"})
+    shard = OpenShard(path)
+    shard.add(long)
+    shard.close()
+    path.write_bytes(path.read_bytes()[:90_000])
+    shard = OpenShard(path)
+    shard.add(Sample(f"{address}.png", data, {"address": address, **about}))
+    shard.finish()
+    assert path.stat().st_size == tarfile.RECORDSIZE and [one for one, _ in of_tar(path)] == [address]
+
+
 def test_a_shard_whose_last_picture_is_not_as_it_was_written_loses_that_one(tmp_path: Path):
     """After a loss of power a file may have its length and not its bytes."""
     path = tmp_path / "shard.tar"
@@ -220,6 +234,7 @@ def test_shares_fill_one_place_and_may_become_more_or_fewer(tmp_path: Path, kind
     for number in (1, 2):
         with alone(tmp_path, Share(number, 2)):
             run(Share(number, 2), True, 30)
+    assert not list(tmp_path.glob(".open*"))
     fill(tmp_path, kind, range(32))
     assert found(tmp_path, kind) == expected(range(32))
 

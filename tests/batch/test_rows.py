@@ -220,6 +220,7 @@ def test_a_seed_is_made_of_caption_size_and_the_commands_seed():
     own = order(CAPTION).seed
     assert 0 <= own < 2**32
     assert order({"caption": CAPTION, "steps": 3, "guidance": 2}).seed == own
+    assert read("words", "{", CAPTION)[2].orders[0].seed == own
     others = [
         order({"caption": CAPTION, "size": "96x128"}).seed,
         order("a red heart").seed,

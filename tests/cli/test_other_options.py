@@ -54,7 +54,7 @@ def options_of(command: str) -> set[str]:
     ("convert", "--output", "ideoflow convert SRC DST --to FORM"),
     ("inspect", "--model", "ideoflow inspect PATH"),
     ("plan", "--vram", "give --memory."),
-    ("simulate", "--gpus", "give --devices."),
+    ("simulate", "--num-gpus", "give --gpus."),
     ("check", "--prompt", "ideoflow caption check FILE"),
     ("fix", "--output", "give --out."),
 ])  # fmt: skip

@@ -220,10 +220,10 @@ def test_the_help_has_examples_that_run(tmp_path: Path, monkeypatch: pytest.Monk
     shown = run("--help").stdout
     lines = [line.strip(" │") for line in shown.splitlines()]
     examples = [line.split()[2:] for line in lines if line.startswith("ideoflow simulate -")]
-    assert len(examples) == 4
+    assert len(examples) == 6
     for example in examples:
         if "--measure" not in example and "--steps" not in example:
-            run(*example, "--count", "20")
+            run(*example, "--count", "20")  # --p95 plays more
 
 
 def test_progress_counts_all_jobs():
@@ -232,3 +232,58 @@ def test_progress_counts_all_jobs():
     simulate(traffic, Cost(0.002, 4e-6), progress=lambda done, total: seen.append((done, total)))
 
     assert seen == [(n, 30) for n in range(1, 31)]
+
+
+# Fleets
+
+
+def plans(*arguments: str, tmp_path: Path) -> dict:
+    found = figures("-j", "512x512:4:3", "-j", "1024x1024:turbo", "--cost", "h100", *arguments, tmp_path=tmp_path)
+    return {one["plan"]: one for one in found["plans"]}
+
+
+def test_a_fleet_is_asked_for_the_fewest_gpus(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("ideoflow.simulate.sizing.FEWEST", 60)
+    found = plans("--gpus", "60", "--rate", "1", "--p95", "6", tmp_path=tmp_path)
+    assert list(found) == ["one", "guidance=2", "context=2", "context=3", "context=6", "guidance=2,context=2",
+                           "guidance=2,context=3"]  # fmt: skip
+    for one in found.values():
+        assert one["gpus"] == one["replicas"] * one["gpus_a_replica"] <= 60 and one["p95"] <= 6
+    assert found["guidance=2"]["alone"]["1024x1024:turbo"] < found["one"]["alone"]["1024x1024:turbo"]
+    shown = run("-j", "512x512:4", "--cost", "h100", "--gpus", "60", "--rate", "1", "--p95", "4.5").stdout
+    assert (
+        "All figures are simulated" in shown and "p95 within 4.5 s takes" in shown and "guidance=2,context=3" in shown
+    )
+    shown = run("-j", "512x512:4", "--cost", "h100", "--gpus", "2", "--rate", "60", "--p95", "4.5").stdout
+    assert "no plan keeps p95 within 4.5 s on 2 GPUs" in shown and "> 2" in shown
+
+
+def test_a_fleet_of_named_plans_is_played_with_all_gpus(tmp_path: Path):
+    options = ["--gpus", "1000", "--parallel", "guidance=2,context=2", "--parallel", "tensor=2", "--rate", "30"]
+    found = plans(*options, "--count", "300", "--failures", "3600:30", tmp_path=tmp_path)
+    assert {name: one["replicas"] for name, one in found.items()} == {"guidance=2,context=2": 250, "tensor=2": 500}
+    assert all(one["failures"] >= 0 and one["p50"] <= one["p95"] <= one["p99"] for one in found.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--parallel", "guidance=2"], "--parallel is about a fleet: give --gpus as well"),
+        (["--p95", "3"], "--p95 is about a fleet"),
+        (["--failures", "60:1"], "--failures is about a fleet"),
+        (["--gpus", "4", "--devices", "4"], "--gpus and --devices say the same thing"),
+        (["--gpus", "4", "--p95", "3"], "give it as --rate"),
+        (["--gpus", "4", "--p95", "-3", "--rate", "1"], "--p95 -3: give seconds above 0"),
+        (["--gpus", "4", "--policy", "batches"], "--gpus takes one --policy"),
+        (["--gpus", "4", "--parallel", "guidance=3"], "give a whole number from 1 to 2"),
+        (["--gpus", "4", "--parallel", "pipeline=2"], "--parallel 'pipeline=2' is no plan"),
+        (["--gpus", "4", "--parallel", "tensor=4"], "18 heads are shared in whole numbers"),
+        (["--gpus", "4", "--parallel", "context=6"], "--parallel context=6 takes 6 GPUs, and --gpus is 4"),
+        (["--gpus", "4", "--link", "wifi"], "--link 'wifi' is none of nvlink, pcie"),
+        (["--gpus", "4", "--link", "0,1"], "--link '0,1' is none of"),
+        (["--gpus", "4", "--failures", "never"], "--failures 'never' is not EVERY:REPAIR"),
+    ],
+)
+def test_a_fleet_that_cannot_be_is_one_line_that_says_what_to_do(arguments: list[str], says: str):
+    done = run(*MIX, "--cost", COST, *arguments, fails=2)
+    assert says in done.stderr and len(done.stderr.strip().splitlines()) == 1 and done.stdout == ""

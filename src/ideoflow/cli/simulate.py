@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -22,11 +22,16 @@ from ..files import check_writable, write_text
 from ..presets import MAX_STEPS
 from ..sizes import LARGEST_SIDE, UNIT
 from .console import err, out, plain_errors, plain_warnings, starting
+from .fleets import Fleet, show_fleets
 
 if TYPE_CHECKING:
+    from ..engine import Policy
     from ..simulate import Cost, Job, Report
 
 BATCHES = "batches"
+MEASURED = "h100"  # of --cost
+MOST_GPUS = 10_000
+LOAD = 0.8  # where neither --load nor --rate is given
 GUIDANCE = 7.0  # any but 1 takes both branches
 # Far beyond any request, device and patience, but no slip of the keyboard: a simulation of each ends.
 CAPTION = 100_000  # tokens
@@ -50,9 +55,9 @@ def simulate(
     cost: Annotated[
         str | None,
         typer.Option(
-            metavar="A,B[,C[,START[,FINISH]]]",
+            metavar="h100|A,B[,C[,START[,FINISH]]]",
             help="Seconds of a step: A + B * tokens + C * (sum of squared segment lengths); START of a caption,"
-            " FINISH of a picture's image token.",
+            " FINISH of a picture's image token. 'h100' for the full model in bfloat16, as measured on one.",
             show_default=False,
         ),
     ] = None,
@@ -72,7 +77,7 @@ def simulate(
         float | None,
         typer.Option(
             help="Share of the time that the traffic would keep the devices busy if each request ran alone.",
-            show_default="0.8",
+            show_default=f"{LOAD:g}",
         ),
     ] = None,
     rate: Annotated[
@@ -88,7 +93,52 @@ def simulate(
             show_default="fair",
         ),
     ] = None,
-    devices: Annotated[int, typer.Option(min=1, help="How many, each with an engine of its own.")] = 1,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="How many, each with an engine of its own.", show_default="1")
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_GPUS,
+            help="In place of --devices: GPUs of a fleet, in replicas of as many as --parallel says.",
+            show_default=False,
+        ),
+    ] = None,
+    parallel: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PLAN",
+            help="How the GPUs of a replica share a step: guidance=2,context=3, tensor=2, one ... Repeat it to"
+            " compare. Needs --gpus.",
+            show_default="several plans",
+        ),
+    ] = None,
+    p95: Annotated[
+        float | None,
+        typer.Option(
+            "--p95",
+            metavar="SECONDS",
+            help="Find the fewest of --gpus with which 95 of a hundred requests take no longer. Needs --rate.",
+            show_default=False,
+        ),
+    ] = None,
+    link: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|BANDWIDTH,LATENCY",
+            help="What joins the GPUs of a replica: nvlink, pcie, or bytes a second and seconds of a collective.",
+        ),
+    ] = "nvlink",
+    failures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EVERY:REPAIR",
+            help="Seconds from a GPU's failure to its next, and until it is back; its replica fails with it, and the"
+            " requests there begin anew elsewhere. Needs --gpus.",
+            show_default=False,
+        ),
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a step, both branches together.", show_default="no limit")
     ] = None,
@@ -116,6 +166,10 @@ def simulate(
       ideoflow simulate -j 96x96:12:5 -j 192x192:48 --measure --max-tokens 450
 
       ideoflow simulate -j 1024x1024:20 --steps steps.json --rate 3 --devices 4
+
+      ideoflow simulate -j 1024x1024:12 --cost h100 --gpus 1000 --rate 1 --p95 8
+
+      ideoflow simulate -j 1024x1024:20 --cost h100 --gpus 64 --parallel guidance=2
     """
     with plain_errors():
         if not job:
@@ -131,6 +185,16 @@ def simulate(
                 " --measure (the bundled model on this machine)."
             )
         policies = _policies(policy or ["fair"])
+        for name, given in (("parallel", parallel), ("p95", p95), ("failures", failures)):
+            if given is not None and gpus is None:
+                raise ValueError(f"--{name} is about a fleet: give --gpus as well, such as --gpus 64.")
+        if gpus is not None and devices is not None:
+            raise ValueError("--gpus and --devices say the same thing: give one of them.")
+        if p95 is not None and rate is None:
+            raise ValueError("--p95 asks how many GPUs a traffic takes: give it as --rate, requests a second.")
+        if gpus is not None and (BATCHES in policies or len(policies) > 1):
+            raise ValueError("--gpus takes one --policy, of fair, fifo and priority.")
+        fleet = None if gpus is None else Fleet.of(gpus, parallel or [], link, p95, failures)
         numbers = _cost(cost) if cost is not None else None
         from ..simulate import poisson, rate_of_load
 
@@ -144,16 +208,32 @@ def simulate(
                 model = _fitted(steps)
             else:
                 model = _measured(kinds, max_tokens, max_requests, progress("measuring steps"))
-            if rate is None:
-                rate = rate_of_load(kinds, model, 0.8 if load is None else load, devices)
-            traffic = poisson(kinds, rate, count, seed)
-            limits = {"devices": devices, "max_tokens": max_tokens, "max_requests": max_requests}
-            reports = {name: _play(name, traffic, model, limits, batch, seed, progress(name)) for name in policies}
-        _show(reports, model, rate, devices)
+            settings = {"jobs": job, "load": load, "rate": rate, "count": count, "seed": seed}
+            limits = {"max_tokens": max_tokens, "max_requests": max_requests}
+            if fleet is not None:
+                costs = fleet.costs(model)
+                if rate is None:
+                    rate = rate_of_load(kinds, costs[0], load or LOAD, fleet.gpus // costs[0].plan.gpus)
+                own = cast("Policy", policies[0])
+                plans = fleet.play(costs, kinds, rate, count, own, max_tokens, max_requests, seed, progress)
+                about = {**settings, "rate": rate, **limits, "policy": own, **asdict(fleet)}
+                figures = {"settings": about, "cost": _numbers(model), "simulated": True, "plans": plans}
+            else:
+                many = devices or 1
+                rate = rate_of_load(kinds, model, load or LOAD, many) if rate is None else rate
+                traffic = poisson(kinds, rate, count, seed)
+                all_limits = {"devices": many, **limits}
+                reports = {
+                    name: _play(name, traffic, model, all_limits, batch, seed, progress(name)) for name in policies
+                }
+                varies = {"varies_as_measured_steps": len(model.variation)}
+                about = {**settings, "rate": rate, "batch": batch, **all_limits}
+                figures = {"settings": about, "cost": _numbers(model), **varies, "policies": _figures(reports)}
+        if fleet is not None:
+            show_fleets(plans, rate, fleet, model)
+        else:
+            _show(reports, model, rate, many)
         if file is not None:
-            settings = {"jobs": job, "load": load, "rate": rate, "count": count, "seed": seed, "batch": batch, **limits}
-            varies = {"varies_as_measured_steps": len(model.variation)}
-            figures = {"settings": settings, "cost": _numbers(model), **varies, "policies": _figures(reports)}
             write_text(file, json.dumps(figures, indent=1) + "\n")
 
 
@@ -195,7 +275,10 @@ def _job(text: str) -> tuple[float, Job]:
 
 
 def _cost(text: str) -> Cost:
-    from ..simulate import Cost
+    from ..simulate import H100_BF16, Cost
+
+    if text.lower() == MEASURED:
+        return H100_BF16
 
     try:
         a, b, *more = (float(part) for part in text.split(","))

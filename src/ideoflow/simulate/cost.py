@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +15,25 @@ from .pace import Variation, variation
 
 GROUPS = 24  # sizes of step, at the most, at which a fit is corrected, each by the mean
 GROUP = 20  # steps of each, at the least
+
+
+class StepCost(Protocol):
+    """What `simulate` asks of a cost: that of one device, or of several by a plan."""
+
+    @property
+    def start(self) -> float:
+        """Seconds of a request before its first step."""
+
+    @property
+    def finish(self) -> float:
+        """Seconds of an image token after the last step."""
+
+    @property
+    def variation(self) -> Variation:
+        """What the machine's slow and fast moments are drawn from."""
+
+    def of(self, requests: Sequence[Sequence[int]]) -> float:
+        """Seconds of a step of requests, each with the lengths of its one or two segments."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,10 @@ class Cost:
         """Seconds of a step whose segments have these lengths."""
         tokens = sum(segments)
         return self._factor(tokens) * (self.a + self.b * tokens + self.c * sum(length**2 for length in segments))
+
+    def of(self, requests: Sequence[Sequence[int]]) -> float:
+        """Seconds of a step of requests, each with the lengths of its one or two segments."""
+        return self.step([length for request in requests for length in request])
 
     def _factor(self, tokens: int) -> float:
         if not self.factors:

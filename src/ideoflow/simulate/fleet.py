@@ -5,14 +5,18 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..checks import finite, whole
 from ..engine import Policy, Scheduler
-from .cost import Cost
+from .cost import StepCost
 from .pace import Pace
 from .traffic import Job
+
+MOST_FAILURES = 100  # for each job and device, before it is taken that no job is ever done
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,16 @@ class Report:
         seconds: Time from the first arrival to the last picture.
         busy: Share of that time in which the devices worked.
         waste: Share of the tokens computed that were padding.
+        failures: Devices that failed in that time.
+        restarted: Jobs that were begun anew, elsewhere, since theirs failed.
     """
 
     jobs: list[Job] = field(repr=False)
     seconds: float
     busy: float
     waste: float
+    failures: int = 0
+    restarted: int = 0
 
     @property
     def throughput(self) -> float:
@@ -64,28 +72,112 @@ class Report:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Failures:
+    """Devices that fail at random, each by itself, and come back.
+
+    Attributes:
+        every: Mean seconds from a device's return to its next failure.
+        repair: Seconds that it is away.
+    """
+
+    every: float
+    repair: float
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            TypeError: naming the number that is none.
+            ValueError: naming the one that is out of range.
+        """
+        finite("every", self.every, above=0)
+        finite("repair", self.repair, least=0)
+
+
 class _Device:
     """One engine: its scheduler, its machine's pace, and the tokens that it still has to compute."""
 
-    def __init__(self, max_tokens: int | None, max_requests: int | None, policy: Policy, pace: Pace) -> None:
+    def __init__(
+        self, number: int, max_tokens: int | None, max_requests: int | None, policy: Policy, pace: Pace
+    ) -> None:
+        self.number = number
         self.scheduler: Scheduler[Job] = Scheduler(max_tokens, max_requests, policy)
         self.pace = pace
         self.idle = True
+        self.here = True
+        self.load = 0
         self.busy = 0.0
+        self.until = 0.0  # the end of the step under way
+        self.ending: list[Job] = []  # jobs that are done with that step
 
-    @property
-    def load(self) -> int:
-        return sum(job.remaining for job in self.scheduler.jobs)
+    def step(self, now: float, cost: StepCost) -> bool:
+        """Begin the next step; whether there is one."""
+        chosen = self.scheduler.pick()
+        self.ending = []
+        self.idle = not chosen
+        if not chosen:
+            return False
+        tokens = [job.tokens for job in chosen]
+        seconds = cost.of([job.segments for job in chosen])
+        ends = now + self.pace.take(seconds + cost.start * sum(job.step == 0 for job in chosen))
+        self.scheduler.ran(chosen, tokens)
+        self.load -= sum(tokens)
+        for job in chosen:
+            job.step += 1
+            if job.step == len(job.guidance):
+                ends += self.pace.take(cost.finish * job.image_tokens)
+                job.finished = ends
+                self.scheduler.remove(job)
+                self.ending.append(job)
+        self.busy += ends - now
+        self.until = ends
+        return True
+
+    def fail(self, now: float) -> list[Job]:
+        """Lose all that is here, the step under way too; the jobs, which have taken no step any more."""
+        lost = [*self.ending, *self.scheduler.jobs]
+        for job in self.scheduler.jobs:
+            self.scheduler.remove(job)
+        if not self.idle:
+            self.busy -= self.until - now
+        for job in lost:
+            job.step, job.finished = 0, None
+        self.here, self.idle, self.load, self.ending = False, True, 0, []
+        return lost
+
+
+class _Fleet:
+    """Devices, and which of them has the fewest tokens before it."""
+
+    def __init__(self, devices: Sequence[_Device]) -> None:
+        self.devices = devices
+        self._loads = [(0, device.number) for device in devices]
+
+    def least(self) -> _Device | None:
+        """The device with the fewest tokens before it, the first of several; None if all have failed."""
+        while self._loads:
+            load, number = self._loads[0]
+            device = self.devices[number]
+            if device.here and device.load == load:
+                return device
+            heapq.heappop(self._loads)  # it has another load since
+        return None
+
+    def changed(self, device: _Device) -> None:
+        """Note another load of a device, or that it is back."""
+        heapq.heappush(self._loads, (device.load, device.number))
 
 
 def simulate(
     jobs: Sequence[Job],
-    cost: Cost,
+    cost: StepCost,
     *,
     devices: int = 1,
     policy: Policy = "fair",
     max_tokens: int | None = None,
     max_requests: int | None = None,
+    failures: Failures | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -94,11 +186,13 @@ def simulate(
     Args:
         jobs: The traffic; it is not changed.
         cost: Seconds of a step. Where it has a variation, each device draws slow and fast moments of its own from it.
-        devices: How many devices, each with an engine of its own.
+        devices: How many devices, each with an engine of its own; several GPUs by a plan are one.
         policy: As the engine has it.
         max_tokens: As the engine has it.
         max_requests: As the engine has it.
-        seed: Seed of the cost's variation. A percentile of a few hundred jobs differs from seed to seed: pool several.
+        failures: Devices that fail, whose jobs are begun anew on others; None for none.
+        seed: Seed of the cost's variation, and of failures. A percentile of a few hundred jobs differs from seed to
+            seed: pool several.
         progress: Called with the jobs finished and all of them, after each that finishes.
 
     Raises:
@@ -107,44 +201,66 @@ def simulate(
     """
     whole("devices", devices, 1)
     jobs = _fresh(jobs)
-    fleet = [_Device(max_tokens, max_requests, policy, pace) for pace in _paces(cost, devices, seed)]
-    # What happens when: a job comes, or a device begins a step. In order, so a heap already; numbers part equal times.
-    events: list[tuple[float, int, Job | _Device]] = [(job.arrival, number, job) for number, job in enumerate(jobs)]
+    every = [
+        _Device(number, max_tokens, max_requests, policy, pace)
+        for number, pace in enumerate(_paces(cost, devices, seed))
+    ]
+    fleet = _Fleet(every)
+    draw = random.Random(f"failures {seed}")
+    # What happens when: a job comes, a device's step ends, or a device fails or returns. Numbers part equal times.
+    events: list[tuple[float, int, str, Any]] = [(job.arrival, number, "job", job) for number, job in enumerate(jobs)]
     numbers = itertools.count(len(jobs))
-    finished = 0
-    while events:
-        now, _, what = heapq.heappop(events)
-        if isinstance(what, Job):
-            device = min(fleet, key=lambda one: one.load) if devices > 1 else fleet[0]
-            device.scheduler.add(what)
-            if device.idle:
-                device.idle = False
-                heapq.heappush(events, (now, next(numbers), device))  # after all that arrive at this moment
-            continue
-        device = what
-        chosen = device.scheduler.pick()
-        if not chosen:
-            device.idle = True
-            continue
-        tokens = [job.tokens for job in chosen]
-        seconds = cost.step([length for job in chosen for length in job.segments])
-        ends = now + device.pace.take(seconds + cost.start * sum(job.step == 0 for job in chosen))
-        device.scheduler.ran(chosen, tokens)
-        for job in chosen:
-            job.step += 1
-            if job.step == len(job.guidance):
-                ends += device.pace.take(cost.finish * job.image_tokens)
-                job.finished = ends
-                device.scheduler.remove(job)
+    if failures is not None:
+        for device in every:
+            events.append((jobs[0].arrival + draw.expovariate(1 / failures.every), next(numbers), "fails", device))
+        heapq.heapify(events)
+    stranded: list[Job] = []  # jobs while no device is there
+    finished = failed = restarted = 0
+    while finished < len(jobs):
+        now, _, what, about = heapq.heappop(events)
+        arrived: list[Job] = []
+        if what == "job":
+            arrived = [about]
+        elif what == "step":
+            device, until = about
+            if not device.here or device.until != until:
+                continue  # it has failed since
+            for _ in device.ending:
                 finished += 1
                 if progress is not None:
                     progress(finished, len(jobs))
-        device.busy += ends - now
-        heapq.heappush(events, (ends, next(numbers), device))
-    return _report(jobs, sum(device.busy for device in fleet) / devices, waste=0.0)
+            if device.step(now, cost):
+                heapq.heappush(events, (device.until, next(numbers), "step", (device, device.until)))
+            fleet.changed(device)
+        elif what == "fails" and failures is not None:
+            arrived = about.fail(now)
+            failed += 1
+            if failed > MOST_FAILURES * (len(jobs) + devices):
+                raise ValueError(f"`failures` come every {failures.every:g} s: no job is done in between.")
+            restarted += len(arrived)
+            heapq.heappush(events, (now + failures.repair, next(numbers), "returns", about))
+        elif failures is not None:
+            about.here = True
+            fleet.changed(about)
+            arrived, stranded = stranded, []
+            heapq.heappush(events, (now + draw.expovariate(1 / failures.every), next(numbers), "fails", about))
+        for job in arrived:
+            least = fleet.least()
+            if least is None:
+                stranded.append(job)
+                continue
+            least.scheduler.add(job)
+            least.load += job.remaining
+            fleet.changed(least)
+            if least.idle:
+                least.idle = False
+                least.until, least.ending = now, []
+                # After all that arrive at this moment.
+                heapq.heappush(events, (now, next(numbers), "step", (least, now)))
+    return _report(jobs, sum(device.busy for device in every) / devices, 0.0, failed, restarted)
 
 
-def simulate_batches(jobs: Sequence[Job], cost: Cost, *, batch: int, devices: int = 1, seed: int = 0) -> Report:
+def simulate_batches(jobs: Sequence[Job], cost: StepCost, *, batch: int, devices: int = 1, seed: int = 0) -> Report:
     """The usual server instead: batches of equal size and steps, captions padded to the longest, run to their end.
 
     A device that is free takes the oldest job and up to `batch - 1` others that wait and fit with it.
@@ -186,7 +302,7 @@ def simulate_batches(jobs: Sequence[Job], cost: Cost, *, batch: int, devices: in
         padded = replace(first, text_tokens=longest)
         for step in range(len(first.guidance)):
             segments = padded.segments_of(step) * len(chosen)
-            seconds += cost.step(segments)
+            seconds += cost.of([padded.segments_of(step)] * len(chosen))
             computed += sum(segments)
             real += sum(sum(job.segments_of(step)) for job in chosen)
         seconds += cost.finish * first.image_tokens * len(chosen)
@@ -205,12 +321,12 @@ def _fresh(jobs: Sequence[Job]) -> list[Job]:
     return [replace(job, step=0, finished=None) for job in sorted(jobs, key=lambda job: job.arrival)]
 
 
-def _paces(cost: Cost, devices: int, seed: int) -> list[Pace]:
+def _paces(cost: StepCost, devices: int, seed: int) -> list[Pace]:
     return [Pace(cost.variation, f"pace {seed} of device {device}") for device in range(devices)]
 
 
-def _report(jobs: list[Job], busy: float, waste: float) -> Report:
+def _report(jobs: list[Job], busy: float, waste: float, failures: int = 0, restarted: int = 0) -> Report:
     seconds = max(job.finished for job in jobs if job.finished is not None) - jobs[0].arrival
     if not 0 < seconds < math.inf:
         raise ValueError(f"the jobs take {seconds:g} s in all: give arrivals and a `cost` of which numbers can tell.")
-    return Report(jobs, seconds, busy / seconds, waste)
+    return Report(jobs, seconds, busy / seconds, waste, failures, restarted)

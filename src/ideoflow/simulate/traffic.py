@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..checks import all_finite, finite, whole
-from .cost import Cost
+from .cost import StepCost
 
 LATEST = 1e300  # seconds at the most from the first arrival to the last, on average
 
@@ -109,7 +109,7 @@ def poisson(kinds: Sequence[tuple[float, Job]], rate: float, count: int, seed: i
     return traffic
 
 
-def rate_of_load(kinds: Sequence[tuple[float, Job]], cost: Cost, load: float, devices: int = 1) -> float:
+def rate_of_load(kinds: Sequence[tuple[float, Job]], cost: StepCost, load: float, devices: int = 1) -> float:
     """Jobs a second that keep `devices` busy for the share `load` of the time if each job ran alone.
 
     Raises:
@@ -118,7 +118,7 @@ def rate_of_load(kinds: Sequence[tuple[float, Job]], cost: Cost, load: float, de
     """
     weights, jobs = parted(kinds)
     work = finite("load", load, above=0) * whole("devices", devices, 1)
-    seconds = sum(weight * _seconds_alone(job, cost) for weight, job in zip(weights, jobs, strict=True)) / sum(weights)
+    seconds = sum(weight * seconds_alone(job, cost) for weight, job in zip(weights, jobs, strict=True)) / sum(weights)
     if not 0 < seconds < math.inf or not 0 < work / seconds < math.inf:
         raise ValueError(f"a job alone takes {seconds:g} s by `cost`: there is no rate for the load {load:g}.")
     return work / seconds
@@ -137,6 +137,7 @@ def parted(kinds: Sequence[tuple[float, Job]]) -> tuple[list[float], list[Job]]:
     return weights, jobs
 
 
-def _seconds_alone(job: Job, cost: Cost) -> float:
-    steps = sum(cost.step(job.segments_of(step)) for step in range(len(job.guidance)))
+def seconds_alone(job: Job, cost: StepCost) -> float:
+    """Seconds of a job that has its devices to itself."""
+    steps = sum(cost.of([job.segments_of(step)]) for step in range(len(job.guidance)))
     return cost.start + steps + cost.finish * job.image_tokens
