@@ -167,9 +167,9 @@ def simulate(
 
       ideoflow simulate -j 1024x1024:20 --steps steps.json --rate 3 --devices 4
 
-      ideoflow simulate -j 1024x1024:12 --cost h100 --gpus 1000 --rate 1 --p95 8
+      ideoflow simulate -j 512x512:12 --cost h100 --gpus 100 --rate 2 --p95 3
 
-      ideoflow simulate -j 1024x1024:20 --cost h100 --gpus 64 --parallel guidance=2
+      ideoflow simulate -j 512x512:20 --cost h100 --gpus 8 --parallel context=2
     """
     with plain_errors():
         if not job:
