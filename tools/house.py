@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("checkpoints",),
     ("ops",),
     ("captions", "packing", "schedule", "configuration", "pictures"),
-    ("provenance", "presets"),
+    ("provenance", "presets", "cache_words", "cache_configs"),
     ("files", "images", "digests", "sizes", "placeholder", "change_options"),
     ("dtypes", "devices", "checks", "interrupts", "standard_streams", "bundled", "_version", "_imports"),
 )

@@ -30,6 +30,7 @@ _KINDS: dict[str, tuple[Any, bool]] = {
     "preset": (str, False),
     "steps": (int, False),
     "guidance": ((int, float), False),
+    "cache": (str, False),
     "quantize": (str, False),
     "together": (int, False),
     "edit": (dict, False),

@@ -19,6 +19,7 @@ TINY = {
     "kernels": ["--dtype", "bfloat16", "--tokens", "9", "--rounds", "1", "--no-compile"],
     "previews": ["--rounds", "1", "--pictures", "1"],
     "products": ["--rounds", "1", "--tokens", "16"],
+    "caches": ["--count", "1", "--only", "faster"],
     "caption_cache": ["--rounds", "1", "--gigabytes", "0.001", "--pixels", "32"],
     "attention": ["--rounds", "1", "--lengths", "8", "16"],
     "attention, backends": ["--backends", "--tiny", "--rounds", "1"],

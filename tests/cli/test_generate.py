@@ -358,7 +358,7 @@ def test_the_bundled_model_is_the_default_with_its_own_size_and_guidance():
         ([LINE, "--size", "48"], "--size '48' is not WIDTHxHEIGHT"),
         ([LINE, "--size", "50x32"], "multiple of 16"),
         ([LINE, "--size", "16x16", "--size", "16x16"], "2 times for 1 prompt:"),
-        ([LINE, "--preset", "fast"], "V4_TURBO_12 (turbo)"),
+        ([LINE, "--preset", "quick"], "V4_TURBO_12 (turbo)"),
         ([LINE, "--dtype", "int8"], "bfloat16"),
         ([LINE, "--model", "no/such/folder"], "no/such/folder"),
         ([LINE, "--model", "./folder"], "--model './folder': there is no such folder"),

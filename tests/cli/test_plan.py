@@ -34,6 +34,12 @@ def test_the_options_reach_the_plan():
     assert printed == str(expected)
 
 
+def test_a_model_of_one_branch_is_planned_without_the_other():
+    one, both = (invoke("plan", "--memory", "80GB", *more).stdout for more in (["--one-branch"], []))
+    assert one.strip() == str(plan(Model.full().one_branch, "80GB"))
+    assert "unconditional_transformer" in both and "unconditional_transformer" not in one and "one branch" in one
+
+
 @pytest.mark.parametrize("steps", ["0", "1001", "1000000000"])
 @pytest.mark.parametrize("command", ["plan", "fit"])
 def test_steps_that_no_call_takes_are_refused(command, steps):

@@ -203,7 +203,8 @@ def test_a_job_that_is_not_stored_is_there_for_a_while_and_in_no_list(server):
         ({"size": "4096x4096"}, "size", "at most 262144 pixels"),
         ({"n": 11}, "n", "at most 10 pictures"),
         ({"n": 0}, "n", "greater than or equal to 1"),
-        ({"preset": "fast"}, "preset", "V4_TURBO_12"),
+        ({"preset": "quick"}, "preset", "V4_TURBO_12"),
+        ({"preset": "fast", "num_inference_steps": 17}, "preset", "calibrated for 20 steps"),
         ({"num_inference_steps": 101}, "num_inference_steps", "at most 100 steps"),
         ({"guidance_scale": -1}, "guidance_scale", "greater than or equal to 0"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),
@@ -278,7 +279,8 @@ def test_the_server_tells_what_it_has(server):
     told = server.http.get("/v1/server").json()
     assert told["model"] == "sketch" and told["bundled"] and told["ready"] and not told["auth"]
     assert told["sizes"] == {"default": "128x128", "trained": [96, 192]}
-    assert [preset["name"] for preset in told["presets"]] == ["V4_QUALITY_48", "V4_DEFAULT_20", "V4_TURBO_12"]
+    published = ["V4_QUALITY_48", "V4_DEFAULT_20", "V4_TURBO_12"]
+    assert [preset["name"] for preset in told["presets"]] == [*published, "FAST_20", "FASTER_20"]
 
 
 def test_the_sides_that_a_model_was_trained_on_are_told(own_server, monkeypatch):

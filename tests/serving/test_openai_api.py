@@ -250,7 +250,7 @@ def test_partial_pictures_are_spread_over_the_steps_before_the_last(steps, parti
         ({"prompt": {"shape": "circle"}}, "prompt", "no caption"),
         ({"prompt": 3}, "prompt", "JSON object or as text"),
         ({"prompt": CAPTION[:-3]}, "prompt", "cut off"),
-        ({"extra_body": {"preset": "fast"}}, "preset", "V4_TURBO_12"),
+        ({"extra_body": {"preset": "quick"}}, "preset", "V4_TURBO_12"),
         ({"extra_body": {"num_inference_steps": 0}}, "num_inference_steps", "greater than or equal to 1"),
         ({"extra_body": {"num_inference_steps": 1001}}, "num_inference_steps", "at most"),
         ({"extra_body": {"adapters": {"ink": 1}}}, "adapters", "'ink'"),

@@ -16,7 +16,7 @@ from ..presets import SHORT_NAMES
 from .console import err, warn
 from .jobs import Lora, Settings
 from .trust import describe, settle
-from .values import parse_device, parse_dtype, parse_loras, parse_model, parse_preset, parse_quantize
+from .values import parse_cache, parse_device, parse_dtype, parse_loras, parse_model, parse_preset, parse_quantize
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Options:
     device: str | None
     quantize: str | None
     base: str | None
+    cache: str | None = None
 
     @classmethod
     def of(
@@ -45,6 +46,7 @@ class Options:
         device: str | None,
         quantize: str | None,
         base: str | None,
+        cache: str | None = None,
     ) -> Options:
         """The options from their texts.
 
@@ -62,6 +64,7 @@ class Options:
             dtype=parse_dtype(dtype) if dtype else None,
             device=parse_device(device) if device else None,
             quantize=parse_quantize(quantize) if quantize else None,
+            cache=parse_cache(cache) if cache else None,
             base=parse_model("--base", base) if base and model and Path(model).is_file() else base,
         )
 
@@ -85,6 +88,8 @@ class Options:
         if "preset" in chosen:  # another preset brings its own steps and guidance
             found.pop("steps", None)
             found.pop("guidance", None)
+        if {"preset", "steps"} & set(chosen):  # the file's words count its own steps
+            found.pop("cache", None)
         if "device" in found and "device" not in chosen and not available(found["device"]):
             name = Path(given).stem
             warn(f"{name} was made on {found['device']!r}, which is not here: its pixels may differ a little.")

@@ -75,6 +75,7 @@ def draw(
                 size=[(picture.width, picture.height) for picture in pictures],
                 preset=preset if settings.steps is None else preset.with_steps(settings.steps),
                 guidance_scale=settings.guidance,
+                cache=settings.cache,
                 # One generator a picture, on the CPU: the noise depends on the seed alone, not on device or company.
                 generator=[torch.Generator("cpu").manual_seed(picture.seed) for picture in pictures],
                 callback_on_step_end=on_step,

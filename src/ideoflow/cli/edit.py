@@ -21,6 +21,7 @@ from .console import out, plain_errors, plain_warnings, starting, warn
 from .draw import load, steps_shown
 from .drawing_options import (
     BaseOption,
+    CacheOption,
     DeviceOption,
     DtypeOption,
     FormatOption,
@@ -195,6 +196,7 @@ def edit(
     preset: PresetOption = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    cache: CacheOption = None,
     seed: SeedOption = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures: picture i has seed + i.")] = 1,
     model: ModelOption = None,
@@ -223,7 +225,7 @@ def edit(
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with plain_errors():
-        options = Options.of(preset, steps, guidance, model, lora, dtype, device, quantize, base)
+        options = Options.of(preset, steps, guidance, model, lora, dtype, device, quantize, base, cache)
         wish = Wish(
             how, before, mask, mask_changes, tuple(map(_box, box)) if box else None,
             parse_size(outpaint, "--outpaint") if outpaint else None, _place(place) if place else None,
@@ -481,6 +483,7 @@ def _draw(
             num_images_per_prompt=len(seeds),
             preset=preset if settings.steps is None else preset.with_steps(settings.steps),
             guidance_scale=settings.guidance,
+            cache=settings.cache,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             callback_on_step_end=on_step,
             callback_on_step_end_tensor_inputs=[],

@@ -24,6 +24,7 @@ from .console import FAILED, err, fail, out, plain_errors, starting, warn
 from .draw import draw
 from .drawing_options import (
     BaseOption,
+    CacheOption,
     DeviceOption,
     DtypeOption,
     FormatOption,
@@ -91,6 +92,7 @@ def generate(
     preset: PresetOption = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    cache: CacheOption = None,
     seed: SeedOption = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures per prompt: picture i has seed + i.")] = 1,
     model: ModelOption = None,
@@ -180,7 +182,7 @@ def generate(
     # Read when torch loads. Threads that spin while they wait starve the one they wait for where cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with plain_errors(), ExitStack() as block:
-        options = Options.of(preset, steps, guidance, model, lora, dtype, device, quantize, base)
+        options = Options.of(preset, steps, guidance, model, lora, dtype, device, quantize, base, cache)
         if memory:
             parse_amount(memory)
         if drop_unknown and not fix:

@@ -37,6 +37,7 @@ class Settings:
         steps: Denoising steps instead of the preset's.
         guidance: One guidance scale for all steps instead of the preset's.
         quantize: `fp8` or `int8`: linear layers of the transformers' blocks in one byte a weight.
+        cache: Steps that are not computed, in words.
         base: Model that everything beside the transformer comes from, where `model` is a file.
     """
 
@@ -49,6 +50,7 @@ class Settings:
     guidance: float | None = None
     quantize: str | None = None
     base: str | None = None
+    cache: str | None = None
 
     @property
     def of_sketch(self) -> bool:

@@ -45,6 +45,13 @@ def plan(
             show_default="the full configuration",
         ),
     ] = None,
+    one_branch: Annotated[
+        bool,
+        typer.Option(
+            "--one-branch",
+            help="Without the unconditional transformer, as distilled models are, with guidance 1.",
+        ),
+    ] = False,
     dtype: Annotated[
         str, typer.Option(help="Type that the weights are loaded in: float32, bfloat16 or float16.")
     ] = "bfloat16",
@@ -103,6 +110,7 @@ def plan(
         from ..fitting import plan as make_plan
 
         subject = Model.full(dtype) if folder is None else Model.of_folder(folder, dtype)
+        subject = subject.one_branch if one_branch else subject
         options: dict[str, Any] = dict(
             size=(width, height),
             caption_tokens=caption_tokens,

@@ -41,7 +41,7 @@ def settle(name: str, recipe: Mapping[str, Any], chosen: Mapping[str, Any], trus
     name = printable(name)
     _check_repeatable(name, recipe, chosen)
     _check_bounds(name, recipe, chosen)
-    found = {key: recipe[key] for key in ("preset", "steps", "guidance", "dtype", "device", "quantize")}
+    found = {key: recipe[key] for key in ("preset", "steps", "guidance", "cache", "dtype", "device", "quantize")}
     found |= {"model": recipe["model"], "base": recipe["base"]}
     found["loras"] = tuple(Lora(lora["path"], lora["scale"]) for lora in recipe["loras"]) or None
     if "model" in chosen and "base" not in chosen and not Path(chosen["model"]).expanduser().is_file():
@@ -72,6 +72,7 @@ def describe(recipe: Mapping[str, Any]) -> str:
         recipe["preset"] or "",
         f"{recipe['steps']} steps" if recipe["steps"] is not None else "",
         f"guidance {recipe['guidance']:g}" if recipe["guidance"] is not None else "",
+        f"cache {recipe['cache']}" if recipe["cache"] else "",
         f"{recipe['width']} x {recipe['height']}",
         f"seed {recipe['seed']}" if recipe["seed"] is not None else "",
         recipe["quantize"] or "",

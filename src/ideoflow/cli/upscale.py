@@ -16,6 +16,7 @@ from .console import err, out, plain_errors, plain_warnings, shown, starting
 from .draw import load
 from .drawing_options import (
     BaseOption,
+    CacheOption,
     DeviceOption,
     DtypeOption,
     FormatOption,
@@ -80,6 +81,7 @@ def upscale(
     preset: PresetOption = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    cache: CacheOption = None,
     seed: SeedOption = None,
     model: ModelOption = None,
     base: BaseOption = None,
@@ -103,7 +105,7 @@ def upscale(
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with plain_errors():
-        options = Options.of(preset, steps, guidance, model, lora, dtype, device, quantize, base)
+        options = Options.of(preset, steps, guidance, model, lora, dtype, device, quantize, base, cache)
         own = own_settings(picture)
         prompt = prompt_of(caption, own, picture)
         report([prompt], strict=False)
@@ -153,6 +155,7 @@ def _draw(
             keep=change.keep,
             preset=preset if settings.steps is None else preset.with_steps(settings.steps),
             guidance_scale=settings.guidance,
+            cache=settings.cache,
             generator=torch.Generator("cpu").manual_seed(seed),
             max_tokens=max_tokens,
         ).images[0]

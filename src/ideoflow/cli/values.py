@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ..bundled import SKETCH
+from ..cache_words import read_words
 from ..devices import available, built_for
 from ..dtypes import COMPUTED
 from ..fitting.memory import parse_memory
@@ -42,6 +43,12 @@ def parse_quantize(value: str) -> str:
     """The name of a precision of one byte a weight."""
     if value not in QUANTIZED:
         raise ValueError(f"--quantize {value!r} is unknown: choose one of {', '.join(QUANTIZED)}.")
+    return value
+
+
+def parse_cache(value: str) -> str:
+    """Words that say which steps are computed."""
+    read_words(value, "--cache")
     return value
 
 

@@ -114,7 +114,8 @@ class CaptionEdit(WholePicture):
         assert before.times is not None
         source = None if together == 0 else replace(
             before, latents=noisy, sigmas=before.sigmas[: together + 1], times=before.times[:together],
-            guidance=before.guidance[:together], id=f"{fresh.id}, before", settings=None,
+            guidance=before.guidance[:together], cache=before.cache and before.cache.at(range(together)),
+            id=f"{fresh.id}, before", settings=None,
         )  # fmt: skip
         guide = ByDifference(known, noise, tuple(begun.sigmas.tolist()))
         settings = told(

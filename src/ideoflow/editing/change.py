@@ -94,6 +94,7 @@ def started(fresh: Request, known: Tensor, strength: float) -> Request:
         sigmas=sigmas,
         times=times[:-1],
         guidance=fresh.guidance[first:],
+        cache=None if fresh.cache is None else fresh.cache.at(range(first, fresh.steps)),
     )
 
 

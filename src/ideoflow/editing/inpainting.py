@@ -83,6 +83,7 @@ def keeping_outside(request: Request, noise: Tensor, known: Tensor, mask: Tensor
         sigmas=begins,
         times=request.times[of],
         guidance=tuple(request.guidance[step] for step in of),
+        cache=None if request.cache is None else request.cache.at(of),
         edit=Edit(guide=guide, ends=ends),
     )
 

@@ -407,6 +407,8 @@ class Ideogram4Img2ImgPipeline(EditingPipeline):
         preset: str | Preset | None = None,
         strict: bool = False,
         guidance_interval: tuple[float, float] | None = None,
+        cache: Any = None,
+        guidance_every: int = 1,
         max_tokens: int | None = None,
     ) -> Ideogram4PipelineOutput | tuple[Any]:
         """Draw pictures anew.
@@ -437,6 +439,8 @@ class Ideogram4Img2ImgPipeline(EditingPipeline):
             preset: Steps, guidance, mu and std by name.
             strict: Refuse a caption that breaks the schema.
             guidance_interval: Shares of the steps that are guided.
+            cache: Steps that are not computed, as in `Ideogram4Pipeline.__call__`.
+            guidance_every: Computed steps from one that computes the unconditional branch to the next.
             max_tokens: Tokens of one pass.
 
         Returns:
@@ -487,6 +491,8 @@ class Ideogram4InpaintPipeline(EditingPipeline):
         preset: str | Preset | None = None,
         strict: bool = False,
         guidance_interval: tuple[float, float] | None = None,
+        cache: Any = None,
+        guidance_every: int = 1,
         max_tokens: int | None = None,
     ) -> Ideogram4PipelineOutput | tuple[Any]:
         """Draw parts of pictures anew. What is given back has the picture's size, and its pixels outside of the mask.
@@ -525,6 +531,8 @@ class Ideogram4InpaintPipeline(EditingPipeline):
             preset: Steps, guidance, mu and std by name.
             strict: Refuse a caption that breaks the schema.
             guidance_interval: Shares of the steps that are guided.
+            cache: Steps that are not computed, as in `Ideogram4Pipeline.__call__`.
+            guidance_every: Computed steps from one that computes the unconditional branch to the next.
             max_tokens: Tokens of one pass.
 
         Returns:

@@ -10,10 +10,17 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .events import Event
     from .request import Edit, Request
+    from .step_cache import StepCache
 
-__all__ = ["POLICIES", "Denoiser", "Edit", "Engine", "Event", "Policy", "Request", "Scheduler"]
+__all__ = ["POLICIES", "Denoiser", "Edit", "Engine", "Event", "Policy", "Request", "Scheduler", "StepCache"]
 
 __getattr__ = lazily(
     __name__,
-    {".denoiser": ("Denoiser",), ".engine": ("Engine",), ".events": ("Event",), ".request": ("Edit", "Request")},
+    {
+        ".denoiser": ("Denoiser",),
+        ".engine": ("Engine",),
+        ".events": ("Event",),
+        ".request": ("Edit", "Request"),
+        ".step_cache": ("StepCache",),
+    },
 )

@@ -20,7 +20,7 @@ from ..ops.weights import Snapshot, snapshot
 from ..packing import Layout
 from .graphs import Graphs, Inputs, Pool
 from .out_of_memory import out_of_memory
-from .request import Request
+from .request import Request, Step
 from .uninterrupted import uninterrupted
 
 T = TypeVar("T")
@@ -91,11 +91,13 @@ class Denoiser:
         steps = self.compute(requests)
         with uninterrupted():
             for request, step in steps.items():
-                request.take(*step)
+                request.take(step)
 
     @torch.no_grad()
-    def compute(self, requests: Sequence[Request]) -> dict[Request, tuple[Tensor, ...]]:
-        """The next step of each request, computed and not taken: its guided velocity, the latents after it (`take`).
+    def compute(self, requests: Sequence[Request]) -> dict[Request, Step]:
+        """The next step of each request, computed and not taken (`Request.take`).
+
+        Of requests with a cache, those whose steps are not computed pass by: no transformer sees them.
 
         Does not wait for the device, unless it records a CUDA graph.
 
@@ -165,17 +167,19 @@ class Denoiser:
         branches = [branch for branch in (self._conditional, self._unconditional) if branch is not None]
         return exclusive(*(branch.transformer for branch in branches))
 
-    def _euler_steps(self, requests: Sequence[Request]) -> dict[Request, tuple[Tensor, ...]]:
+    def _euler_steps(self, requests: Sequence[Request]) -> dict[Request, Step]:
         sides = [side for request in requests for side in request.sides]
         # Contexts are read at once: requests that are cancelled meanwhile let go of theirs.
-        conditional = {side: side.conditional for side in sides}
-        unconditional = {side: side.unconditional for side in sides if side.guided}
-        with self.adapted(requests[0].adapters):
-            velocities, unguided = self.velocities(conditional, unconditional)  # type: ignore[arg-type]
-        for side, without in unguided.items():
-            guidance = side.guidance[side.step]
-            velocities[side] = guidance * velocities[side] + (1.0 - guidance) * without
-        return {request: request.after(*(velocities[side] for side in request.sides)) for request in requests}
+        needs = {side: side.computes for side in sides}
+        conditional = {side: side.conditional for side, (needed, _) in needs.items() if needed}
+        unconditional = {side: side.unconditional for side, (_, needed) in needs.items() if needed}
+        guided: dict[Request, Tensor] = {}
+        unguided: dict[Request, Tensor] = {}
+        if conditional:
+            with self.adapted(requests[0].adapters):
+                guided, unguided = self.velocities(conditional, unconditional)  # type: ignore[arg-type]
+        computed = {side: (guided.get(side), unguided.get(side)) for side in sides}
+        return {request: request.after(computed) for request in requests}
 
     def velocities(
         self, conditional: Mapping[Request, Context], unconditional: Mapping[Request, Context]

@@ -20,7 +20,7 @@ from .denoiser import Denoiser
 from .events import Event, Kind
 from .out_of_memory import out_of_memory
 from .overlap import Pending, SideStream
-from .request import Request
+from .request import Request, Step
 from .scheduler import Policy, Scheduler
 from .uninterrupted import uninterrupted
 
@@ -307,6 +307,9 @@ class Engine:
                 if request.given_up:
                     self._leave(request, "cancelled" if request.error is None else "failed", request.error)
             order = self._scheduler.order() if requests is None else requests
+            # Steps that are not computed wait for no pass: they are taken at once, before the next one that is.
+            if passing := [one for one in order if one.cache is not None and not one.tokens]:
+                return [one for one in passing if one.adapters == passing[0].adapters]
             # Those of other adapters take turns with these: one pass computes with one set.
             return self._scheduler.pick([one for one in order if one.adapters == order[0].adapters])
 
@@ -341,7 +344,7 @@ class Engine:
         self._ahead = None
         return ahead[1].take()
 
-    def _advance(self, requests: list[Request]) -> dict[Request, tuple[Tensor, ...] | Exception]:
+    def _advance(self, requests: list[Request]) -> dict[Request, Step | Exception]:
         """Velocity and latents of each request's step, or what it failed from. No request is changed."""
         failure = None
         try:
@@ -356,7 +359,7 @@ class Engine:
         half = len(requests) // 2
         return self._advance(requests[:half]) | self._advance(requests[half:])
 
-    def _settle(self, steps: dict[Request, tuple[Tensor, ...] | Exception]) -> None:
+    def _settle(self, steps: dict[Request, Step | Exception]) -> None:
         """Write a step into its requests, all at once; but for those that were given up meanwhile."""
         with self._change():
             tokens: dict[Request, int] = {}
@@ -368,9 +371,10 @@ class Engine:
                     continue
                 if request in self._scheduler:
                     tokens[request] = request.tokens
-                request.take(*step)
+                request.take(step)
                 self._stepped.append(request)
-            self._scheduler.ran(list(tokens), list(tokens.values()))
+            if not tokens or any(tokens.values()):  # a step that nothing was computed in is no turn of anybody's
+                self._scheduler.ran(list(tokens), list(tokens.values()))
 
     def _deliver(self) -> None:
         """Call back, tell what has happened, and make pictures of requests that are done."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from time import monotonic
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..checks import all_finite, whole
 from ..model import Context
+from .step_cache import StepCache, Velocities
 
 Status = Literal["waiting", "running", "done", "failed", "cancelled"]
 
@@ -73,6 +74,23 @@ class Edit:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A step of a request that has been computed and not taken.
+
+    Attributes:
+        velocity: Guided velocity.
+        latents: Latents after the step.
+        kept: Velocities that steps after it are extrapolated from; None of a request without a cache.
+        source: The same of its edit's source; None where there is none, or it has no step left.
+    """
+
+    velocity: Tensor
+    latents: Tensor
+    kept: Velocities | None = None
+    source: Step | None = None
+
+
 @dataclass(eq=False)
 class Request:
     """One picture in the making: what it is conditioned on, where it goes, and how far it has come.
@@ -105,6 +123,8 @@ class Request:
         preview_every: Steps from one preview to the next, where its engine makes any; 0 for none, None for the
             engine's own interval.
         edit: What changes a picture that there is; None where the picture is drawn from noise alone.
+        cache: Which steps compute its velocities, the others taking them from those; None where all do.
+        kept: Velocities of its last computed steps, where it has a cache.
         engine: The engine that it has been added to, as long as it has steps before it there.
         started: Whether that engine has told of its start.
     """
@@ -130,6 +150,8 @@ class Request:
     settings: dict[str, Any] | None = None
     preview_every: int | None = None
     edit: Edit | None = None
+    cache: StepCache | None = None
+    kept: Velocities = field(default_factory=Velocities, init=False, repr=False)
     engine: weakref.ref[Any] | None = field(default=None, init=False, repr=False)
     started: bool = field(default=False, init=False, repr=False)
 
@@ -174,6 +196,9 @@ class Request:
         self._times = times.to(self.latents.device, torch.float32)
         self._schedule = tuple(times.to("cpu", torch.float32).tolist())
         self._clean: Tensor | None = None  # as estimated by the last step, where a guide has moved the latents since
+        if self.cache is not None and (not isinstance(self.cache, StepCache) or self.cache.steps != self.steps):
+            steps = f"of {self.cache.steps} steps" if isinstance(self.cache, StepCache) else repr(self.cache)
+            raise ValueError(f"{self}: `cache` is {steps}: give a StepCache of {self.steps} steps, or None.")
         if self.edit is not None:
             self.edit.check(self)
 
@@ -198,8 +223,26 @@ class Request:
     def tokens_of(self, step: int) -> int:
         """Tokens that a step takes through the transformers, those of an edit's source among them."""
         branches = 2 if self.guidance[step] != 1 else 1
+        text = self.text_tokens
+        if self.cache is not None:
+            conditional, unconditional = self._computes(step)
+            branches, text = conditional + unconditional, text if conditional else 0
         source = self._source(step)
-        return self.text_tokens + branches * self.image_tokens + (source.tokens_of(step) if source is not None else 0)
+        return text + branches * self.image_tokens + (source.tokens_of(step) if source is not None else 0)
+
+    def _computes(self, step: int) -> tuple[bool, bool]:
+        """Whether a step computes the velocity of the conditional branch, and that of the other."""
+        guided = self.guidance[step] != 1
+        if self.cache is None:
+            return True, guided
+        # What has nothing to go on from is computed, whatever the cache says.
+        lacking = step == self.step and not self.kept.clean
+        unguided = guided and not (self.kept.guidance if step == self.step else self._guided_before(step))
+        conditional = self.cache.conditional[step] or lacking or unguided
+        return conditional, guided and (self.cache.unconditional[step] or unguided)
+
+    def _guided_before(self, step: int) -> bool:
+        return any(guidance != 1 for guidance in self.guidance[:step])
 
     @property
     def sides(self) -> tuple[Request, ...]:
@@ -243,6 +286,11 @@ class Request:
         return self.guidance[self.step] != 1
 
     @property
+    def computes(self) -> tuple[bool, bool]:
+        """Whether its next step needs the conditional branch, and whether the unconditional one."""
+        return self._computes(self.step)
+
+    @property
     def time(self) -> Tensor:
         """Model time of the next step, a float32 scalar on the latents' device.
 
@@ -277,27 +325,46 @@ class Request:
         change = float(levels[self.step] - self.sigmas[self.step])
         return self.latents + change * -velocity  # the velocity points to data, where sigma falls
 
-    def after(self, velocity: Tensor, of_source: Tensor | None = None) -> tuple[Tensor, ...]:
-        """What `take` takes: the guided velocity, the latents after the step, and, where there is one, the source's."""
+    def after(self, computed: Mapping[Request, tuple[Tensor | None, Tensor | None]]) -> Step:
+        """The step that follows from what the branches computed, which `take` takes.
+
+        Args:
+            computed: Velocities of the conditional and the unconditional branch, of each of the `sides`; None of a
+                branch that was not needed.
+        """
+        velocity, kept = self._velocity(*computed[self])
         latents = self.moved(velocity)
         if self.edit is None or self.edit.guide is None:
-            return velocity, latents
-        if of_source is None or self.edit.source is None:
-            return velocity, self.edit.guide(self.step, latents, None)[0]
-        latents, source = self.edit.guide(self.step, latents, self.edit.source.moved(of_source))
-        assert source is not None
-        return velocity, latents, of_source, source
+            return Step(velocity, latents, kept)
+        source = self._source(self.step)
+        if source is None:
+            return Step(velocity, self.edit.guide(self.step, latents, None)[0], kept)
+        of_source, source_kept = source._velocity(*computed[source])
+        latents, source_latents = self.edit.guide(self.step, latents, source.moved(of_source))
+        assert source_latents is not None
+        return Step(velocity, latents, kept, Step(of_source, source_latents, source_kept))
 
-    def take(
-        self, velocity: Tensor, latents: Tensor, of_source: Tensor | None = None, source: Tensor | None = None
-    ) -> None:
-        """Take a step that has been computed: its guided velocity, the latents after it, and the same of its source."""
+    def _velocity(self, conditional: Tensor | None, unconditional: Tensor | None) -> tuple[Tensor, Velocities | None]:
+        """The guided velocity of the next step, and what a cache keeps after it."""
+        guidance = self.guidance[self.step]
+        if self.cache is not None:
+            level = float(self.sigmas[self.step])
+            return self.kept.step(self.cache.order, level, self.latents, guidance, conditional, unconditional)
+        assert conditional is not None
+        if unconditional is None:
+            return conditional, None
+        return guidance * conditional + (1.0 - guidance) * unconditional, None
+
+    def take(self, step: Step) -> None:
+        """Take a step that has been computed."""
         if self.edit is not None and self.edit.guide is not None:
-            self._clean = self.latents + float(self.sigmas[self.step]) * velocity
-            if of_source is not None and source is not None and self.edit.source is not None:
-                self.edit.source.take(of_source, source)
-        self.velocity, self.latents = velocity, latents
+            self._clean = self.latents + float(self.sigmas[self.step]) * step.velocity
+            if step.source is not None and self.edit.source is not None:
+                self.edit.source.take(step.source)
+        self.velocity, self.latents = step.velocity, step.latents
         self.step += 1
+        if step.kept is not None:
+            self.kept = step.kept if self.step < self.steps else Velocities()
 
     @property
     def estimate(self) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,13 @@ class Model:
     taps: int = len(TAPS)
     name: str = "the full configuration"
     kind: str | None = None
+
+    @property
+    def one_branch(self) -> Model:
+        """The model without its unconditional transformer, as distilled ones are: every step has guidance 1."""
+        components = {name: own for name, own in self.components.items() if name != UNCONDITIONAL}
+        name = self.name if self.unconditional is None else f"{self.name} without its unconditional transformer"
+        return replace(self, components=components, unconditional=None, name=name)
 
     @cached_property
     def token_side(self) -> int:

@@ -23,6 +23,7 @@ from ..ops.linear import Linear
 from ..ops.tensor_checks import check_autocast, check_float, check_integer
 from ..packing import Bounds, Layout, rows_to_layout
 from .blocks import FinalLayer, Ideogram4TransformerBlock
+from .cached_steps import CachedSteps
 from .context import Context, Modulation, Prepared
 from .export import velocity_of_rows
 from .rope import rotary_tables
@@ -30,7 +31,7 @@ from .times import TimeEmbedding, check_times, distinct_times
 from .transformer_files import TransformerFiles
 
 
-class Ideogram4Transformer2DModel(TransformerFiles, ModelMixin, ConfigMixin, AttentionMixin, Accelerated):
+class Ideogram4Transformer2DModel(TransformerFiles, ModelMixin, ConfigMixin, AttentionMixin, CachedSteps, Accelerated):
     """The flow-matching transformer of Ideogram 4, over a ragged stream of text and image tokens.
 
     A token attends to its own segment only, and no padding is ever computed. Parameter names and configuration are

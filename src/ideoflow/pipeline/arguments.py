@@ -16,6 +16,7 @@ from ..model.attention import Ideogram4AttnProcessor
 from ..presets import MAX_STEPS, PRESETS, Preset, find_preset
 from ..schedule import guidance_per_step, limit_guidance
 from ..sizes import check_size, sizes_of
+from .caching import check_cache
 from .noise import Generators
 
 
@@ -59,6 +60,8 @@ class Drawing:
     preset: str | Preset | None = None
     strict: bool = False
     guidance_interval: tuple[float, float] | None = None
+    cache: Any = None
+    guidance_every: int = 1
 
     @classmethod
     def among(cls, arguments: Mapping[str, Any]) -> Drawing:
@@ -75,6 +78,8 @@ class Drawing:
         """
         steps = whole("num_inference_steps", self.num_inference_steps, 1, most=MAX_STEPS)
         mu, std = finite("mu", self.mu), finite("std", self.std)
+        check_cache(self.cache)
+        whole("guidance_every", self.guidance_every, 1)
         scale = None if self.guidance_scale is None else finite("guidance_scale", self.guidance_scale)
         schedule = self.guidance_schedule
         values = None if schedule is None else all_finite("guidance_schedule", schedule)
@@ -93,6 +98,7 @@ class Drawing:
                 guidance,
                 base.mu if self.mu is MU else mu,
                 base.std if self.std is STD else std,
+                base.cache,
             )
         if self.guidance_interval is None:
             return plan

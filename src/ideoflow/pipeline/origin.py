@@ -109,6 +109,14 @@ class Origin:
             found = find_adapter(source, where.get("weight_name") or None, where.get("subfolder") or None)
             self.adapters.update({name: (found, configs[name]) for name in names})
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the model; None where it is no folder here."""
+        if self.model is None:
+            return None
+        place = SKETCH_FOLDER if self.model.path == SKETCH else Path(self.model.path)
+        return place if place.is_dir() else None
+
     def quantize(self, kind: str, skip: str | Sequence[str]) -> None:
         """Note that the transformers were quantized."""
         self.quantized = kind

@@ -58,6 +58,7 @@ from .arguments import (
     prompts_of,
     takes_drawing,
 )
+from .cache_calibration import CacheCalibration, calibrated, calibrations_in
 from .callbacks import call_back
 from .calls import Calls, between_calls
 from .decoding import check_output_type, decode, explained, pictures_of, stack
@@ -158,6 +159,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         self._cuda_graphs = False
         self._calls = Calls()
         self._origin = Origin()
+        self._calibrations: dict[tuple[int, float, float], CacheCalibration] | None = None  # None until asked for
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse subclasses whose own code would never be called."""
@@ -202,6 +204,8 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         preset: str | Preset | None = None,
         strict: bool = False,
         guidance_interval: tuple[float, float] | None = None,
+        cache: Any = None,
+        guidance_every: int = 1,
         max_tokens: int | None = None,
     ) -> Ideogram4PipelineOutput | tuple[Any]:
         """Draw pictures of one or more captions, all of them in one packed stream.
@@ -237,6 +241,11 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             strict: Refuse a caption that breaks the schema, in place of warning.
             guidance_interval: `(start, stop)`, shares of the steps: guidance is 1 before and after, where a step costs
                 about half. It changes the picture; None guides every step.
+            cache: Steps that are not computed, which changes the picture: "fast", "faster", words such as
+                "interval=2", a `StepCache`, or one of diffusers' cache configurations (docs/faster.md); "off" for none,
+                None for that of the preset or of `transformer.enable_cache`.
+            guidance_every: Computed steps from one that computes the unconditional branch to the next; what guidance
+                adds is taken from the last ones in between. It changes the picture; 1 computes it in every step.
             max_tokens: Tokens that go through the transformers in one pass, both branches together; more are split over
                 several passes, which changes nothing but memory. None for what `fit_memory` chose, else for one pass.
                 If memory runs out, the call goes on with half as many.
@@ -351,6 +360,8 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             channels=self.transformer.config.in_channels,
             unit=self._unit,
             limits=self.config.get("side_limits"),
+            enabled=self._enabled_cache(),
+            calibrations=self._calibration,
         )
         requests = maker.make(drawing, prompt_features, defer, priority, adapters, deadline, preview_every)
         self._origin.warn_of_unplaced(dict.fromkeys(one.settings["caption"] for one in requests if one.settings))
@@ -708,6 +719,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         dtype = kwargs.pop("torch_dtype", dtype)
         made = cls(**arguments_from(pipeline, inspect.signature(cls.__init__).parameters, kwargs))
         made._origin = getattr(pipeline, "_origin", made._origin)  # it tells of what is not the files' any more
+        made._calibrations = getattr(pipeline, "_calibrations", None)
         if (made.transformer, made.unconditional_transformer) == (
             getattr(pipeline, "transformer", None),
             getattr(pipeline, "unconditional_transformer", None),
@@ -876,6 +888,34 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         warn_renamed("pipe.fit", "pipe.fit_memory")
         return self.fit_memory(memory, **options)
 
+    @torch.no_grad()
+    def calibrate_cache(self, prompt: Any, **drawing: Any) -> CacheCalibration:
+        """Draw pictures in full, and measure how their velocities change over the steps, for caches by name.
+
+        Some dozen captions like those to come will do. What was measured holds for this model and the steps, `mu` and
+        `std` of the call, in this pipeline; `ideoflow.pipeline.keep_calibrations(folder, pipe.cache_calibrations)`
+        keeps it in the model's folder.
+
+        Args:
+            prompt: Captions.
+            drawing: Arguments of `make_requests`; those of the pictures to come.
+
+        Returns:
+            What was measured, for diffusers' MagCacheConfig with its `mag_ratios`.
+        """
+        plan = Drawing(prompt, **drawing).plan
+        estimates: dict[Request, list[Tensor]] = {}
+        with self._in_turn():
+            requests = self.make_requests(prompt, **{**drawing, "cache": "off", "guidance_every": 1})
+            for request in requests:
+                estimates[request] = []
+                request.on_step = lambda own: estimates[own].append(own.estimate)
+            self.engine(drawing.get("attention_kwargs")).complete(requests)
+            self.maybe_free_model_hooks()
+        found = calibrated(requests, [estimates[request] for request in requests], plan.mu, plan.std)
+        self._calibrations = {**self.cache_calibrations, (plan.steps, plan.mu, plan.std): found}
+        return found
+
     def compile(self, **options: Any) -> None:
         """Compile the blocks of the transformers, their projections fused, once for all sizes, captions and pictures.
 
@@ -1005,6 +1045,41 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         check_attention_kwargs(attention_kwargs, processors)
         parts = self.transformer, self.unconditional_transformer
         return self.new_denoiser(*parts, attention_kwargs, cuda_graphs=cuda_graphs)
+
+    def _enabled_cache(self) -> Any:
+        """What `transformer.enable_cache` was given; None where no cache is enabled.
+
+        Raises:
+            ValueError: if the unconditional transformer was given another.
+        """
+        enabled = [getattr(one, "_cache_config", None) for one in self._transformers()]
+        if any(other is not None and other != enabled[0] for other in enabled[1:]):
+            raise ValueError(
+                "`unconditional_transformer` has another cache enabled than `transformer`: a step is computed or left"
+                " out in both, so enable it on `pipe.transformer`, and in how many steps both branches are with"
+                " `guidance_every`."
+            )
+        return enabled[0]
+
+    @property
+    def cache_calibrations(self) -> dict[tuple[int, float, float], CacheCalibration]:
+        """What `calibrate_cache` measured, or found in the model's folder, by steps, mu and std of the pictures."""
+        if self._calibrations is None:
+            folder = self._origin.folder
+            self._calibrations = {} if folder is None else calibrations_in(folder)
+        return self._calibrations
+
+    def _calibration(self, plan: Preset) -> CacheCalibration:
+        """The calibration for pictures of these steps."""
+        found = self.cache_calibrations.get((plan.steps, plan.mu, plan.std))
+        if found is None:
+            known = ", ".join(f"{steps} steps (mu {mu:g}, std {std:g})" for steps, mu, std in self.cache_calibrations)
+            raise ValueError(
+                f"`cache` needs a calibration of this model for {plan.steps} steps (mu {plan.mu:g}, std {plan.std:g});"
+                f" there {f'are those for {known}' if known else 'is none'}. `pipe.calibrate_cache` makes one, or say"
+                ' which steps to compute, such as "interval=2".'
+            )
+        return found
 
     def _embedder(self, project: Callable[[Tensor], Tensor]) -> TextEmbedder:
         return TextEmbedder(

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ..checks import finite, whole
-from ..engine import Denoiser, Request
+from ..engine import Denoiser, Request, StepCache
 from ..model import Context
 from ..ops.exclusive import exclusive
 from ..presets import Preset
 from .arguments import Drawing, warn_of_guidance
+from .cache_calibration import CacheCalibration
+from .caching import in_words, step_cache
 from .noise import noise_of, scheduler_of
 from .text_embedder import TextEmbedder
 
@@ -38,6 +40,8 @@ class RequestMaker:
         channels: Channels of an image token.
         unit: Pixels of a token's side.
         limits: Smallest and largest side that the weights were trained on; None for the published ones'.
+        enabled: The cache that the transformer's `enable_cache` was given; None for none.
+        calibrations: Gives what was calibrated of the model for a plan.
     """
 
     denoiser: Denoiser
@@ -49,6 +53,8 @@ class RequestMaker:
     channels: int
     unit: int
     limits: Sequence[int] | None
+    enabled: Any
+    calibrations: Callable[[Preset], CacheCalibration]
 
     def make(
         self,
@@ -91,7 +97,10 @@ class RequestMaker:
         of_each = [prompt for prompt in range(len(lines)) for _ in range(pictures)]
         lines, sizes = [lines[prompt] for prompt in of_each], [sizes[prompt] for prompt in of_each]
         grids = [(height // self.unit, width // self.unit) for width, height in sizes]
+        cache = self._cache(drawing, plan)
         settings = self.settings(lines, sizes, plan, drawing.generator, _given(drawing, features))
+        if cache is not None:
+            settings = [{**own, "cache": in_words(cache)} for own in settings]
         noise = noise_of(grids, self.channels, self.device, drawing.generator, drawing.latents)
         schedulers = {size: scheduler_of(self.scheduler, plan, *size) for size in set(sizes)}
         if features is not None:
@@ -107,6 +116,7 @@ class RequestMaker:
                 latents=noise[i],
                 sigmas=schedulers[size].sigmas,
                 guidance=plan.guidance,
+                cache=cache,
                 grid=grids[i],
                 id=f"{i} ({lines[i][:40]!r})",
                 times=1 - schedulers[size].timesteps / schedulers[size].config.num_train_timesteps,
@@ -116,6 +126,11 @@ class RequestMaker:
             )
             for i, size in enumerate(sizes)
         ]
+
+    def _cache(self, drawing: Drawing, plan: Preset) -> StepCache | None:
+        """The cache of a call: its own, else that of its preset, else the one that the transformer was given."""
+        asked = next((one for one in (drawing.cache, plan.cache, self.enabled) if one is not None), None)
+        return step_cache(asked, plan.steps, partial(self.calibrations, plan), drawing.guidance_every)
 
     @contextmanager
     def _adapted(self, adapters: Adapters) -> Iterator[None]:

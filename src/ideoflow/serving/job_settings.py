@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
 
 from ..captions.schema import encodes
-from ..presets import PRESETS, find_preset
+from ..presets import PRESETS, Preset, find_preset
 from ..sizes import MAX_ASPECT, misfit
 from .api_errors import ApiError
 from .records import Format
@@ -81,7 +81,7 @@ class Order(BaseModel):
     size: str | None = Field(
         None, max_length=40, description='"WxH" in pixels, multiples of 16; the server\'s default if left out.'
     )
-    preset: str | None = Field(None, max_length=100, description="V4_QUALITY_48, V4_DEFAULT_20 or V4_TURBO_12.")
+    preset: str | None = Field(None, max_length=100, description="Name of one that `/v1/server` lists.")
     num_inference_steps: int | None = Field(None, ge=1, le=MOST_COUNT, description="Steps instead of the preset's.")
     guidance_scale: float | None = Field(
         None, ge=0, le=100, allow_inf_nan=False, description="One guidance for all steps instead of the preset's."
@@ -114,6 +114,7 @@ class ServedModel:
         side_limits: smallest and largest side that the weights were trained on.
         adapters: names of the adapters.
         writer: who writes captions of clients' words, as far as is known; None for nobody.
+        calibrated: steps, mu and std of pictures that the model is calibrated for, which presets with a cache need.
     """
 
     settings: ServerSettings
@@ -123,6 +124,11 @@ class ServedModel:
     side_limits: tuple[int, int]
     adapters: tuple[str, ...]
     writer: str | None = None
+    calibrated: frozenset[tuple[int, float, float]] = frozenset()
+
+    def draws(self, preset: Preset, steps: int) -> bool:
+        """Whether the model can draw by a preset in so many steps."""
+        return preset.cache is None or (steps, preset.mu, preset.std) in self.calibrated
 
 
 @dataclass(frozen=True)
@@ -227,6 +233,13 @@ def settle(order: Order, served: ServedModel) -> JobSettings:
             "num_inference_steps",
             f"`num_inference_steps` is {steps}: this server takes at most {settings.max_steps} steps.",
         )
+    if not served.draws(preset, steps):
+        known = ", ".join(sorted({str(known) for known, *_ in served.calibrated})) or "no number of"
+        raise wrong(
+            "preset",
+            f"`preset` is {preset.name} and the steps are {steps}: it leaves steps out, and this server's model is"
+            f" calibrated for {known} steps.",
+        )
     adapters = order.adapters or {}
     for name in adapters:
         if name not in served.adapters:
@@ -285,6 +298,10 @@ def wrong(field: str, message: str) -> ApiError:
     return ApiError(400, message, code="invalid_value", param=field)
 
 
-def preset_list() -> list[dict[str, Any]]:
-    """Presets as the server tells of them."""
-    return [{"name": preset.name, "steps": preset.steps} for preset in PRESETS.values()]
+def preset_list(served: ServedModel) -> list[dict[str, Any]]:
+    """The presets that the model can draw by, as the server tells of them."""
+    return [
+        {"name": preset.name, "steps": preset.steps}
+        for preset in PRESETS.values()
+        if served.draws(preset, preset.steps)
+    ]

@@ -73,7 +73,7 @@ async def server(request: Request) -> Any:
             "default": "{}x{}".format(*served.default_size),
             "trained": list(served.side_limits),
         },
-        "presets": preset_list(),
+        "presets": preset_list(served),
         "default_preset": served.default_preset,
         "default_guidance": served.default_guidance,
         "adapters": list(served.adapters),

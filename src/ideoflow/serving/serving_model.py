@@ -89,6 +89,7 @@ def served_by(settings: ServerSettings, pipe: Ideogram4Pipeline | None) -> Serve
         side_limits=tuple(limits or ((96, 192) if bundled else SIDE_LIMITS)),
         adapters=tuple(settings.loras),
         writer=name_of_writer(settings, pipe),
+        calibrated=frozenset(pipe.cache_calibrations) if pipe is not None else frozenset(),
     )
 
 
