@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import sys
+import weakref
 from collections import Counter
 from functools import partial
 
@@ -12,11 +13,13 @@ import numpy as np
 import torch
 from peft import LoraConfig
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ideoflow import Ideogram4Img2ImgPipeline, Ideogram4Pipeline, Ideogram4Transformer2DModel, save_image
 from ideoflow.bundled import SKETCH_FOLDER
 from ideoflow.distributed import ParallelConfig, Ranks, enable_parallelism, joined, parallel_pipeline
-from ideoflow.distributed.context_parallel import SharedAttnProcessor
+from ideoflow.distributed.context_parallel import SharedAttnProcessor, share_context
 from ideoflow.distributed.parallel_denoiser import share_out
 from ideoflow.distributed.ranks import BRANCHES
 from ideoflow.engine import Denoiser, Request
@@ -310,9 +313,62 @@ def changed(plan: dict[str, int]) -> dict[str, object]:
         return told
 
 
+class Peak(TorchDispatchMode):
+    """The most bytes of tensors that were made in the block and lived at a time."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self.alive: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor.untyped_storage())
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        place = storage._cdata
+        if place not in self.alive and place not in self.weights:
+            self.alive[place] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._gone, place)
+
+    def _gone(self, place: int) -> None:
+        self.now -= self.alive.pop(place)
+
+
+def memory(plan: dict[str, int]) -> dict[str, object]:
+    """Bytes beyond weights and context that a pass takes at its peak, in one process and in this rank."""
+    # Channels of a head and feed-forward channels to the hidden width as of the published weights.
+    SIZES.update(attention_head_dim=256, mrope_section=(64, 32, 32), intermediate_size=1024 * 8 // 3 // 4 * 4)
+    model = transformer(4, 0)
+    denoiser = Denoiser(model, None)
+    sizes = [(40, (16, 24)), (200, (40, 30)), (7, (9, 11))]
+    features = [torch.randn(text, SIZES["llm_features_dim"]) for text, _ in sizes]
+    context = Context.cat(
+        [denoiser.prepare_conditional(*both) for both in zip(features, dict(sizes).values(), strict=True)]
+    )
+    latents = torch.randn(len(context.layout.image), SIZES["in_channels"])
+    times = torch.tensor([0.1, 0.5, 0.9])
+    peaks = []
+    with joined(ParallelConfig(**plan), "cpu") as ranks, torch.no_grad():
+        for _ in "alone", "shared":
+            model.velocity(latents, times, context)  # whatever is kept from one pass to the next is made
+            with Peak(model) as peak:
+                model.velocity(latents, times, context)
+            peaks.append(peak.most)
+            if len(peaks) == 1:
+                share_context(model, ranks.context)
+    return {"alone": peaks[0], "shared": peaks[1]}
+
+
 CASES = {
     function.__name__: function
-    for function in (adapted, changed, compare, failing, killed, pictures, quantized, redrawn)
+    for function in (adapted, changed, compare, failing, killed, memory, pictures, quantized, redrawn)
 }
 
 if __name__ == "__main__":

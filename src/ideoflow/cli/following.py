@@ -27,8 +27,8 @@ ParallelOption = Annotated[
     typer.Option(
         "--parallel",
         metavar="PLAN",
-        help="Share the steps among the processes that torchrun has started: guidance=2, context=3, tensor=2, data=2 or"
-        " several of them, as in guidance=2,context=3. See docs/scale.md.",
+        help="Share the steps among the processes that torchrun has started: guidance=2, context=3, tensor=2 or data=2,"
+        " or several of these, joined by commas. See docs/scale.md.",
         show_default=False,
     ),
 ]

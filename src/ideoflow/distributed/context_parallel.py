@@ -35,23 +35,34 @@ class SharedAttnProcessor(Ideogram4AttnProcessor):
 
     def _by_heads(self, query: Tensor, key: Tensor, value: Tensor, bounds: SharedBounds, *how: Any) -> Tensor:
         heads, channels = query.shape[1] // self.ranks.size, query.shape[2]
-        parts = [x.split(heads, dim=1) for x in (query, key, value)]
-        out = torch.cat([part[rank].reshape(-1) for rank in range(self.ranks.size) for part in parts])
-        each = heads * channels
-        counts = [(queries + 2 * tokens) * each for queries, tokens in zip(bounds.queries, bounds.tokens, strict=True)]
-        received = self.ranks.all_to_all("attention", out, [counts[self.ranks.rank]] * self.ranks.size, counts)
-        found: tuple[list[Tensor], ...] = ([], [], [])
-        for part, queries, tokens in zip(received.split(counts), bounds.queries, bounds.tokens, strict=True):
-            sizes = [queries * each, tokens * each, tokens * each]
-            for kind, own in zip(found, part.split(sizes), strict=True):
-                kind.append(own.view(-1, heads, channels))
-        del received, out
-        query, key, value = (torch.cat(kind) for kind in found)
-        attended = attend(query, key, value, bounds.stream, *how)
-        counts = [queries * each for queries in bounds.queries]
+        attended = attend(*self._some_heads(query, key, value, bounds), bounds.stream, *how)
+        counts = [queries * heads * channels for queries in bounds.queries]
         own = counts[self.ranks.rank]
         back = self.ranks.all_to_all("attention", attended.reshape(-1), counts, [own] * self.ranks.size)
         return back.view(self.ranks.size, -1, heads, channels).transpose(0, 1).flatten(1, 2)
+
+    def _some_heads(self, query: Tensor, key: Tensor, value: Tensor, bounds: SharedBounds) -> tuple[Tensor, ...]:
+        """This rank's heads of the whole stream's queries, keys and values, for the other ranks' of its share.
+
+        A function of its own, so that nothing of the exchange is in memory while attention is computed.
+        """
+        heads, channels = query.shape[1] // self.ranks.size, query.shape[2]
+        each = heads * channels
+        sizes = [
+            [own * each for own in (queries, tokens, tokens)]
+            for queries, tokens in zip(bounds.queries, bounds.tokens, strict=True)
+        ]
+        out = query.new_empty(sum(sizes[self.ranks.rank]) * self.ranks.size)
+        places = iter(out.split(sizes[self.ranks.rank] * self.ranks.size))
+        for rank in range(self.ranks.size):
+            for x in (query, key, value):
+                next(places).view(-1, heads, channels).copy_(x[:, rank * heads : (rank + 1) * heads])
+        del places
+        counts = [sum(own) for own in sizes]
+        received = self.ranks.all_to_all("attention", out, [counts[self.ranks.rank]] * self.ranks.size, counts)
+        del out
+        parts = zip(*(part.split(own) for part, own in zip(received.split(counts), sizes, strict=True)), strict=True)
+        return tuple(torch.cat(kind).view(-1, heads, channels) for kind in parts)
 
     def _by_tokens(self, query: Tensor, key: Tensor, value: Tensor, bounds: SharedBounds, *how: Any) -> Tensor:
         begins = [sum(bounds.tokens[:rank]) for rank in range(self.ranks.size + 1)]
