@@ -41,7 +41,9 @@ class SharedAttnProcessor(Ideogram4AttnProcessor):
         back = self.ranks.all_to_all("attention", attended.reshape(-1), counts, [own] * self.ranks.size)
         return back.view(self.ranks.size, -1, heads, channels).transpose(0, 1).flatten(1, 2)
 
-    def _some_heads(self, query: Tensor, key: Tensor, value: Tensor, bounds: SharedBounds) -> tuple[Tensor, ...]:
+    def _some_heads(
+        self, query: Tensor, key: Tensor, value: Tensor, bounds: SharedBounds
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """This rank's heads of the whole stream's queries, keys and values, for the other ranks' of its share.
 
         A function of its own, so that nothing of the exchange is in memory while attention is computed.
@@ -62,7 +64,8 @@ class SharedAttnProcessor(Ideogram4AttnProcessor):
         received = self.ranks.all_to_all("attention", out, [counts[self.ranks.rank]] * self.ranks.size, counts)
         del out
         parts = zip(*(part.split(own) for part, own in zip(received.split(counts), sizes, strict=True)), strict=True)
-        return tuple(torch.cat(kind).view(-1, heads, channels) for kind in parts)
+        some_query, some_key, some_value = (torch.cat(kind).view(-1, heads, channels) for kind in parts)
+        return some_query, some_key, some_value
 
     def _by_tokens(self, query: Tensor, key: Tensor, value: Tensor, bounds: SharedBounds, *how: Any) -> Tensor:
         begins = [sum(bounds.tokens[:rank]) for rank in range(self.ranks.size + 1)]
