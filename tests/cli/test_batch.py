@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -226,8 +227,12 @@ def test_shares_draw_every_picture_once_into_one_place(quiet, tmp_path: Path):
 
 def test_captions_come_from_standard_input_too(tmp_path: Path):
     text = "".join(json.dumps(row) + "\n" for row in rows(2))
-    run("-", "--out", tmp_path / "place", *OPTIONS, input=text)
-    assert len(files(tmp_path / "place")) == 2
+    run("-", "--out", tmp_path / "place", *OPTIONS, "--as", "parquet", input=text)
+    table = pyarrow.parquet.read_table(tmp_path / "place" / "pictures-00000.parquet").to_pylist()
+    assert {row["address"] for row in table} == {line["address"] for line in index(tmp_path / "place")}
+    assert [pixels(row["image"]["bytes"]).shape[:2] for row in table] == [
+        (row["height"], row["width"]) for row in table
+    ]
 
 
 def test_other_file_types_and_no_settings_in_them(tmp_path: Path):
