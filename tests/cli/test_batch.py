@@ -23,6 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ideoflow import pictures
+from ideoflow.batch.shares import Share
 from ideoflow.cli import app
 
 COLOURS = ("red", "blue", "green", "orange", "purple", "black")
@@ -219,7 +220,9 @@ def test_shares_draw_every_picture_once_into_one_place(quiet, tmp_path: Path):
     bad = written(tmp_path / "captions.jsonl", [*captions.read_text().splitlines(), "{", "{"])
     for number in (1, 2, 3):
         done = run(bad, "--out", tmp_path / "place", *OPTIONS, "--shard", f"{number}/3", fails=int(number > 1))
-        assert "left to other shares" in done.stdout
+        own = (tmp_path / "place" / f"index-{number}-of-3.jsonl").read_text().splitlines()
+        assert all(Share(number, 3).takes(json.loads(line)["address"]) for line in own)
+        assert f"{len(own)} pictures drawn, 0 there already, {SHORT - len(own)} left to other shares" in done.stdout
     assert_same(files(tmp_path / "place"), files(place))
     told = [path.read_text().splitlines() for path in (tmp_path / "place").glob("rejected-*.jsonl")]
     assert sum(map(len, told)) == 2
