@@ -229,7 +229,8 @@ def killed(plan: dict[str, int], victim: int, out: str, patience: float) -> dict
             if pipe is not None:
                 pipe.set_progress_bar_config(disable=True)
                 callback = (lambda pipe, step, time, tensors: die() or tensors) if victim == 0 else None
-                image = pipe(caption("red", "heart"), 96, 96, 40, callback_on_step_end=callback, **PLAIN).images[0]
+                both = [caption("red", "heart"), caption("blue", "star")]  # one for each replica, where there are two
+                image = pipe(both, 96, 96, 40, callback_on_step_end=callback, **PLAIN).images[0]
                 save_image(image, out)
     return {}
 
