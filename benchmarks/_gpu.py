@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from ideoflow.ops.quantized_linear import quantize_rows
+from ideoflow.ops.rows import quantize_rows
 
 CALLS = 10  # between two events, so that a launch's own time is hidden as it is in a model
 NARROWEST = {"fp8": (8, 9), "int8": (8, 0)}  # capability from which a GPU multiplies so

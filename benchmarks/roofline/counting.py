@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .layers import Counter
 from .sizes import Config, Implementation, Sample
-from .work import EMBEDDING, FINAL, REQUEST, STEP, TABLES, TEXT, TIME, Part, Work, total
+from .work import ELEMENTWISE, EMBEDDING, FINAL, REQUEST, STEP, TABLES, TEXT, TIME, Part, Work, total
 
 
 def count(
@@ -27,7 +27,7 @@ def count(
     if not samples:
         raise ValueError("`samples` is empty: give at least one.")
     peer = implementation.padded_text is not None
-    counter = Counter(config, dtype, implementation.fused, peer, device)
+    counter = Counter(config, dtype, implementation, peer, device)
     return _count_peer(counter, samples, implementation) if peer else _count_ours(counter, samples, implementation)
 
 
@@ -46,9 +46,11 @@ def _count_ours(counter: Counter, samples: Sequence[Sample], implementation: Imp
             TIME: counter.time(len(branch)),
             FINAL: counter.final(image, sum(queries for queries, _ in read), gathered),
         }
-        before = counter.blocks(whole, counter.config.num_layers - 1, gathered, masked=False)
+        layers = counter.config.num_layers
+        before = counter.blocks(whole, layers - 1, gathered, masked=False)
         last = counter.blocks(read, 1, gathered, masked=False)
         works |= {name: before[name] + last[name] for name in before}
+        works[ELEMENTWISE] += counter.between(whole, read, layers)
         parts += [Part(name, call, STEP, work) for name, work in works.items()]
         for i, (s, text) in enumerate(branch):
             call_once, embedded = f"{call}, request {i}", text * counter.config.hidden

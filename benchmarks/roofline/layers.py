@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .sizes import Config
+from .sizes import Config, Implementation
 from .work import ATTENTION, ELEMENTWISE, FEED_FORWARD, OUTPUT, QKV, Moved, Work, total
 
 # Arithmetic operations for each element, as `vector_flops` counts them.
@@ -23,14 +23,14 @@ class Counter:
     Attributes:
         config: sizes.
         dtype: type of weights and activations.
-        fused: see `Implementation`.
+        implementation: who computes it.
         peer: whether norms are those of diffusers, in six operations, rather than PyTorch's.
         device: see `Machine`.
     """
 
     config: Config
     dtype: str
-    fused: bool
+    implementation: Implementation
     peer: bool
     device: str
 
@@ -151,16 +151,20 @@ class Counter:
         q, k, fed = queries * config.hidden, keys * config.hidden, queries * config.intermediate_size
         # The stream, its normed form and the rotary tables, at the tokens that go on.
         chosen = 2 * (q + queries * config.attention_head_dim) if queries < keys else 0
-        if self.fused:
-            table = (queries + keys) * config.attention_head_dim
+        if self.implementation.fused:
+            joined = self.peer or self.implementation.joined
+            table = (keys if joined and queries == keys else queries + keys) * config.attention_head_dim
             operations = NORM_OPS * (4 * q + 2 * k) + (SILU_OPS + 1) * fed + ROTATION_OPS * (q + k) + k + 5 * q
+            # norm, gate, sum, norm, scale
+            middle = self.passes(2 * q, q) + self.read(q, q, 0 if joined else q)
             chains = (
-                self.passes(k, k),  # norm, scale
                 self.passes(q + k + 2 * table, q + k),  # norms of queries and keys, rotation
-                self.passes(2 * q, 2 * q),  # norm, gate, sum, norm, scale
-                self.passes(2 * fed, fed),  # SwiGLU
-                self.passes(2 * q, q),  # norm, gate, sum
+                middle,
+                self.read(fed, fed, 2 * fed),  # SwiGLU
+                self.rounding(q),  # of what attention gives
             )
+            if self.peer or not self.implementation.joined:  # norm, scale; norm, gate, sum: see `between`
+                chains += (self.read(k, k, k), self.passes(2 * q, q))
             return total(chains) + self.passes(chosen, chosen, operations)
         if self.device == "cpu" and not self.peer:
             norms = self.cpu_scaled(keys, gathered) + self.cpu_scaled(queries, gathered)
@@ -176,6 +180,29 @@ class Counter:
         swiglu = self.passes(3 * fed, 2 * fed, (SILU_OPS + 1) * fed)
         rotations = self.rotation(queries) + self.rotation(keys)
         return gathers + norms + modulations + sums + swiglu + rotations + self.passes(chosen, chosen)
+
+    def read(self, n: int, rounded: int, taken: int) -> Work:
+        """A kernel that takes so many elements and gives n to be read by a product, of which so many are rounded."""
+        if self.implementation.rounded != "kernels":
+            return self.passes(taken, n) + (self.rounding(rounded) if self.implementation.rounded else Work())
+        return self.passes(taken, 0) + self.passes(0, n, dtype="float8")
+
+    def rounding(self, n: int) -> Work:
+        """Rounding of n elements to float8 by itself; the scales, one for each token, are not counted."""
+        if self.implementation.rounded is None:
+            return Work()
+        if self.implementation.rounded == "kernels":
+            return self.passes(n, 0) + self.passes(0, n, dtype="float8")
+        # magnitudes, the largest, times the scale, cast
+        return self.passes(4 * n, 2 * n) + self.passes(0, n, dtype="float8")
+
+    def between(self, whole: Sequence[tuple[int, int]], read: Sequence[tuple[int, int]], layers: int) -> Work:
+        """What joined kernels do where a block ends and the next begins, before the first and after the last."""
+        if not self.implementation.joined:
+            return Work()
+        tokens, wanted = (sum(queries for queries, _ in segments) * self.config.hidden for segments in (whole, read))
+        joint = self.passes(2 * tokens, tokens) + self.read(tokens, tokens, 0)  # norm, gate, sum, norm, scale
+        return joint * (layers - 1) + self.read(tokens, tokens, tokens) + self.passes(2 * wanted, wanted)
 
     def final(self, tokens: int, stream: int, gathered: bool) -> Work:
         """The final layer over `tokens`, which are taken out of a stream if that has more."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from .counting import count, work_of
 from .machines import Machine
-from .sizes import BASE, IMPLEMENTATIONS, Config, Sample
-from .work import PARTS, REQUEST, STEP, Part, Work
+from .sizes import BASE, IMPLEMENTATIONS, KERNELS, Config, Sample
+from .work import ELEMENTWISE, PARTS, REQUEST, STEP, Part, Work
 
 
 def seconds(parts: Sequence[Part], machine: Machine, dtype: str, name: str | None = None, when: str = STEP) -> float:
@@ -60,6 +60,9 @@ def report(
         "steps": steps,
         "machines": [asdict(machine) for machine in machines],
         "implementations": counted,
+        "elementwise_bytes": {
+            kernels.name: work_of(count(config, samples, kernels, dtype), ELEMENTWISE).bytes for kernels in KERNELS
+        },
     }
 
 
@@ -92,6 +95,8 @@ def show(figures: Mapping[str, Any]) -> str:
             lines.append(_row(f"of GB: {kind}", [f"{value / 1e9:.1f}" for value in moved]))
         vector = [side[STEP]["total"]["vector_flops"] for side in work.values()]
         lines.append(_row("vector TFLOP", [f"{value / 1e12:.2f}" for value in vector]))
+    lines += ["", f"GB read and written by {ELEMENTWISE} work of a step on a GPU"]
+    lines += [f"{name:30}{moved / 1e9:6.1f}" for name, moved in figures["elementwise_bytes"].items()]
     for machine in figures["machines"]:
         times = [side["time"][machine["name"]] for side in sides.values()]
         rate, bandwidth = machine["matrix"][figures["dtype"]] / 1e12, machine["bandwidth"] / 1e12

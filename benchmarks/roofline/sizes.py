@@ -68,12 +68,17 @@ class Implementation:
             not pad.
         fused: whether each chain of element-wise work of a block is one kernel.
         last_block_image_only: whether the last block computes queries and all that follows at image tokens only.
+        joined: whether a kernel goes on from one layer into the next: sum and norm in one, queries and keys in one.
+        rounded: by what the inputs of float8 products are rounded: "torch" in passes of its own, "kernels" where they
+            are computed; None for products in the type of the tokens.
     """
 
     name: str
     padded_text: int | None = None
     fused: bool = False
     last_block_image_only: bool = False
+    joined: bool = False
+    rounded: str | None = None
 
 
 IMPLEMENTATIONS = (
@@ -81,6 +86,13 @@ IMPLEMENTATIONS = (
     Implementation("~ trimmed", padded_text=0),
     Implementation("~ trimmed, fused", padded_text=0, fused=True),
     Implementation("ideoflow", last_block_image_only=True),
-    Implementation("~ fused", fused=True, last_block_image_only=True),
+    Implementation("~ fused", fused=True, last_block_image_only=True, joined=True),
+)
+# Whose element-wise bytes are told apart from the rest, pairs of before and after.
+KERNELS = (
+    Implementation("a kernel for each", fused=True, last_block_image_only=True),
+    IMPLEMENTATIONS[-1],
+    Implementation("fp8, inputs rounded by torch", fused=True, last_block_image_only=True, rounded="torch"),
+    Implementation("fp8, kernels write rows", fused=True, last_block_image_only=True, joined=True, rounded="kernels"),
 )
 BASE = "ideoflow"  # what the others are compared with

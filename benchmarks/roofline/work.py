@@ -8,7 +8,7 @@ from functools import reduce
 from operator import add
 from typing import Literal
 
-BYTES = {"float32": 4, "bfloat16": 2, "bool": 1, "int64": 8}
+BYTES = {"float32": 4, "bfloat16": 2, "float8": 1, "bool": 1, "int64": 8}
 
 STEP, REQUEST = "step", "request"
 EMBEDDING = "embedding"

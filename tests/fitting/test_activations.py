@@ -54,8 +54,9 @@ def test_a_step_holds_what_the_count_says(dtype, kind, pictures):
     call = Call(model(), 24 * 16, 20 * 16, text, pictures, 2, dtype, kind, expands)
     held = call.held()
     packed = held["contexts"] * pictures / (1 + pictures) if pictures > 1 else 0
-    expected = call.step().bytes + held["modulations"] + packed
-    assert alive.peak == pytest.approx(expected, rel=0.04)
+    # Of the latents those that the step is given in one piece; at full size they do not count.
+    expected = call.step().bytes + held["modulations"] + packed + held["latents"] / 4
+    assert alive.peak == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -111,9 +112,10 @@ def test_the_arithmetic_of_a_step_by_hand(full):
     call = Call(full)
     tokens, image = 4096 + 500, 4096
     assert call.image == image and call.tokens == 2 * image + 500
-    widest = 2 * (image * 4608 + 5 * tokens * 4608 + 3 * tokens * 12288)
+    widest = 2 * (image * 4608 + 4 * tokens * 4608 + 3 * tokens * 12288)
     assert call.step().bytes == widest
-    assert call.step(unconditional=True).bytes == 2 * (6 * image * 4608 + 3 * image * 12288)
+    assert call.step(hooked=True).bytes == widest + 2 * tokens * 4608
+    assert call.step(unconditional=True).bytes == 2 * (5 * image * 4608 + 3 * image * 12288)
     assert Call(full, pictures=3).step().bytes == 3 * widest
     assert Call(full, pictures=3).step(together=1).bytes == widest
     schedule = 2 * 20 * (34 * 4 * 4608 + 4608) * 2

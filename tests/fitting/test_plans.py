@@ -40,7 +40,7 @@ def count_anew(made: Plan) -> dict[str, int]:
             own = 2 * sizes[name].block + sizes[name].outside if places[name] == STREAMED else sizes[name].all
             weights = sum({**present, **turning, name: own}.values())
             velocities = made.per_pass * call.image * 128 * 8
-            step = call.step(made.per_pass, name != "transformer").bytes
+            step = call.step(made.per_pass, name != "transformer", hooked=not scheduled).bytes
             denoise = max(denoise, weights + keeps(step + velocities + sum(call.held(scheduled).values())))
     left = {} if made.clears else turning
     if not made.clears and places.get(BRANCHES[1]) == SWAPPED:

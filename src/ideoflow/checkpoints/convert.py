@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..files import resolved, sync
 from ..ops.quantized_layers import is_quantized_layer
-from ..ops.quantized_linear import quantize_rows
+from ..ops.rows import quantize_rows
 from .atomic_replace import in_place
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import DEFAULTS, HEADER, original_config

@@ -134,7 +134,7 @@ class Float8(Storage):
         weight = parts["weight"]
         if weight.ndim < 2:  # norms and biases of files that were cast as a whole
             return weight.to(dtype)
-        from ..ops.quantized_linear import expand
+        from ..ops.rows import expand
 
         return expand(weight.flatten(1), self.scale(parts), dtype).view(weight.shape)
 

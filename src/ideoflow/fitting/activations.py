@@ -139,28 +139,30 @@ class Call:
         latents = 4 * self.pictures * self.image * self.model.transformer["in_channels"] * FLOAT
         return {"contexts": contexts, "modulations": modulations if scheduled else 0, "latents": latents}
 
-    def step(self, together: int | None = None, unconditional: bool = False) -> Stage:
+    def step(self, together: int | None = None, unconditional: bool = False, hooked: bool = False) -> Stage:
         """A pass of one branch at the widest moment of a block.
 
         Args:
             together: Pictures of the pass; None for all.
             unconditional: Whether it is the unconditional branch.
+            hooked: Whether hooks bring the blocks; they hold what a block is given until it is done.
         """
         together = self.pictures if together is None else together
         config = self.model.unconditional if unconditional else self.model.transformer
         assert config is not None
         image = together * self.image
         tokens = image + (0 if unconditional else together * self.caption)
-        return largest(self._block(config, tokens, image, tokens // together))
+        return largest(self._block(config, tokens, image, tokens // together, hooked))
 
-    def _block(self, config: Mapping[str, Any], tokens: int, image: int, segment: int) -> Iterator[Stage]:
+    def _block(self, config: Mapping[str, Any], tokens: int, image: int, segment: int, hooked: bool) -> Iterator[Stage]:
         hidden, wide, b = _hidden(config), config["intermediate_size"], self.item
         row = tokens * hidden * b
         fed = tokens * wide * b
         embedded = {"embedded image": image * hidden * b}
         heads, head = config["num_attention_heads"], config["attention_head_dim"]
-        # Block's input, normed and scaled, attended, their sum, normed and scaled.
-        stream = {**embedded, "stream": 5 * row}
+        given = hooked * row
+        # Normed and scaled, attended, their sum, normed and scaled.
+        stream = {**embedded, "stream": 4 * row + given}
         yield Stage("feed-forward of a block", {**stream, "w1, w3, product": 3 * fed})
         if self.precision in ONE_BYTE and not self.expands:
             sums = int8_bytes(tokens, hidden, 2 * wide)  # one product of both
@@ -168,7 +170,7 @@ class Call:
         if self.expands:
             weight = expanded_bytes(hidden, wide, b)
             yield Stage("w3 of a block, expanded", {**stream, "w1, w3": 2 * fed, "expanded weight": weight})
-        yield Stage("norm of a block", {**embedded, "stream": 6 * row, "norm": norm_bytes(tokens * hidden, b)})
+        yield Stage("norm of a block", {**embedded, "stream": 4 * row + given, "norm": norm_bytes(tokens * hidden, b)})
         projected = {**embedded, "stream": 2 * row, "queries, keys, values": 4 * row}
         rotation = rotation_bytes(tokens, heads, head, b)
         yield Stage("rotation in a block", {**projected, "rotated": row, "in float32": rotation})

@@ -162,7 +162,7 @@ class Plan:
             velocities = {"velocities": self.per_pass * call.image * call.model.transformer["in_channels"] * 8}
             branches = (CONDITIONAL, UNCONDITIONAL) if call.guided else (CONDITIONAL,)
             for name in branches:
-                stage = call.step(self.per_pass, name == UNCONDITIONAL)
+                stage = call.step(self.per_pass, name == UNCONDITIONAL, hooked=not self._scheduled)
                 yield self._peak(phase, name, Stage(stage.name, {**stage.terms, **velocities, **held}))
         else:
             held = call.held(False)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from diffusers.models.attention import AttentionModuleMixin
 from torch import Tensor, nn
 
 from ..ops.fused_projections import FusedProjections
-from ..ops.kernels import norm_rotate
+from ..ops.kernels import norm_rotate, norm_rotate_pair
 from ..ops.linear import Linear
 from ..ops.ragged_attention import attend
 from ..ops.rms_norm import RMSNorm
@@ -40,11 +41,14 @@ class Ideogram4AttnProcessor:
         # (tokens, heads, head_dim)
         query, key, value = (x.unflatten(-1, (attn.num_heads, attn.head_dim)) for x in projected)
 
-        # Autocast leaves the normalised ones in float32; attention wants one type.
-        key = norm_rotate(attn.norm_k, key, cos, sin).to(value.dtype)
-        if bounds.wanted is not None:
+        if bounds.wanted is None:
+            query, key = norm_rotate_pair(attn.norm_q, query, attn.norm_k, key, cos, sin)
+        else:
+            key = norm_rotate(attn.norm_k, key, cos, sin)
             cos, sin = cos.index_select(0, bounds.wanted), sin.index_select(0, bounds.wanted)
-        query = norm_rotate(attn.norm_q, query, cos, sin).to(value.dtype)
+            query = norm_rotate(attn.norm_q, query, cos, sin)
+        # Autocast leaves the normalised ones in float32; attention wants one type.
+        query, key = query.to(value.dtype), key.to(value.dtype)
 
         attended = self.attend(query, key, value, bounds, self._attention_backend, self._parallel_config)
         return attn.to_out[0](attended.flatten(1))
@@ -79,3 +83,7 @@ class Ideogram4Attention(FusedProjections, nn.Module, AttentionModuleMixin):
     ) -> Tensor:
         """(tokens, channels) to (wanted tokens, channels); `attention_kwargs` go to the processor."""
         return self.processor(self, hidden_states, rotary, bounds, **attention_kwargs)
+
+    def row_type(self, tokens: Tensor) -> torch.dtype | None:
+        """As of other projections; processors of other kinds are given tokens as they know them."""
+        return super().row_type(tokens) if type(self.processor) is Ideogram4AttnProcessor else None

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from ..ops.compiled_block import CompiledBlock
 from ..ops.fused_projections import FusedProjections
-from ..ops.kernels import at_tokens, gate_norm_add, norm_scale, swiglu
+from ..ops.hooks import is_plain
+from ..ops.kernels import at_tokens, swiglu
 from ..ops.linear import Linear
 from ..ops.rms_norm import RMSNorm
 from ..packing import Bounds
 from .attention import Ideogram4Attention
+from .stream import Stream
 
 
 class FeedForward(FusedProjections, nn.Module):
@@ -29,7 +31,7 @@ class FeedForward(FusedProjections, nn.Module):
         self.w3 = Linear(dim, hidden_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(swiglu(*self.project(x)))
+        return self.w2(swiglu(*self.project(x), reader=self.w2))
 
 
 class Ideogram4TransformerBlock(CompiledBlock, nn.Module):
@@ -54,21 +56,21 @@ class Ideogram4TransformerBlock(CompiledBlock, nn.Module):
 
     def forward(
         self,
-        hidden_states: Tensor,
+        hidden_states: Tensor | Stream,
         conditioning: Tensor | None,
         time_of_token: Tensor,
         rotary: tuple[Tensor, Tensor],
         bounds: Bounds,
         attention_kwargs: dict[str, Any] | None = None,
         modulation: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor | Stream:
         """One layer over the stream.
 
         Returns:
-            (tokens, channels), or of the tokens alone that `bounds` wants.
+            (tokens, channels), or of the tokens alone that `bounds` wants; a `Stream` if one was given.
 
         Args:
-            hidden_states: (tokens, channels).
+            hidden_states: (tokens, channels), or a `Stream` of them, which this changes.
             conditioning: (times, adaln_dim), one row for each distinct time; None where `modulation` is given.
             time_of_token: (tokens,) row of `conditioning`, or of `modulation`, of each token.
             rotary: cos and sin, each (tokens, head_dim).
@@ -80,14 +82,22 @@ class Ideogram4TransformerBlock(CompiledBlock, nn.Module):
             assert conditioning is not None
             modulation = self.modulation(conditioning)
         scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)
-        scaled = norm_scale(self.attention_norm1, hidden_states, scale1, time_of_token)
+        given = hidden_states
+        stream = given if isinstance(given, Stream) else Stream(given, time_of_token)
+        scaled = stream.read(self.attention_norm1, scale1, self.attention)
         attended = self.attention(scaled, rotary, bounds, **(attention_kwargs or {}))
         if bounds.wanted is not None:
-            hidden_states = hidden_states.index_select(0, bounds.wanted)
-            time_of_token = time_of_token.index_select(0, bounds.wanted)
-        hidden_states = gate_norm_add(self.attention_norm2, hidden_states, attended, gate1, time_of_token)
-        fed = self.feed_forward(norm_scale(self.ffn_norm1, hidden_states, scale2, time_of_token))
-        return gate_norm_add(self.ffn_norm2, hidden_states, fed, gate2, time_of_token)
+            stream.keep(bounds.wanted)
+        stream.add(self.attention_norm2, attended, gate1)
+        fed = self.feed_forward(stream.read(self.ffn_norm1, scale2, self.feed_forward))
+        stream.add(self.ffn_norm2, fed, gate2)
+        return stream if stream is given else stream.whole()
+
+
+def takes_stream(block: nn.Module) -> bool:
+    """Whether nothing but the block's own `forward` sees what it is given: no hook, no subclass, no compiled graph."""
+    own = is_plain(block, Ideogram4TransformerBlock) and block._compiled_call_impl is None
+    return own and not torch.compiler.is_compiling()
 
 
 class FinalLayer(nn.Module):

@@ -22,11 +22,12 @@ from ..ops.host import is_readable
 from ..ops.linear import Linear
 from ..ops.tensor_checks import check_autocast, check_float, check_integer
 from ..packing import Bounds, Layout, rows_to_layout
-from .blocks import FinalLayer, Ideogram4TransformerBlock
+from .blocks import FinalLayer, Ideogram4TransformerBlock, takes_stream
 from .cached_steps import CachedSteps
 from .context import Context, Modulation, Prepared
 from .export import velocity_of_rows
 from .rope import rotary_tables
+from .stream import Stream
 from .times import TimeEmbedding, check_times, distinct_times
 from .transformer_files import TransformerFiles
 
@@ -337,15 +338,19 @@ class Ideogram4Transformer2DModel(TransformerFiles, ModelMixin, ConfigMixin, Att
         time_of_token = time_of_token.to(device)
         last_bounds = last_bounds.to(device)
         rotary = (context.cos.to(device), context.sin.to(device))
+        stream = Stream(hidden_states, time_of_token)
+        del hidden_states
         for number, block in enumerate(self.layers):
             bounds = last_bounds if block is self.layers[-1] else layout.bounds
             rows = None if modulation is None else modulation.blocks[number]
-            inputs = (hidden_states, conditioning, time_of_token, rotary, bounds, attention_kwargs, rows)
+            inputs = (conditioning, time_of_token, rotary, bounds, attention_kwargs, rows)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, *inputs)
+                stream = Stream(self._gradient_checkpointing_func(block, stream.whole(), *inputs), time_of_token)
+            elif takes_stream(block):
+                block(stream, *inputs)
             else:
-                hidden_states = block(*inputs)
-        return hidden_states, conditioning
+                stream = Stream(block(stream.whole(), *inputs), time_of_token)
+        return stream.whole(), conditioning
 
     @apply_lora_scale("attention_kwargs")
     def forward(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .guards import are_bare, is_transformed, needs_gradient
 from .hooks import is_hooked
+from .rows import Rows
 
 
 class FusedProjections:
@@ -50,7 +51,18 @@ class FusedProjections:
         if self._fused is not None and not is_transformed() and not _lie_in(self._fused, self._layers()):
             self.unfuse_projections()
 
-    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+    def row_type(self, tokens: Tensor) -> torch.dtype | None:
+        """The type of `Rows` that all the layers take in place of such tokens (tokens, channels); None for none."""
+        layers = self._layers()
+        if not all(hasattr(layer, "row_type") for layer in layers) or not _only_products(layers):
+            return None
+        # A hook sees the input, and a subclass may have a `forward` of its own.
+        if is_hooked(self) or is_transformed() or "_projections" not in vars(type(self)):  # type: ignore[arg-type]
+            return None
+        types = {layer.row_type(tokens) for layer in layers}  # type: ignore[operator]
+        return types.pop() if len(types) == 1 else None
+
+    def project(self, x: Tensor | Rows) -> tuple[Tensor, ...]:
         """(tokens, channels) to what each layer makes of it."""
         self.unfuse_stale()
         layers, fused = self._layers(), self._fused

@@ -1,7 +1,8 @@
 """Linear layers with one byte a weight and a float32 scale for each output row: `w = weight * weight_scale[:, None]`.
 
-A layer multiplies in its own type where the chip has fast products for it, its input rounded to that type token by
-token, and expands its weight to the input's type elsewhere, or where a gradient has to pass.
+A layer multiplies in its own type where the chip has fast products for it, and expands its weight to the input's type
+elsewhere, or where a gradient has to pass. The input of a product is rounded to that type token by token; kernels that
+compute the input may do that too, and hand over `Rows`.
 """
 
 from __future__ import annotations
@@ -14,57 +15,36 @@ import torch
 from torch import Tensor, nn
 
 from .guards import needs_gradient
+from .hooks import is_hooked
+from .kernels import round_rows
 from .linear import Linear
 from .linear import linear as linear_product
+from .rows import Rows, expand, quantize_rows
 from .scratch_bytes import int8_parts
 
-LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}  # magnitudes that a row's largest is scaled to
-SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # of a row of zeros, which it leaves zeros
 # Without it torch multiplies int8 in a plain loop. Asked here once: `forward` could not be compiled with the question.
 HAS_VNNI = bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
 
 
-def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Round each row to `dtype`, scaled so that its largest magnitude is the largest that `dtype` is used for.
-
-    Args:
-        x: (rows, columns).
-        dtype: float8_e4m3fn or int8.
-
-    Returns:
-        The rows (rows, columns) in `dtype` and their scales (rows,) float32; `rows * scales[:, None]` is about `x`. A
-        row that is not finite has a scale that is not finite.
-    """
-    # On the CPU many times faster than aminmax, or a norm, over rows.
-    scale = (x.abs().amax(1).to(torch.float32) / LARGEST[dtype]).clamp_min(SMALLEST_SCALE)
-    scaled = x / scale[:, None]
-    return (scaled.round_() if dtype == torch.int8 else scaled).to(dtype), scale
-
-
-def expand(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """`weight * scale[:, None]`, computed in float32 or wider and rounded to `dtype` once."""
-    # Every value of both types is exact in bfloat16 and float16; the product in place is computed in float32.
-    return weight.to(dtype).mul_(scale[:, None])
-
-
-def float8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+def float8_product(x: Tensor | Rows, weight: Tensor, scale: Tensor) -> Tensor:
     """`x @ w.T` in bfloat16 of `x` (tokens, in) and the weight (out, in), multiplied in float8."""
-    tokens, token_scale = quantize_rows(x, torch.float8_e4m3fn)
+    rows = x if isinstance(x, Rows) else round_rows(x, torch.float8_e4m3fn)
     return torch._scaled_mm(
-        tokens, weight.t(), scale_a=token_scale[:, None], scale_b=scale[None], out_dtype=torch.bfloat16
+        rows.values, weight.t(), scale_a=rows.scales[:, None], scale_b=scale[None], out_dtype=torch.bfloat16
     )
 
 
-def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+def int8_product(x: Tensor | Rows, weight: Tensor, scale: Tensor) -> Tensor:
     """`x @ w.T` in the type of `x` (tokens, in), multiplied in int8 with the weight (out, in) and summed in int32.
 
     On the CPU no size may be one.
     """
-    tokens, token_scale = quantize_rows(x, torch.int8)
+    rows = x if isinstance(x, Rows) else round_rows(x, torch.int8)
     # A number of parts would hold for one length alone in a compiled graph.
-    parts = 1 if torch.compiler.is_compiling() else int8_parts(len(tokens), len(weight))
-    out = x.new_empty(len(tokens), len(weight))
-    for some, own, result in zip(*(x.tensor_split(parts) for x in (tokens, token_scale, out)), strict=True):
+    parts = 1 if torch.compiler.is_compiling() else int8_parts(len(rows), len(weight))
+    out = rows.scales.new_empty(len(rows), len(weight), dtype=rows.dtype)
+    split = (each.tensor_split(parts) for each in (rows.values, rows.scales, out))
+    for some, own, result in zip(*split, strict=True):
         result.copy_(torch._int_mm(some, weight.t()).to(torch.float32).mul_(own[:, None]).mul_(scale))
     return out
 
@@ -160,8 +140,13 @@ class QuantizedLinear(nn.Linear):
             linear.bias = nn.Parameter(self.bias.to(dtype), requires_grad=False)
         return linear.train(self.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Rows) -> Tensor:
         """(..., in) to (..., out) in the type of `x`."""
+        if isinstance(x, Rows):
+            if x.values.dtype == self.storage and self.multiplies(x.values):
+                product = self.product(x).to(x.dtype)
+                return product if self.bias is None else product + self.bias.to(x.dtype)
+            x = x.expand()
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(f"`x` must have the shape (..., {self.in_features}), got {tuple(x.shape)}.")
         if not x.is_floating_point():
@@ -181,11 +166,16 @@ class QuantizedLinear(nn.Linear):
         """Whether `product` can be had, and pays, for such an input (tokens, in)."""
         raise NotImplementedError
 
-    def pays_together(self, tokens: Tensor) -> bool:
+    def pays_together(self, tokens: Tensor | Rows) -> bool:
         """Where it multiplies, its input is rounded once for all; weights to expand are better expanded one by one."""
-        return self.multiplies(tokens)
+        return self.multiplies(tokens.values if isinstance(tokens, Rows) else tokens)
 
-    def product(self, tokens: Tensor) -> Tensor:
+    def row_type(self, tokens: Tensor) -> torch.dtype | None:
+        """The type of `Rows` that may be handed over in place of such tokens (tokens, in); None for none."""
+        is_own = "row_tensors" in vars(type(self))  # a subclass may have a `forward` of its own
+        return self.storage if is_own and not is_hooked(self) and self.multiplies(tokens) else None
+
+    def product(self, tokens: Tensor | Rows) -> Tensor:
         """The product in `storage`: (tokens, in) to (tokens, out)."""
         raise NotImplementedError
 
@@ -242,7 +232,7 @@ class Float8Linear(QuantizedLinear):
             and has_product(self.storage, tokens.device)
         )
 
-    def product(self, tokens: Tensor) -> Tensor:
+    def product(self, tokens: Tensor | Rows) -> Tensor:
         return float8_product(tokens, self.weight, self.weight_scale)
 
 
@@ -265,7 +255,7 @@ class Int8Linear(QuantizedLinear):
             and has_product(self.storage, tokens.device)
         )
 
-    def product(self, tokens: Tensor) -> Tensor:
+    def product(self, tokens: Tensor | Rows) -> Tensor:
         return int8_product(tokens, self.weight, self.weight_scale)
 
 

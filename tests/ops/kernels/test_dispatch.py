@@ -17,9 +17,11 @@ from ideoflow.ops import kernels
 from ideoflow.ops.kernels import cpu_kernels
 from ideoflow.ops.kernels import torch_kernels as plain
 from ideoflow.ops.rms_norm import RMSNorm
+from ideoflow.ops.rows import Rows, quantize_rows
 
 EPS = 1e-5
 NAMES = ("norm_scale", "gate_norm_add", "norm_rotate", "swiglu")
+JOINED = ("gate_norm_add_norm_scale", "norm_rotate_pair", "round_rows")  # by Triton alone
 X, WEIGHT, SCALE, ROW = torch.randn(5, 48), torch.randn(48), torch.randn(3, 48), torch.tensor([0, 2, 1, 1, 0])
 
 
@@ -29,12 +31,14 @@ def rms(weight: Tensor, eps: float = EPS) -> RMSNorm:
     return norm
 
 
-NORM, NORM_OF_HEADS = rms(WEIGHT), rms(WEIGHT[:12])
+NORM, NORM_OF_HEADS, HEADS = rms(WEIGHT), rms(WEIGHT[:12]), X.unflatten(1, (4, 12))
 ARGUMENTS = {
     "norm_scale": (NORM, X, SCALE, ROW),
     "gate_norm_add": (NORM, X, X, SCALE, ROW),
     "norm_rotate": (NORM_OF_HEADS, X.unflatten(1, (4, 12)), X[:, :12], X[:, 12:24]),
     "swiglu": (X, X),
+    "gate_norm_add_norm_scale": (NORM, X, X, SCALE, rms(WEIGHT.flip(0)), SCALE + 1, ROW),
+    "norm_rotate_pair": (NORM_OF_HEADS, HEADS, rms(WEIGHT[12:24]), HEADS + 1, X[:, :12], X[:, 12:24]),
 }
 
 
@@ -60,14 +64,27 @@ class StandIn(SimpleNamespace):
     FAILURES = (RuntimeError,)
 
     def __init__(self) -> None:
-        super().__init__(calls=[], **{name: self.kernel(name) for name in NAMES})
+        super().__init__(calls=[], **{name: self.kernel(name) for name in NAMES + JOINED})
 
     def kernel(self, name: str) -> Callable[..., Tensor]:
-        def run(*arguments):
+        def run(*arguments, into=None):
             self.calls.append((name, len(first(arguments))))
-            return getattr(plain, name)(*cast(arguments, torch.float32)).to(first(arguments).dtype)
+            dtype = first(arguments).dtype
+            given = cast(arguments, torch.float32)
+            if name == "gate_norm_add_norm_scale":
+                total = plain.gate_norm_add(*given[:4], given[6]).to(dtype)
+                return total, self.form(plain.norm_scale(given[4], total.float(), *given[5:]), dtype, into)
+            if name == "norm_rotate_pair":
+                pairs = (given[:2], given[2:4])
+                return tuple(plain.norm_rotate(*own, *given[4:]).to(dtype) for own in pairs)
+            result = given[0] if name == "round_rows" else getattr(plain, name)(*given)
+            return self.form(result, dtype, into)
 
         return run
+
+    @staticmethod
+    def form(result: Tensor, dtype: torch.dtype, into: torch.dtype | None) -> Tensor | Rows:
+        return result.to(dtype) if into is None else Rows(*quantize_rows(result, into), dtype)
 
     def uses(self, name: str, tokens: int = 5) -> int:
         return self.calls.count((name, tokens))
@@ -255,6 +272,133 @@ def test_cpu_tensors_do_not_ask_for_triton(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(kernels, "_triton_kernels", lambda: pytest.fail("triton was asked for"))
     assert not kernels.available(X)
+
+
+class Reader(nn.Module):
+    """Reads rows of one type."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def row_type(self, tokens: Tensor) -> torch.dtype | None:
+        return self.dtype
+
+
+READ = ("norm_scale", "gate_norm_add_norm_scale", "swiglu")  # those that have a reader
+
+
+@pytest.mark.parametrize("into", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("name", READ)
+def test_what_a_product_reads_is_written_as_rows_of_its_type(name, into, triton):
+    given = getattr(kernels, name)(*ARGUMENTS[name], reader=Reader(into))
+    whole = getattr(kernels, name)(*ARGUMENTS[name])
+    rows, expected = (each[1] if isinstance(each, tuple) else each for each in (given, whole))
+
+    assert isinstance(rows, Rows) and rows.values.dtype == into and rows.dtype == expected.dtype
+    assert torch.equal(rows.expand(), Rows(*quantize_rows(expected, into), expected.dtype).expand())
+    # Each form is checked before it is used.
+    forms = {key[0] for key in kernels._checked}
+    assert {name, f"{name} into {str(into)[6:]}"} <= forms
+
+
+@pytest.mark.parametrize("reader", [None, Reader(None), nn.Linear(48, 2)], ids=["none", "no rows", "any layer"])
+def test_other_readers_are_given_tokens_in_their_own_type(reader, triton):
+    assert isinstance(kernels.norm_scale(*ARGUMENTS["norm_scale"], reader=reader), Tensor)
+
+
+def test_without_triton_nobody_is_asked_for_rows(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    reader = Reader(torch.int8)
+    monkeypatch.setattr(reader, "row_type", lambda tokens: pytest.fail("asked"))
+    for name in READ:
+        getattr(kernels, name)(*ARGUMENTS[name], reader=reader)
+
+
+@pytest.mark.parametrize("name", ["norm_scale", "swiglu"])
+def test_rows_that_are_wrong_give_way_to_tokens_and_the_kernel_stays_in_use(name, triton):
+    right = getattr(triton, name)
+
+    def wrong(*arguments, into=None):
+        result = right(*arguments, into=into)
+        return result if into is None else Rows(result.values, 1.1 * result.scales, result.dtype)
+
+    setattr(triton, name, wrong)
+    with pytest.warns(RuntimeWarning, match=f"`{name} into int8` is not used.*WrongResult: off by"):
+        result = getattr(kernels, name)(*ARGUMENTS[name], reader=Reader(torch.int8))
+    assert torch.equal(result, getattr(plain, name)(*ARGUMENTS[name]))
+    assert kernels._broken == {f"{name} into int8"}
+
+
+@pytest.mark.parametrize("name, parts", [("gate_norm_add_norm_scale", ["gate_norm_add", "norm_scale"]),
+                                         ("norm_rotate_pair", ["norm_rotate"])])  # fmt: skip
+def test_work_that_is_joined_is_one_launch_and_gives_way_to_its_parts(name, parts, triton):
+    for each, expected in zip(call(name), parts_of(name), strict=True):
+        assert torch.equal(each, expected)
+    assert triton.uses(name) == 1 and not any(triton.uses(part) for part in parts)
+
+    setattr(triton, name, fail(RuntimeError("ptxas")))
+    kernels._checked.clear()
+    with pytest.warns(RuntimeWarning, match=f"`{name}` is not used.*ptxas"):
+        results = call(name)
+    for each, expected in zip(results, parts_of(name), strict=True):
+        assert torch.equal(each, expected)
+    assert all(triton.uses(part) for part in parts)
+
+
+def parts_of(name: str) -> tuple[Tensor, Tensor]:
+    """What the parts give one after another in plain torch."""
+    if name == "norm_rotate_pair":
+        first_norm, x, second_norm, y, *tables = ARGUMENTS[name]
+        return plain.norm_rotate(first_norm, x, *tables), plain.norm_rotate(second_norm, y, *tables)
+    norm, h, y, gate, following, scale, row = ARGUMENTS[name]
+    total = plain.gate_norm_add(norm, h, y, gate, row)
+    return total, plain.norm_scale(following, total, scale, row)
+
+
+def test_gates_and_scales_of_another_number_of_times_are_not_joined(triton):
+    norm, h, y, gate, following, scale, row = ARGUMENTS["gate_norm_add_norm_scale"]
+    total, scaled = kernels.gate_norm_add_norm_scale(norm, h, y, gate, following, scale[:1], row)
+    assert not triton.uses("gate_norm_add_norm_scale")
+    assert torch.equal(scaled, plain.norm_scale(following, total, scale[:1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", JOINED[:2])
+def test_on_a_cpu_and_with_gradients_the_parts_are_computed_one_by_one(name, dtype, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    arguments = cast(ARGUMENTS[name], dtype)
+    monkeypatch.setattr(kernels, "_launch", lambda *_, **__: pytest.fail("launched"))
+    first_of = cpu_kernels.norm_rotate if name == "norm_rotate_pair" else cpu_kernels.gate_norm_add
+    picked = arguments[:2] + arguments[4:] if name == "norm_rotate_pair" else (*arguments[:4], arguments[6])
+    assert torch.equal(getattr(kernels, name)(*arguments)[0], first_of(*picked))
+    leaf = arguments[1].clone().requires_grad_()
+    results = getattr(kernels, name)(arguments[0], leaf, *arguments[2:])
+    sum(each.float().square().sum() for each in results).backward()
+    assert torch.isfinite(leaf.grad).all() and leaf.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", JOINED[:2])
+def test_gradients_of_joined_work_are_those_of_float64(name, triton):
+    def gradients(dtype):
+        arguments = cast(ARGUMENTS[name], dtype)
+        leaves = [
+            each.clone().requires_grad_() for each in arguments if isinstance(each, Tensor) and each.dtype == dtype
+        ]
+        given = iter(leaves)
+        given = [next(given) if isinstance(each, Tensor) and each.dtype == dtype else each for each in arguments]
+        results = getattr(kernels, name)(*given)
+        return torch.autograd.grad(sum((each * each.detach().cos()).sum() for each in results), leaves)
+
+    for ours, exact in zip(gradients(torch.float32), gradients(torch.float64), strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
+    assert not triton.calls
+
+
+def test_rows_are_rounded_in_plain_torch_where_triton_does_not_run(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    rows, (values, scales) = kernels.round_rows(X, torch.int8), quantize_rows(X, torch.int8)
+    assert torch.equal(rows.values, values) and torch.equal(rows.scales, scales) and rows.dtype == X.dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)

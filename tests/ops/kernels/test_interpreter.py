@@ -19,10 +19,19 @@ interpreting = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", rea
 
 @interpreting
 @pytest.mark.slow
-def test_the_kernels_are_right_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton"]
+@pytest.mark.parametrize(
+    "file, chosen",
+    [
+        ("test_kernels.py", ["-k", "triton"]),
+        ("test_rows.py", ["-k", "finite or numbers_of_two"]),
+        pytest.param("test_rows.py", [], marks=pytest.mark.long),
+    ],
+    ids=["kernels", "rows, some", "rows"],
+)
+def test_the_kernels_are_right_in_the_interpreter(file, chosen):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
     run = subprocess.run(
-        [*command, str(Path(__file__).with_name("test_kernels.py"))],
+        [*command, str(Path(__file__).with_name(file))],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -52,7 +61,7 @@ class Gpu:
 @interpreting
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [80, 89, 90])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
 def test_the_kernels_compile_for_the_full_model_and_move_16_bytes_at_a_time(capability, dtype, monkeypatch, tmp_path):
     from triton.runtime import driver
@@ -76,11 +85,23 @@ def test_the_kernels_compile_for_the_full_model_and_move_16_bytes_at_a_time(capa
     triton_kernels.norm_scale(norm, x, scale, row)
     triton_kernels.gate_norm_add(norm, x, y, scale, row)
     table = torch.empty(4, 256, dtype=dtype)
-    triton_kernels.norm_rotate(RMSNorm(256, eps=1e-5, dtype=dtype), x.unflatten(-1, (18, 256)), table, table)
-    triton_kernels.swiglu(*torch.empty(4, 2 * 12288, dtype=dtype).chunk(2, dim=-1))
-    assert len(made) == 5
-    for kernel in made:
+    head, (query, key) = RMSNorm(256, eps=1e-5, dtype=dtype), (each.unflatten(-1, (18, 256)) for each in (x, y))
+    triton_kernels.norm_rotate(head, query, table, table)
+    triton_kernels.norm_rotate_pair(head, query, head, key, table, table)
+    triton_kernels.gate_norm_add_norm_scale(norm, x, y, scale, norm, scale, row)
+    fed = torch.empty(4, 2 * 12288, dtype=dtype).chunk(2, dim=-1)
+    triton_kernels.swiglu(*fed)
+    rows = [torch.int8] if capability < 89 else [torch.int8, torch.float8_e4m3fn]
+    for into in rows:
+        triton_kernels.norm_scale(norm, x, scale, row, into)
+        triton_kernels.gate_norm_add_norm_scale(norm, x, y, scale, norm, scale, row, into)
+        triton_kernels.swiglu(*fed, into)
+        triton_kernels.round_rows(x, into)
+    assert len(made) == 7 + 4 * len(rows)  # each call is one launch
+    for number, kernel in enumerate(made):
         assert kernel.asm["cubin"]
         assert "ld.global.v4.b32" in kernel.asm["ptx"] and "st.global.v4.b32" in kernel.asm["ptx"]
-        if dtype == torch.bfloat16:
+        if number >= 11:  # rows in float8: to the nearest, and never beyond the largest
+            assert "cvt.rn.satfinite.e4m3x2.f32" in kernel.asm["ptx"]
+        if number < 7 and dtype == torch.bfloat16:
             assert "cvt.rn.bf16" in kernel.asm["ptx"]  # rounds to the nearest, which the interpreter does not show

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ideoflow.ops import KINDS, Float8Linear, Int8Linear
 from ideoflow.ops.linear import Linear
-from ideoflow.ops.quantized_linear import _try_product, expand, float8_product, has_product, int8_product, quantize_rows
+from ideoflow.ops.quantized_linear import _try_product, float8_product, has_product, int8_product
+from ideoflow.ops.rows import expand, quantize_rows
 
 FLOAT8_STEP = 2.0**-4  # half the distance of neighbours in float8_e4m3fn, relative; 3 bits of mantissa
 FLOAT8_SMALLEST_STEP = 2.0**-10  # the same below its smallest normal number, absolute
