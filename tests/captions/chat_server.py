@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -23,12 +24,14 @@ class ChatServer:
         url: The address for an endpoint.
         bodies: Of each request, as JSON.
         headers: Of each request.
+        paths: Of each request.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
 
     def endpoint(self, **options: Any) -> Endpoint:
         return Endpoint(self.url, "small", **{"timeout": 20, "retries": 0, **options})
@@ -49,6 +52,7 @@ def chat_server(*replies: Any) -> Iterator[ChatServer]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             reply = replies[min(len(server.bodies), len(replies) - 1)]
             server.bodies.append(body)
+            server.paths.append(self.path)
             server.headers.append({key.lower(): value for key, value in self.headers.items()})
             if getattr(reply, "raw", False):
                 reply(self)
@@ -136,3 +140,29 @@ def hanging_up(handler: Any) -> None:
     handler.end_headers()
     handler.wfile.write(b'{"choices": [')
     handler.close_connection = True
+
+
+def dripping_headers(handler: BaseHTTPRequestHandler) -> None:
+    """One line after another, each in time."""
+    handler.send_response(200)
+    handler.flush_headers()
+    with suppress(OSError):
+        for number in range(200):
+            handler.wfile.write(f"X-{number}: a\r\n".encode())
+            time.sleep(0.05)
+    handler.close_connection = True
+
+
+def compressed(handler: BaseHTTPRequestHandler) -> None:
+    """A small answer that unpacks to a large one, which nobody asked for."""
+    data = gzip.compress(b" " * 10_000_000)
+    handler.send_response(200)
+    handler.send_header("Content-Encoding", "gzip")
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    with suppress(OSError):
+        handler.wfile.write(data)
+
+
+for one in (dripping_headers, compressed):
+    one.raw = True  # type: ignore[attr-defined]

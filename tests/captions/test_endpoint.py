@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import socket
 from typing import Any
 
@@ -16,7 +17,7 @@ from ideoflow.captions.writing import Endpoint, WritingError, describe, differen
 from ideoflow.captions.writing.endpoint import MOST_BYTES
 from ideoflow.captions.writing.instructions import writing_instructions
 
-from .chat_server import chat_server, completion, dripping, endless, hanging_up, silent
+from .chat_server import chat_server, completion, compressed, dripping, dripping_headers, endless, hanging_up, silent
 
 RIGHT = {
     "high_level_description": "A cup under a sign.",
@@ -113,6 +114,8 @@ def test_a_server_without_structured_output_is_asked_for_json_and_then_for_text(
     [
         (silent, "did not answer within 1 seconds"),
         (dripping, "took longer than its time to answer"),
+        (dripping_headers, "did not answer within 1 seconds"),
+        (compressed, "answered compressed"),
         (endless, f"more than {MOST_BYTES // 2**20} MiB"),
         (hanging_up, "cannot be reached"),
         ((200, b"<html>It works!</html>"), "no JSON, and so is no chat API: '<html>It works!</html>'"),
@@ -124,6 +127,7 @@ def test_a_server_without_structured_output_is_asked_for_json_and_then_for_text(
         ((200, b'{"error": "out of memory"}'), "out of memory"),
         ((200, completion("")), "an empty text"),
         ((200, completion("", refusal="I will not draw cups.")), "will not write this: I will not draw cups."),
+        ((200, completion("", refusal="Not\n\x1b[31mthis.")), "will not write this: Not [31mthis."),
         ((401, b'{"error": {"message": "bad key"}}'), "refuses the key (401)"),
         ((404, b'{"error": {"message": "model small not found"}}'), "(404): model small not found"),
         ((429, b"{}"), "too busy"),
@@ -159,6 +163,7 @@ def test_a_busy_server_is_asked_again():
 def test_keys_and_names_of_the_environment_go_to_nobody_they_are_not_for(monkeypatch: pytest.MonkeyPatch):
     for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, "secret-of-openai")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Mine: secret-of-openai")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/elsewhere")
     monkeypatch.delenv("IDEOFLOW_LLM_KEY", raising=False)
     with chat_server(LINE) as server:
@@ -170,6 +175,40 @@ def test_keys_and_names_of_the_environment_go_to_nobody_they_are_not_for(monkeyp
     assert "own-key" not in repr(server.endpoint(key="own-key"))
 
 
+@pytest.mark.parametrize("key", ["own key", "own\nkey", "schlüssel", "a\x7fb"])
+def test_a_key_that_cannot_be_one_is_refused_without_showing_it(key: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("IDEOFLOW_LLM_KEY", key)
+    with chat_server(LINE) as server:
+        with pytest.raises(WritingError, match="environment's IDEOFLOW_LLM_KEY holds") as failed:
+            write("a cup", server.endpoint())
+        monkeypatch.setenv("IDEOFLOW_LLM_KEY", " own-key\n")
+        write("a cup", server.endpoint())
+    assert key not in str(failed.value)
+    assert [headers["authorization"] for headers in server.headers] == ["Bearer own-key"]
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 429, 500])
+def test_a_server_that_sends_the_key_back_has_it_shown_to_nobody(status: int):
+    def echo(handler: Any) -> None:
+        data = json.dumps({"error": {"message": f"bad header: {handler.headers['Authorization']}"}}).encode()
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    echo.raw = True  # type: ignore[attr-defined]
+    with chat_server(echo) as server, pytest.raises(WritingError, match=r"bad header: Bearer \*\*\*") as failed:
+        write("a cup", server.endpoint(key="own-secret-key"))
+    assert "own-secret" not in f"{failed.value}{failed.value.text}"
+
+
+@pytest.mark.parametrize("url", ["/v1", "/v1/", "/v1/chat/completions", "/v1/chat/completions/"])
+def test_an_address_may_be_given_with_what_is_asked_there(url: str):
+    with chat_server(LINE) as server:
+        Endpoint(server.url.removesuffix("/v1") + url, "small", timeout=20).ask([{"role": "user", "content": "x"}])
+    assert server.paths == ["/v1/chat/completions"]
+
+
 @pytest.mark.parametrize(
     ("url", "model", "told"),
     [
@@ -178,6 +217,11 @@ def test_keys_and_names_of_the_environment_go_to_nobody_they_are_not_for(monkeyp
         ("http:///v1", "small", "is no address"),
         ("http://me:pass@127.0.0.1/v1", "small", "give the key in the environment"),
         ("http://127.0.0.1/v1", " ", "has no name"),
+        ("http://127.0.0.1:abc/v1", "small", "is no address"),
+        ("http://127.0.0.1:99999/v1", "small", "is no address"),
+        ("http://127.0.0.1/v1\n", "small", "is no address"),
+        ("http://127.0.0.1/\0v1", "small", "is no address"),
+        ("http://127.0.0.1/v1?api-version=1", "small", "before /chat/completions"),
     ],
 )
 def test_an_endpoint_that_is_none_is_refused_before_anything_is_sent(url: str, model: str, told: str):
@@ -185,7 +229,7 @@ def test_an_endpoint_that_is_none_is_refused_before_anything_is_sent(url: str, m
         Endpoint(url, model)
 
 
-@pytest.mark.parametrize("words", ["", "  \n", "cup " * 6000])
+@pytest.mark.parametrize("words", ["", "  \n", "cup " * 6000, "a \udcff fox"])
 def test_words_that_cannot_be_written_of_are_refused_before_anything_is_sent(words: str):
     with chat_server(LINE) as server, pytest.raises(CaptionError):
         write(words, server.endpoint())
@@ -216,6 +260,35 @@ def test_elements_that_came_and_went_are_told():
     ]
     assert differences(less, Caption.parse(RIGHT))[0].startswith("an element was added: ")
     assert differences(less, less) == []
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e300])
+def test_a_time_limit_that_is_none_is_refused(timeout: float):
+    with pytest.raises(ValueError, match="limits are"):
+        Endpoint("http://127.0.0.1/v1", "small", timeout=timeout)
+
+
+def pictured(*things: str) -> Caption:
+    elements = [{"type": "obj", "desc": thing} for thing in things]
+    return Caption.parse({"compositional_deconstruction": {"background": "a wall", "elements": elements}})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (("fox", "fox"), ("fox",), ["taken out"]),
+        (("fox",), ("fox", "fox"), ["added"]),
+        (("fox", "cat", "cat"), ("cat", "wolf"), ["fox.*wolf", "taken out.*cat"]),
+        (("fox", "cat", "cat"), ("dog", "fox", "cat"), [r"elements\[2\]\.desc: \"cat\" became \"dog\""]),
+        (("fox", "cat"), ("cat", "fox"), ["in another order"]),
+        (("x" * 200 + "a",), ("x" * 200 + "b",), ["xa.* became .*xb"]),
+    ],
+)
+def test_elements_are_counted_and_what_differs_is_shown(before, after, told):
+    lines = differences(pictured(*before), pictured(*after))
+    assert len(lines) == len(told)
+    for line, words in zip(lines, told, strict=True):
+        assert re.search(words, line), line
 
 
 def test_a_caption_that_was_not_changed_is_asked_for_again():
@@ -252,3 +325,31 @@ def test_a_large_picture_is_sent_smaller_and_without_what_its_file_says():
         describe(picture, server.endpoint())
     sent = base64.b64decode(server.bodies[0]["messages"][1]["content"][1]["image_url"]["url"].partition(",")[2])
     assert Image.open(io.BytesIO(sent)).size == (1024, 512) and b"where I live" not in sent
+
+
+def sent_picture(picture: Image.Image) -> tuple[Image.Image, str]:
+    """What an endpoint is sent of a picture, and what is said of its proportions."""
+    with chat_server(LINE) as server:
+        describe(picture, server.endpoint())
+    content = server.bodies[0]["messages"][1]["content"]
+    data = base64.b64decode(content[1]["image_url"]["url"].partition(",")[2])
+    return Image.open(io.BytesIO(data)), content[0]["text"]
+
+
+def test_a_picture_that_is_held_sideways_is_described_upright():
+    picture = Image.new("RGB", (200, 100), "#F48FB1")
+    picture.getexif()[0x0112] = 6  # to be turned by a quarter
+    sent, told = sent_picture(picture)
+    assert sent.size == (100, 200) and "1:2" in told
+
+
+def test_what_is_transparent_is_described_as_white():
+    sent, _ = sent_picture(Image.new("RGBA", (64, 64), (255, 0, 0, 0)))
+    assert sent.convert("RGB").getcolors() == [(64 * 64, (255, 255, 255))]
+
+
+def test_a_colour_profile_is_not_sent_along():
+    picture = Image.new("RGB", (64, 64), "#F48FB1")
+    picture.info["icc_profile"] = b"profile of my camera"
+    sent, _ = sent_picture(picture)
+    assert sent.info == {}

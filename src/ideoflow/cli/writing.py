@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..captions.paths import existing
 from ..files import check_writable, write_text
 from .console import err, plain_errors, shown, starting, warn, write
 from .values import parse_sizes
@@ -66,6 +67,11 @@ def write_caption(
         (wanted,) = parse_sizes([size] if size else [], 1)
         asked = endpoint_of(endpoint, llm, timeout)
         check_output(output, overwrite)
+        if existing(words) is not None:
+            raise ValueError(
+                f"{words!r} is a file, and words are wanted: say what the picture is to show. A caption's file is drawn"
+                " by `ideoflow generate` and changed by `ideoflow caption edit`."
+            )
         if asked is None:
             from ..sketch.prose import write as by_grammar
 
@@ -98,12 +104,12 @@ def describe(
         asked = _needed(endpoint, llm, timeout, "a picture is described by a language model that sees pictures")
         check_output(output, overwrite)
         from ..captions.writing import describe as by_endpoint
-        from ..images import open_image
+        from ..images import flattened, open_image, upright
         from ..images import plain_errors as plain_image_errors
 
         try:
             with plain_image_errors():
-                image = open_image(picture).convert("RGB")
+                image = flattened(upright(open_image(picture)))
         except ValueError as error:
             raise ValueError(f"{picture} {error}") from None
         with starting(f"asking {asked.name}"):
@@ -137,7 +143,9 @@ def edit(
         from ..captions.writing import differences
         from ..captions.writing import edit as by_endpoint
 
-        before = Caption.parse(caption).repair()
+        before, mended = Caption.parse(caption).mended()
+        for breach in mended:
+            err.print(f"[yellow]mended[/] {shown(breach.mended)}")
         with starting(f"asking {asked.name}"):
             written = by_endpoint(before, wish, asked)
         for line in differences(before, written.caption):

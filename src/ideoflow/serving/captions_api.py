@@ -7,6 +7,7 @@ import binascii
 from collections.abc import Sequence
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +17,7 @@ from ..captions.reading import data_of, find
 from ..captions.sent_prompt import REBUILT, check_characters
 from ..captions.unquoted import lost_marks, restore
 from ..captions.writing import WritingError, Written, describe, differences, edit
-from ..images import ImageError, open_image, plain_errors
+from ..images import ImageError, flattened, open_image, plain_errors, upright
 from .api_errors import ApiError, invalid_caption, responses
 from .job_settings import MOST_TEXT, Given, read_size
 from .jobs import Jobs
@@ -109,13 +110,13 @@ async def write(request: Request, body: WriteBody, jobs: TheJobs) -> Any:
     By the language model that the server was given, else by the bundled model's grammar or the model's own prompt
     enhancer, which write new captions alone.
     """
-    return await run_in_threadpool(_write, body, jobs)
+    return await to_thread.run_sync(_write, body, jobs, limiter=request.app.state.writers)
 
 
 @router.post("/describe", response_model=WrittenCaption, responses=responses(502))
 async def describe_picture(request: Request, body: DescribeBody) -> Any:
     """Describe a picture as a caption, by the language model that the server was given; colours are measured."""
-    return await run_in_threadpool(_describe, body.image, request)
+    return await to_thread.run_sync(_describe, body.image, request, limiter=request.app.state.writers)
 
 
 @router.post("/check", response_model=CaptionCheck, responses=responses())
@@ -170,10 +171,17 @@ def _write(body: WriteBody, jobs: Jobs) -> WrittenCaption:
         if body.caption is not None:
             if endpoint is None:
                 raise _no_language_model("changes captions")
-            before, _ = _read(body.caption)
+            try:
+                before, slips = _read(body.caption)
+            except CaptionError as error:
+                raise invalid_caption(error, "caption") from None
             if before is None:
-                raise CaptionError("the caption is plain text: give it as `words`, without a caption to change.")
-            return _written(edit(before.repair(), body.words, endpoint), before.repair())
+                told = "the caption is plain text: give it as `words`, without a caption to change."
+                raise ApiError(400, told, code="invalid_caption", param="caption")
+            before, done = before.mended()
+            written = _written(edit(before, body.words, endpoint), before)
+            written.notes[:0] = [breach.mended for breach in (*slips, *done)]
+            return written
         if jobs.write is None:
             raise _no_language_model("writes captions")
         return _written(jobs.write(body.words, size))
@@ -190,11 +198,12 @@ def _describe(text: str, request: Request) -> WrittenCaption:
     if endpoint is None:
         raise _no_language_model("sees pictures")
     try:
-        data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+        sent = text.partition(",")[2] if text.startswith("data:") else text
+        data = base64.b64decode("".join(sent.split()), validate=True)
         with plain_errors(), open_image(data) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 raise ImageError(f"has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS}")
-            image = opened.convert("RGB")
+            image = flattened(upright(opened))
     except (binascii.Error, ValueError) as error:
         told = "is no base64" if isinstance(error, binascii.Error) else str(error).rstrip(".")
         raise ApiError(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from .attempts import Message
 from .written import WritingError
@@ -21,6 +22,9 @@ KEY = "IDEOFLOW_LLM_KEY"
 OPENAI_KEY, OPENAI_HOST = "OPENAI_API_KEY", "api.openai.com"  # a key that is sent to this host alone
 MOST_BYTES = 4 * 2**20  # of an answer
 MOST_TOLD = 300  # characters of a server's own words in an error
+MOST_SECONDS = 86_400.0
+# What an address is sent beside its body: others of the client's headers come from the environment, and are nobody's.
+HEADERS = ("host", "content-type", "content-length", "accept", "authorization", "user-agent")
 # How a server is asked to keep to the schema; where it refuses one, the next is tried, and kept.
 MODES = ("json_schema", "json_object", "text")
 REFUSES_MODE = (400, 404, 415, 422, 500, 501)
@@ -52,16 +56,20 @@ class Endpoint:
     _mode: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        parts = _parts(self.url)
+        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"the endpoint {self.url!r} is no address: give one such as http://127.0.0.1:11434/v1.")
+        if parts.query or parts.fragment:
+            raise ValueError(f"the endpoint {self.url!r} has a ? or a #: give what stands before /chat/completions.")
+        self.url = self.url.rstrip("/").removesuffix("/chat/completions")
         if parts.username or parts.password:
             raise ValueError(f"the endpoint has a password in its address: give the key in the environment's {KEY}.")
         if not self.model.strip():
             raise ValueError("the language model has no name: give the one that the endpoint knows.")
-        if not self.timeout > 0 or self.max_tokens < 1:
+        if not 0 < self.timeout <= MOST_SECONDS or self.max_tokens < 1:
             raise ValueError(
-                f"the endpoint's limits are {self.timeout} seconds and {self.max_tokens} tokens: give more."
+                f"the endpoint's limits are {self.timeout:g} seconds and {self.max_tokens} tokens: give more than"
+                f" none, and at most {MOST_SECONDS:g} seconds."
             )
 
     @property
@@ -105,38 +113,46 @@ class Endpoint:
         elif mode != "text":
             options["response_format"] = {"type": "json_object"}
         deadline = time.monotonic() + self.timeout
-        with self._client(openai, deadline) as client:
+        late = f"{self.name} did not answer within {self.timeout:g} seconds."
+        key = self._key()
+        with self._client(openai, key, deadline) as client:
             try:
                 answer = client.chat.completions.with_raw_response.create(**options, stream=False)
                 body = answer.http_response.content
             except openai.APITimeoutError:
-                raise WritingError(f"{self.name} did not answer within {self.timeout:g} seconds.") from None
+                raise WritingError(late) from None
             except openai.APIConnectionError as error:
+                if time.monotonic() >= deadline:
+                    raise WritingError(late) from None
                 raise WritingError(f"{self.name} cannot be reached ({_cause(error)}): is it running?") from None
             except openai.APIStatusError as error:
-                raise self._of_status(error.status_code, _told(error.response.content)) from None
+                told = _told(_without(key, error.response.content))
+                raise self._of_status(error.status_code, told) from None
             except _BoundError as error:
                 raise WritingError(f"{self.name} {error}") from None
-        return self._text(body)
+        return self._text(_without(key, body))
 
-    def _client(self, openai: Any, deadline: float) -> Any:
+    def _client(self, openai: Any, key: str | None, deadline: float) -> Any:
         import httpx2
 
         remaining = max(0.01, deadline - time.monotonic())
         inner = httpx2.HTTPTransport(retries=0)
         web = httpx2.Client(transport=_bounded(inner, deadline), timeout=remaining, follow_redirects=False)
-        client = openai.OpenAI(
-            base_url=self.url, api_key=self._key(), timeout=remaining, max_retries=self.retries, http_client=web
+        return openai.OpenAI(
+            base_url=self.url, api_key=key or "none", timeout=remaining, max_retries=self.retries, http_client=web
         )
-        client.organization = client.project = None  # those of the environment are for OpenAI alone
-        return client
 
-    def _key(self) -> str:
-        """The key for this address; "none" where there is none, since the client wants one."""
-        own = self.key or os.environ.get(KEY)
+    def _key(self) -> str | None:
+        """The key for this address, if there is one."""
+        own, name = self.key, "the endpoint's key"
+        if not own:
+            own, name = os.environ.get(KEY), f"the key in the environment's {KEY}"
         if not own and urlsplit(self.url).hostname == OPENAI_HOST:
-            own = os.environ.get(OPENAI_KEY)
-        return own or "none"
+            own, name = os.environ.get(OPENAI_KEY), f"the key in the environment's {OPENAI_KEY}"
+        own = own.strip() if own else None
+        if own and not (own.isascii() and own.isprintable() and " " not in own):
+            raise WritingError(f"{name} holds a space, a line end or a letter that no key has: put it there anew.")
+        return own or None
 
     def _of_status(self, status: int, told: str) -> WritingError:
         said = f": {told}" if told else ""
@@ -167,7 +183,7 @@ class Endpoint:
         if isinstance(content, list):  # in parts, as some servers give it
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
         if isinstance(message, dict) and isinstance(message.get("refusal"), str) and message["refusal"]:
-            raise WritingError(f"{self.name} will not write this: {message['refusal'][:MOST_TOLD]}")
+            raise WritingError(f"{self.name} will not write this: {_plain(message['refusal'])}")
         if not isinstance(content, str):
             raise WritingError(f"{self.name} answered without a text: {_told(body)!r}")
         if not content.strip():
@@ -213,7 +229,25 @@ def _bounded(inner: Any, deadline: float) -> Any:
             if left <= 0:
                 raise httpx2.ReadTimeout("its time is over", request=request)
             request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), left)
-            response = inner.handle_request(request)
+            kept = [(name, value) for name, value in request.headers.items() if name.lower() in HEADERS]
+            sent = httpx2.Request(
+                request.method,
+                request.url,
+                headers=[*kept, ("accept-encoding", "identity"), ("connection", "close")],
+                stream=request.stream,
+                extensions=request.extensions,
+            )
+            # Headers may come a line at a time, each in its time: the connection ends when the time of all is over.
+            watch = threading.Timer(left, inner.close)
+            watch.daemon = True
+            watch.start()
+            try:
+                response = inner.handle_request(sent)
+            finally:
+                watch.cancel()
+            if response.headers.get("content-encoding", "identity").lower() != "identity":
+                response.close()
+                raise _BoundError("answered compressed, which was not asked for: it may unpack to any size.")
             response.stream = Stream(response.stream)
             return response
 
@@ -246,5 +280,27 @@ def _told(body: bytes) -> str:
         told = error.get("message", error) if isinstance(error, dict) else error
     except (ValueError, RecursionError):
         told = body[: 4 * MOST_TOLD].decode("utf-8", "replace")
-    text = " ".join("".join(c if c.isprintable() else " " for c in str(told)).split())
+    return _plain(str(told))
+
+
+def _plain(told: str) -> str:
+    """A server's words on one line of moderate length, without control characters."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in told).split())
     return text if len(text) <= MOST_TOLD else f"{text[:MOST_TOLD]}..."
+
+
+def _without(key: str | None, body: bytes) -> bytes:
+    """An answer without the key that it was asked with, should a server send it back: others may be told of it."""
+    return body if key is None else body.replace(key.encode(), b"***")
+
+
+def _parts(url: str) -> SplitResult | None:
+    """The parts of an address; None if it is none."""
+    if any(character.isspace() or not character.isprintable() for character in url):
+        return None
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts

@@ -6,6 +6,7 @@ import base64
 import io
 from typing import TYPE_CHECKING, Any
 
+from ...images import flattened, upright
 from ..breach import CaptionError
 from ..caption import Caption
 from ..schema import write as as_json
@@ -84,20 +85,22 @@ def describe(image: Image, endpoint: Endpoint) -> Written:
     """Have a picture described by a model that sees pictures; colours are measured from its pixels.
 
     Args:
-        image: Sent there, no larger than `LONGEST_SIDE` and without what its file says beside the pixels.
+        image: Sent there, no larger than `LONGEST_SIDE` and without what its file says beside the pixels: turned as its
+            tags say, transparency on white.
         endpoint: Who describes it.
 
     Raises:
         WritingError: if no caption that keeps the schema comes back.
     """
-    pixels = image.convert("RGB")
+    pixels = flattened(upright(image))
     shown = pixels.copy()
     shown.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    shown.info.clear()  # colour profiles and the like, which would be written along
     data = io.BytesIO()
     shown.save(data, format="PNG")
     url = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
     request = [
-        {"type": "text", "text": describing_request(image.size)},
+        {"type": "text", "text": describing_request(pixels.size)},
         {"type": "image_url", "image_url": {"url": url}},
     ]
     messages = [_said("system", describing_instructions()), {"role": "user", "content": request}]
@@ -128,17 +131,25 @@ def _different(before: Any, after: Any, path: str) -> list[str]:
         return lines
     if path.endswith("elements") and isinstance(before, list) and isinstance(after, list):
         return _different_elements(before, after, path)
-    return [f"{name}: {_shown(before)} became {_shown(after)}"]
+    old, new = _shown(before), _shown(after)
+    if old == new:  # cut off before they differ
+        old, new = as_json(before), as_json(after)
+    return [f"{name}: {old} became {new}"]
 
 
 def _different_elements(before: list[Any], after: list[Any], path: str) -> list[str]:
     """Elements in pairs: first those that are the same, then those in the same place among what is left."""
-    left = [one for one in before if one not in after]
-    came = [one for one in after if one not in before]
+    came = list(after)
+    left: list[tuple[int, Any]] = []
+    for number, one in enumerate(before):  # equal ones are counted: of two, one may be gone
+        if one in came:
+            came.remove(one)
+        else:
+            left.append((number, one))
     lines: list[str] = []
-    for old, new in zip(left, came, strict=False):
-        lines += _different(old, new, f"{path}[{before.index(old)}]")
-    lines += [f"an element was taken out: {_shown(one)}" for one in left[len(came) :]]
+    for (number, old), new in zip(left, came, strict=False):
+        lines += _different(old, new, f"{path}[{number}]")
+    lines += [f"an element was taken out: {_shown(one)}" for _, one in left[len(came) :]]
     lines += [f"an element was added: {_shown(one)}" for one in came[len(left) :]]
     if not lines:
         lines.append("the elements are in another order")
@@ -159,4 +170,8 @@ def _checked(name: str, text: str) -> str:
         raise CaptionError(f"`{name}` is empty: say what the picture is to show.")
     if len(text) > MOST_WORDS:
         raise CaptionError(f"`{name}` has {len(text)} characters: give at most {MOST_WORDS}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CaptionError(f"`{name}` holds what is no character at place {error.start + 1}: leave it out.") from None
     return text.strip()

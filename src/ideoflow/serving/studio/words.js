@@ -21,6 +21,9 @@ export class Words {
       byId("words-dialog").close();
       this.ontake(this.#written);
     };
+    for (const input of [byId("words-text"), byId("words-change")]) {
+      input.addEventListener("input", () => (byId("words-take").disabled = true)); // what was written is of other words
+    }
     byId("words-close").onclick = () => byId("words-dialog").close();
     byId("words-dialog").addEventListener("close", () => (this.#asked += 1)); // what comes later is for nobody
   }
