@@ -285,3 +285,31 @@ def test_the_text_encoder_is_a_plain_one_too(folder: Path):
     line = pipe.upsample_prompt("rain", 64, 64, generator=seeded(1), **SOON)[0]
     own = Ideogram4Pipeline.from_pretrained(folder)
     assert own.upsample_prompt("rain", 64, 64, generator=seeded(1), **SOON) == [line]
+
+
+def test_the_size_of_the_bundled_models_pictures_is_not_warned_of(recwarn: pytest.WarningsRecorder):
+    pipe = sketch.load()
+    call = dict(size=(96, 96), num_inference_steps=1, guidance_scale=2.0, guidance_schedule=None, output_type="latent")
+    pipe("a red heart on pink", prompt_upsampling=True, generator=torch.Generator().manual_seed(1), **call)
+    assert not [str(one.message) for one in recwarn if "were trained on" in str(one.message)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("a red heart", 0, 64), "`height` is 0"),
+        (("a red heart", 64, -1), "`width` is -1"),
+        ((None,), "`prompt` is a NoneType: give plain words"),
+        (([1],), "list with something else than words"),
+        (({"a": "b"},), "`prompt` is a dict"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(arguments: tuple, told: str):
+    with pytest.raises((TypeError, ValueError), match=told):
+        sketch.load().upsample_prompt(*arguments)
+
+
+@pytest.mark.parametrize("given", [1, "yes", ["temperature"]])
+def test_upsampling_that_is_no_mapping_is_refused(given):
+    with pytest.raises(TypeError, match=r"`prompt_upsampling` is .*: give True, or a mapping"):
+        sketch.load()("a red heart on pink", size=(96, 96), preset="turbo", prompt_upsampling=given)

@@ -335,7 +335,7 @@ def _jobs(
         size = int(recipe["width"]), int(recipe["height"])
     width, height = size or (SKETCH_SIZE if of_sketch else DEFAULT_SIZE)
     if prompt.words and words.endpoint is not None:
-        prompt = _by_endpoint(prompt, (width, height), words.endpoint)
+        prompt = _by_endpoint(prompt, (width, height), words.endpoint, of_sketch)
     elif of_sketch:
         prompt = _for_sketch(prompt, (width, height), words.strict)
     if seed is None:
@@ -348,7 +348,7 @@ def _jobs(
     return [Job(Picture(prompt.text, width, height, seed + i, prompt.name, own), settings, recipe) for i in range(n)]
 
 
-def _by_endpoint(prompt: Prompt, size: tuple[int, int], endpoint: Endpoint) -> Prompt:
+def _by_endpoint(prompt: Prompt, size: tuple[int, int], endpoint: Endpoint, for_sketch: bool) -> Prompt:
     """A prompt whose words a language model has written as a caption."""
     from ..captions.writing import write
 
@@ -357,6 +357,11 @@ def _by_endpoint(prompt: Prompt, size: tuple[int, int], endpoint: Endpoint) -> P
     err.print(f"note: {printable(prompt.given)}: the caption was written by {printable(written.by)}", markup=False)
     for note in written.notes:
         warn(f"{printable(prompt.given)}: {printable(note)}")
+    if for_sketch:
+        warn(
+            f"{printable(prompt.given)}: the bundled model draws eleven shapes, twelve colours and short words; what"
+            " else the caption says is left out of the picture. Name another model by --model."
+        )
     return replace(prompt, text=written.caption.line(), words="")
 
 

@@ -267,7 +267,13 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             if not prompt_upsampling:
                 return self.make_requests(**vars(drawing))
             options = {"temperature": prompt_upsampling_temperature, "generator": generator}
-            options |= {} if prompt_upsampling is True else dict(prompt_upsampling)
+            if prompt_upsampling is not True:
+                if not isinstance(prompt_upsampling, Mapping):
+                    raise TypeError(
+                        f"`prompt_upsampling` is {prompt_upsampling!r}: give True, or a mapping with arguments of"
+                        " `upsample_prompt`."
+                    )
+                options |= prompt_upsampling
             return self.make_requests(**{**vars(drawing), "prompt": self._upsampled(drawing, options)})
 
         images = self._draw(make, output_type, attention_kwargs, max_tokens, callback_on_step_end, tensor_inputs)
@@ -483,7 +489,14 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             WritingError: a ValueError: if the words cannot be made a caption of.
             ImportError: naming the extra, if llguidance is not installed.
         """
-        words = [prompt] if isinstance(prompt, str) else list(prompt)
+        words = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, (list, tuple)) else None
+        if words is None or not all(isinstance(one, str) for one in words):
+            kinds = type(prompt).__name__ if words is None else "list with something else than words in it"
+            raise TypeError(
+                f"`prompt` is a {kinds}: give plain words, or a list of them; captions are written already."
+            )
+        for name, side in (("height", height), ("width", width)):
+            whole(name, side, 1)
         finite("temperature", temperature)
         whole("max_new_tokens", max_new_tokens, 1)
         if not words:
@@ -519,7 +532,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
     def _upsampled(self, drawing: Drawing, options: Mapping[str, Any]) -> list[Any]:
         """The prompts of a call, captions in the place of those that are words; of one size at a time."""
         prompts = prompts_of(drawing.prompt)
-        sizes = drawing.sizes(self._unit, None)
+        sizes = drawing.sizes(self._unit, self.config.get("side_limits"))
         for size in dict.fromkeys(sizes):
             words = [n for n, one in enumerate(prompts) if isinstance(one, str) and sizes[n] == size]
             width, height = size
