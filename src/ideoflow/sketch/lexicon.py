@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from ..captions import CaptionError
 from .masks import SHAPES
 from .scene import COLOURS
 
@@ -54,17 +55,19 @@ _RELATIONS: dict[str, tuple[str, ...]] = {
     "right": ("right of", "to the right of", "on the right of", "on the right side of"),
     "beside": ("next to", "beside", "besides", "alongside", "near", "close to", "by", "by the side of", "adjacent to"),
     "inside": ("inside", "inside of", "within", "in the middle of a", "in the centre of a", "in the center of a"),
+    "contains": ("containing", "contains", "enclosing", "encloses"),
     "between": ("between", "in between"),
 }
+_OF_A_PLACE = ("side", "corner", "part", "half", "area", "edge")  # "the left side", "the bottom half"
 _MIDDLE = ("middle", "centre", "center")
 _FILLERS = (
     "i'd i'll i'm we'd please picture image drawing graphic illustration draw me make show generate create paint render"
     " can could you"
     " would like i want need to see let's let us give there there's is there's are sits stands lies floats"
     " where whose its their of it itself them plain solid simple flat single minimal minimalist geometric vector"
-    " clean design bold style graphics we have put place placed positioned located shape shaped shapes symbol side"
-    " corner part half area edge some only just alone completely entirely fully uniformly all-over"
-    " that which this these what looks contains containing shows showing depicts depicting featuring consisting"
+    " clean design bold style graphics we have put place placed positioned located shape shaped shapes symbol"
+    " some only just alone completely entirely fully uniformly all-over"
+    " that which this these what looks shows showing depicts depicting featuring consisting"
     " called piece font typeface type fonts front will my our and/or kind sort somewhere something minimalistic"
 )
 
@@ -116,6 +119,7 @@ KINDS = {
     "Q": "it, them",
     "I": "pointing",
     "X": "no, without",
+    "w": "a word that goes with a place, such as `corner`; alone it is not understood",
     "F": "a word that says nothing about the picture",
     "u": "a word that is not understood",
 }
@@ -180,7 +184,10 @@ def lexicon() -> dict[tuple[str, ...], Word]:
         "aiming", "pointed")  # fmt: skip
     add("J", None, "both", "all", "each", "both of them", "all of them")
     add("Q", None, "it", "them", "that one")
-    add("X", None, "no", "without", "not", "except", "but no", "don't", "never", "instead of")
+    add("X", None, "no", "without", "not", "except", "except for", "but no", "but not", "don't", "never",
+        "instead of", "isn't", "aren't", "doesn't", "neither", "nor", "other than", "apart from", "anything but",
+        "everything but", "anything except", "any colour but", "any color but")  # fmt: skip
+    add("w", None, *_OF_A_PLACE)
     add("t", True, "word", "words", "text", "letters", "letter", "lettering", "number", "digit", "digits", "saying",
         "write", "says", "reading", "reads", "spelling", "spells", "spell", "written", "writing", "capitals", "label",
         "labelled", "labeled", "inscription", "title", "caps", "say", "read", "uppercase", "characters")  # fmt: skip
@@ -210,20 +217,39 @@ def _add_places(add: Any) -> None:
                 f"{lead} very {name}", f"{lead} {name} corner of", f"{lead} {name} of the")  # fmt: skip
 
 
+LONGEST_QUOTED = 40  # characters in quotation marks
+_UNITS = "px|pixels?|pt|mm|cm|inch(?:es)?|percent|degrees?"
 _PIECES = re.compile(
-    r"\"(?P<d>[^\"]{1,40})\"|[\u201c\u201e](?P<t>[^\u201c-\u201e]{1,40})[\u201c\u201d]|\u00ab(?P<g>[^\u00ab\u00bb]{1,40})\u00bb"
-    r"|(?<!\w)['\u2018](?P<s>[^'\u2018\u2019]{1,40})['\u2019](?!\w)"
-    r"|#[0-9A-Fa-f]{6}\b|#[0-9A-Fa-f]{3}\b|\d+|w/|[^\W\d_]+(?:['\u2019][^\W\d_]+)*|[,;:.!?()&/]|\S"
+    r"\"(?P<d>[^\"]*)\"|[\u201c\u201e](?P<t>[^\u201c-\u201e]*)[\u201c\u201d]|\u00ab(?P<g>[^\u00ab\u00bb]*)\u00bb"
+    r"|(?<!\w)['\u2018](?P<s>[^'\u2018\u2019]*)['\u2019](?!\w)"
+    r"|#[0-9A-Fa-f]{6}\b|#[0-9A-Fa-f]{3}\b"
+    # A number with what makes another thing of it: 1.5, 16:9, -3, 100 px, 3d, 6-pointed; and B2.
+    rf"|(?:(?<!\w)[-\u2212])?\d+(?:[.,:/]\d+)*(?:\s*(?:{_UNITS})\b|[%\u00b0]|(?:-?[^\W\d_]+)+\d*)?"
+    r"|[^\W\d_]+\d\w*"
+    rf"|\b(?i:half|{'|'.join(_NUMBERS)})(?:-[^\W\d_]+)+"
+    r"|w/|[^\W\d_]+(?:['\u2019][^\W\d_]+)*|[,;:.!?()&/]|\S"
 )
 _LONGEST = 6  # words of a group
 
 
 def tag(text: str) -> list[Word]:
-    """The words of a text with their kinds; those that are not understood have the kind `u`."""
+    """The words of a text with their kinds; those that are not understood have the kind `u`.
+
+    Raises:
+        CaptionError: if more stands in quotation marks than is read.
+    """
     pieces: list[tuple[str, bool]] = []  # and whether they stood in quotation marks
     for found in _PIECES.finditer(text):
-        quoted = found["d"] or found["t"] or found["g"] or found["s"]
-        pieces.append((quoted, True) if quoted else ("with" if found[0] == "w/" else found[0], False))
+        quoted = next((letters for letters in found.groups() if letters is not None), None)
+        if quoted is None:
+            pieces += [(piece, False) for piece in _parts(found[0])]
+        elif len(quoted) > LONGEST_QUOTED:
+            raise CaptionError(
+                f"{found[0][:LONGEST_QUOTED]}... has {len(quoted)} characters in quotation marks: at most"
+                f" {LONGEST_QUOTED} are read."
+            )
+        else:
+            pieces.append((quoted, True))
     pieces = [piece for piece in pieces if piece[0] not in ("-", "\u2013", "\u2014")]
     known = lexicon()
     tagged: list[Word] = []
@@ -248,7 +274,7 @@ def tag(text: str) -> list[Word]:
         else:
             tagged.append(_unlisted(run[0], said))
             at += 1
-    shaded = list(_shaded(tagged))
+    shaded = list(_shaded(_with_places(tagged)))
     # "A blue picture" has a blue background; elsewhere the word says nothing.
     return [
         Word("B", None, word.said) if word.said.lower() in _PICTURE and before.kind == "C" else word
@@ -256,10 +282,30 @@ def tag(text: str) -> list[Word]:
     ]
 
 
+def _parts(piece: str) -> list[str]:
+    """The words of a piece of text; `half-circle` has two, `five-pointed` is one that is in no list."""
+    if piece == "w/":
+        return ["with"]
+    parts = piece.split("-")
+    return parts if len(parts) > 1 and tuple(part.lower() for part in parts) in lexicon() else [piece]
+
+
+def _with_places(tagged: list[Word]) -> list[Word]:
+    """The words with `corner` and the like as saying nothing after a place, and as not understood elsewhere."""
+    found: list[Word] = []
+    for word in tagged:
+        if word.kind == "w":
+            after_place = bool(found) and found[-1].kind in "PF" and any(one.kind == "P" for one in found[-2:])
+            word = replace(word, kind="F" if after_place else "u")
+        found.append(word)
+    return found
+
+
 def _unlisted(word: str, said: str) -> Word:
     """A word that is in no list: a number, an exact colour, or not understood."""
-    if word.isdecimal() and word.isascii():
-        return Word("N", int(word) if len(word) < 4 else 1000, said)
+    digits = word.replace(",", "") if re.fullmatch(r"\d{1,3}(?:,\d{3})+", word) else word
+    if digits.isdecimal() and digits.isascii():
+        return Word("N", int(digits) if len(digits) < 7 else 10**6, said)
     if re.fullmatch(r"#[0-9a-f]{6}|#[0-9a-f]{3}", word):
         digits = word[1:] if len(word) == 7 else "".join(2 * digit for digit in word[1:])
         return Word("C", f"#{digits.upper()}", said)
@@ -311,6 +357,8 @@ def _shade(shade: str, colour: Word) -> str:
 
 def nearest(word: str) -> str | None:
     """The shape or colour that a misspelt word is most like."""
+    if len(word) > 30:
+        return None
     names = [" ".join(key) for key, value in lexicon().items() if value.kind in "SC"]
     close = difflib.get_close_matches(word.lower(), names, 1, 0.75)
     return close[0] if close else None

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from ..captions import Caption, CaptionError
 from ..captions.writing import Written
+from .intake import check_text, few, with_letters, with_pronouns
 from .lexicon import Word, nearest, tag
 from .masks import OUTLINED, SHAPES
 from .placing import Relation, boxes
@@ -24,6 +25,11 @@ GRAMMAR = "the bundled model's grammar"
 MOST = 9  # elements that are given a place; the model learned up to four
 SEVERAL = 3  # "stars" without a number
 LEARNED_ELEMENTS, LEARNED_LETTERS = 4, 5
+_MOST_UNKNOWN, _MOST_NOTES = 8, 24  # notes of a text
+_KNOWN = (
+    f"The bundled model draws {', '.join(SHAPES)}, and words in quotation marks, in {', '.join(COLOURS)}, such as"
+    ' "a red heart on pink".'
+)
 _CHOSEN = ("red", "blue", "yellow", "green", "purple", "orange", "black", "cyan", "brown", "pink", "white", "gray")
 
 
@@ -54,7 +60,9 @@ class Reading:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is to be said of it: words that were not understood first."""
-        return (*map(_not_understood, self.unknown), *self.remarks)
+        said = (*_not_understood(self.unknown), *self.remarks)
+        more = (f"and {len(said) - _MOST_NOTES} more notes",) if len(said) > _MOST_NOTES else ()
+        return said[:_MOST_NOTES] + more
 
     def caption(self, size: tuple[int, int] | None = None) -> Caption:
         """The caption, its boxes for a picture of `(width, height)` pixels, or a square one."""
@@ -83,63 +91,14 @@ def read(text: str) -> Reading:
     """What is understood of a text.
 
     Raises:
-        CaptionError: if no shape, no letters and no background of the sketch world is in it, naming what it has.
+        CaptionError: if it is no words but a caption or a file's name, or too long; or if no shape, no letters and no
+            background of the sketch world is in it, naming what it has.
     """
-    words, unknown = _with_letters(tag(text), text)
+    check_text(text)
+    if not text.strip():
+        raise CaptionError(f"The words are empty. {_KNOWN}")
+    words, unknown = with_letters(tag(text), text)
     return _Grammar(words, unknown).read()
-
-
-def _with_letters(words: list[Word], text: str) -> tuple[list[Word], list[str]]:
-    """The words with those after `the word`, `saying` and the like as letters to be written; nouns of letters go."""
-    loud = text.isupper()
-    found: list[Word] = []
-    without: list[str] = []
-    at = 0
-    while at < len(words):
-        word = words[at]
-        if word.kind != "t":
-            found.append(word)
-            at += 1
-            continue
-        after = at + 1
-        while after < len(words) and (words[after].kind in "tF" or words[after].said == ":"):
-            after += 1
-        if after < len(words) and words[after].kind == "W":
-            at = after
-            continue
-        letters = after
-        while letters < len(words) and _are_letters(words[letters], loud, letters == after, words[after - 1].said):
-            found.append(Word("W", words[letters].said, words[letters].said))
-            letters += 1
-        if letters == after:
-            without.append(word.said)
-        at = letters if letters > after else at + 1
-    if any(word.kind == "W" for word in found):
-        without = []
-    return found, without
-
-
-def _are_letters(word: Word, loud: bool, first: bool, after: str) -> bool:
-    if not word.said.isalnum():
-        return False
-    if word.kind == "N":
-        return first and word.said.isdecimal()
-    if loud:
-        return first and word.kind in "uXS"
-    if word.said.isupper():
-        return True
-    return first and (word.kind in "uX" or (after.lower() == "letter" and len(word.said) == 1))
-
-
-def _with_pronouns(words: list[Word]) -> list[Word]:
-    """The words with "a blue one" as a blue thing of the shape that was named last."""
-    kinds = "".join(word.kind for word in words)
-    for one in re.finditer(r"a[CZUY]+(N)(?![CZUYSW])", kinds):
-        at = one.start(1)
-        shape = next((word for word in reversed(words[:at]) if word.kind == "S"), None)
-        if shape is not None and words[at].said.lower() == "one":
-            words[at] = replace(shape, plural=False)
-    return words
 
 
 class _Grammar:
@@ -148,6 +107,7 @@ class _Grammar:
     def __init__(self, words: Sequence[Word], unknown: Sequence[str]) -> None:
         self.unknown = list(unknown)
         self.remarks: list[str] = []
+        self.negated: list[tuple[str, list[Word]]] = []  # each "no" with what it takes
         self.words = self._known(words)
         self.ground: Ground | None = None
         self.things: list[Thing] = []
@@ -163,8 +123,9 @@ class _Grammar:
         "No" and "without" take what follows them up to the next pause.
         """
         kept: list[Word] = []
-        negated = False
         said = [word for word in words if word.kind != "F"]
+        leads = _before_a_head("".join(word.kind for word in said))
+        dropped: list[Word] | None = None  # what was left out since the last "no"
         for at, word in enumerate(said):
             if at and said[at - 1].kind == "I" and word.kind == "P":
                 if word.value != (None, 1):
@@ -172,22 +133,37 @@ class _Grammar:
                 continue
             if word.kind == "I":
                 continue
-            if negated and word.kind in "MEAO":
-                negated = False
-            elif negated or word.kind == "X":
-                self.unknown.append(word.said) if word.kind == "X" or word.kind == "u" else None
-                if not negated:
+            if dropped is not None and self._ends_negation(dropped, word, said[at + 1 :][:1]):
+                dropped = None
+            elif dropped is not None or word.kind == "X":
+                if word.kind in "Xu":
+                    self.unknown.append(word.said)
+                if dropped is None:
                     kept.append(Word("x", None, word.said))
-                negated = True
+                    dropped = []
+                    self.negated.append((word.said, dropped))
+                elif word.kind != "X":
+                    dropped.append(word)
                 continue
             if word.kind != "u":
                 kept.append(word)
                 continue
             self.unknown.append(word.said)
-            ahead = "".join(other.kind for other in said[at + 1 :])
-            if not re.match(r"u*[CZUYD]*[SWBVG]", ahead) and (not kept or kept[-1].kind in "aNCZUYAMEJ"):
+            if not leads[at + 1] and (not kept or kept[-1].kind in "aNCZUYAMEJ"):
                 kept.append(Word("x", None, word.said))
-        return _with_pronouns(kept)
+        for no, left in self.negated:
+            if left:
+                self.remarks.append(f"left out with {no!r}: {few(word.said for word in left if word.kind not in 'aA')}")
+        return with_pronouns(kept)
+
+    @staticmethod
+    def _ends_negation(dropped: Sequence[Word], word: Word, ahead: Sequence[Word]) -> bool:
+        """Whether what a "no" takes is over with a word: at a pause, and at a background that comes after something."""
+        if word.kind in "ME":
+            return True
+        if word.kind == "A":  # "not red and blue"
+            return not (dropped and dropped[-1].kind == "C" and ahead and ahead[0].kind == "C")
+        return word.kind == "O" and bool(dropped)
 
     def read(self) -> Reading:
         self._gradient()
@@ -242,7 +218,8 @@ class _Grammar:
             return Ground(kind, tuple(colours))
         if len(set(colours)) == 1:
             other = "white" if colours[0] != "white" else "gray"
-            self.remarks.append(f"{kind} need two colours: {other} is the other one")
+            need = "stripes need" if kind == "stripes" else "a gradient needs"
+            self.remarks.append(f"{need} two colours: {other} is the other one")
             colours = [colours[0], other]
         said = [word.value for word in self.words if word.kind == "D"]
         if any(column for _, column in places):
@@ -308,7 +285,7 @@ class _Grammar:
     def _elements(self) -> None:
         kinds = self.kinds
         heads = [at for at, kind in enumerate(kinds) if kind in "SWx"]
-        starts = [self._start(kinds, head, ([-1, *heads])[number]) for number, head in enumerate(heads)]
+        starts = [self._start(kinds, head, before) for before, head in itertools.pairwise([-1, *heads])]
         groups: list[list[int]] = []
         for start, head in zip(starts, heads, strict=True):
             groups.append(self._group(self.words[start:head], self.words[head]))
@@ -358,7 +335,8 @@ class _Grammar:
             colours = self._one_colour(head.said, colours)
         if not 0 < count <= MOST - len(self.things):
             said = next((word.said for word in before if word.kind == "N"), "")
-            raise CaptionError(f"{said} {head.said} is more, or less, than a picture has: 1 to {MOST} things.".strip())
+            others = f", and there are {len(self.things)} already" if self.things and 0 < count <= MOST else ""
+            raise CaptionError(f"{said} {head.said}: a picture has 1 to {MOST} things{others}.".strip())
         numbers = []
         for number in range(count):
             thing = self._thing(head, before)
@@ -369,7 +347,7 @@ class _Grammar:
         return numbers
 
     def _one_colour(self, what: str, colours: Sequence[Word]) -> list[Word]:
-        left = ", ".join(word.said for word in colours[1:])
+        left = few(word.said for word in colours[1:])
         self.remarks.append(f"{what}: a thing has one colour here, {colours[0].said}; {left} is left out")
         return list(colours[:1])
 
@@ -394,10 +372,12 @@ class _Grammar:
 
     def _add(self, thing: Thing) -> list[int]:
         """Keep a thing; of letters, those that the world has, one thing for each of several words."""
-        if not thing.word:
+        if thing.shape:
             self.things.append(thing)
             return [len(self.things) - 1]
         numbers = []
+        if not thing.word.strip():
+            self.remarks.append("there are no letters in the quotation marks")
         for part in thing.word.split():
             letters = "".join(letter for letter in part.upper() if letter.isascii() and letter.isalnum())
             if dropped := sorted(set(part.upper()) - set(letters)):
@@ -421,7 +401,9 @@ class _Grammar:
         group = groups[head] if head >= 0 else []
         back: list[tuple[int | None, int | None]] = []
         for at, word in enumerate(gap):
-            if word.kind == "P":
+            if (word.kind == "N" and word.said.lower() != "one") or word.kind == "K":
+                self.unknown.append(word.said)
+            elif word.kind == "P":
                 pause = head < 0 or bool(re.search("[AME]", kinds[:at]))
                 if not last and pause and not re.search("[AME]", kinds[at + 1 :]):
                     _put([self.things[number] for number in groups[head + 1]], [word.value])
@@ -430,6 +412,9 @@ class _Grammar:
             elif word.kind in "ZYU" and not (word.kind == "U" and "g" in kinds[:at]):
                 for number in group:
                     self._attribute(self.things[number], word)
+        of = re.search("L+a?B", kinds)  # "a heart the colour of the sky"
+        if of and any(word.said.lower().endswith(("colour", "color")) for word in gap[of.start() : of.end()]):
+            self.unknown.append(gap[of.end() - 1].said)
         _put([self.things[number] for number in group], back)
         colours = [word for word in gap if word.kind == "C"]
         if colours:
@@ -453,7 +438,7 @@ class _Grammar:
 
     def _colour(self, colours: Sequence[Word], things: Sequence[Thing]) -> None:
         if not things:
-            self.remarks.append(f"{', '.join(word.said for word in colours)}: it was not clear of what this was said")
+            self.remarks.append(f"{few(word.said for word in colours)}: it was not clear of what this was said")
             return
         if len(things) == 1 and len(colours) > 1:
             colours = self._one_colour(str(things[0]), colours)
@@ -486,22 +471,25 @@ class _Grammar:
     # What was not said
 
     def _choose(self) -> None:
+        refused = {word.value for _, left in self.negated for word in left if word.kind == "C"}
         if self.ground is None:
             light = any(_distance(thing.colour, "white") < 100 for thing in self.things if thing.colour)
-            self.ground = Ground("solid", ("black",) if light else ("white",))
+            plain = [name for name in (("black", "white") if light else ("white", "black")) if name not in refused]
+            self.ground = Ground("solid", (plain[0] if plain else "gray",))
             self.remarks.append(f"no background was named: it is {self.ground.colours[0]}")
         used = {*self.ground.colours, *(thing.colour for thing in self.things)}
         for thing in self.things:
             if not thing.colour:
-                thing.colour = next((name for name in _CHOSEN if name not in used), _CHOSEN[0])
+                thing.colour = next((name for name in _CHOSEN if name not in used | refused), _CHOSEN[0])
                 used.add(thing.colour)
-                self.remarks.append(f"no colour was named for the {thing.shape or thing.word}: it is {thing.colour}")
+                named = thing.shape or f"word {thing.word}"
+                self.remarks.append(f"no colour was named for the {named}: it is {thing.colour}")
             elif thing.colour in self.ground.colours and self.ground.kind == "solid":
-                self.remarks.append(f"the {thing} has the colour of the background and will hardly be seen")
+                self.remarks.append(f"{_the(thing)} has the colour of the background and will hardly be seen")
         for one in self.relations:
             if one.kind in ("on", "inside"):
                 self.remarks.append(
-                    f"the model learned no things that lie on others: the {self.things[one.thing]} may be missing"
+                    f"the model learned no things that lie on others: {_the(self.things[one.thing])} may be missing"
                 )
         if len(self.things) > LEARNED_ELEMENTS:
             self.remarks.append(
@@ -510,12 +498,18 @@ class _Grammar:
             )
 
     def _nothing(self) -> str:
-        unknown = dict.fromkeys(self.unknown)
-        first = " ".join(_not_understood(word) + "." for word in unknown) if unknown else "There is no shape in it."
-        return (
-            f"{first} The bundled model draws {', '.join(SHAPES)}, and words in quotation marks, in"
-            f' {", ".join(COLOURS)}, such as "a red heart on pink".'
-        )
+        said = _not_understood(self.unknown) + self.remarks[:_MOST_NOTES]
+        first = " ".join(f"{one}." for one in said) or "There is no shape in it."
+        return f"{first} {_KNOWN}"
+
+
+def _before_a_head(kinds: str) -> list[bool]:
+    """Whether at each place, and at the end, there begin unknown words and attributes that lead up to a head."""
+    unknown, plain = [False], [False]
+    for kind in reversed(kinds):
+        plain.append(kind in "SWBVG" or (kind in "CZUYD" and plain[-1]))
+        unknown.append(plain[-1] or (kind == "u" and unknown[-1]))
+    return unknown[::-1]
 
 
 def _put(things: Sequence[Thing], places: Sequence[tuple[int | None, int | None]]) -> None:
@@ -526,10 +520,17 @@ def _put(things: Sequence[Thing], places: Sequence[tuple[int | None, int | None]
             thing.column = column if column is not None else thing.column
 
 
-def _not_understood(word: str) -> str:
-    guess = nearest(word)
-    hint = f" (did you mean {guess}?)" if guess and guess != word.lower() else ""
-    return f"not understood: {word}{hint}"
+def _not_understood(words: Iterable[str]) -> list[str]:
+    """What to say of words that were not understood: each by itself, and those beyond a few together."""
+    listed = list(dict.fromkeys(words))
+    said = []
+    for word in listed[:_MOST_UNKNOWN]:
+        guess = nearest(word)
+        hint = f" (did you mean {guess}?)" if guess and guess != word.lower() else ""
+        said.append(f"not understood: {few([word])}{hint}")
+    if len(listed) > _MOST_UNKNOWN:
+        said.append(f"not understood: {len(listed) - _MOST_UNKNOWN} more words")
+    return said
 
 
 def _distance(one: str, other: str) -> float:
@@ -553,6 +554,10 @@ def _element(thing: Thing, box: tuple[int, int, int, int]) -> dict[str, object]:
     if thing.exact:
         element["color_palette"] = [thing.colour]
     return element
+
+
+def _the(thing: Thing) -> str:
+    return str(thing) if thing.word else f"the {thing}"
 
 
 def _named(thing: Thing) -> str:
