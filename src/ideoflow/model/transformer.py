@@ -15,6 +15,7 @@ from diffusers.models.normalization import RMSNorm
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
+from ..checkpoints.transformer_files import TransformerFiles
 from ..configuration import check_config
 from ..ops.accelerated import Accelerated
 from ..ops.hooks import fires_hooks, is_hooked, is_plain, with_hooks
@@ -29,7 +30,6 @@ from .export import velocity_of_rows
 from .rope import rotary_tables
 from .stream import Stream
 from .times import TimeEmbedding, check_times, distinct_times
-from .transformer_files import TransformerFiles
 
 
 class Ideogram4Transformer2DModel(TransformerFiles, ModelMixin, ConfigMixin, AttentionMixin, CachedSteps, Accelerated):

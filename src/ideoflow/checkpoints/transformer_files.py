@@ -9,13 +9,13 @@ from typing import Any, Self
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from torch import Tensor, nn
 
-from ..checkpoints import pretrained
-from ..checkpoints.lora_model import load_adapter
-from ..checkpoints.save import save_model
 from ..checks import finite
 from ..ops.adapter_weights import check_names, checked_weights
 from ..ops.factored import factored_adapters
 from ..ops.merging import check_mergeable, check_sums
+from . import pretrained
+from .lora_model import load_adapter
+from .save import save_model
 
 
 class TransformerFiles(PeftAdapterMixin, FromOriginalModelMixin):
