@@ -2,9 +2,10 @@
 # Everything that only a GPU can show, in one go: kernels, transformer, low precision and graphs against their oracles,
 # then all GPU benchmarks at full size, into benchmarks/results/*-gpu.json, and what each part printed beside them.
 #
-# Needs a GPU of 80 GB, a CUDA build of torch with Triton, and this package with its development dependencies. It has
-# not been run on a GPU yet: by the rates of an H100, the tests should take ten minutes, kernels, rates and attention
-# five, the full model an hour and a half, of which the cases of the bars, which come first, half an hour.
+# Needs a GPU of 80 GB, a CUDA build of torch with Triton, and this package with its development dependencies. Its tests and
+# the full model were run on an H100 one by one (docs/performance.md), not this script as a whole: by that GPU's rates, the
+# tests should take ten minutes, kernels, rates and attention five, the full model an hour and a half, of which the cases of
+# the bars, which come first, half an hour.
 #
 # A part that fails does not stop the rest. What was measured is kept whenever it stops. The exit status is 0 if all parts
 # went well, 1 if one failed or was not finished, 2 if there is no GPU. From the environment:

@@ -203,5 +203,5 @@ def test_a_call_and_make_requests_share_arguments_and_their_defaults():
     shared = [name for name in make if name in call and name not in ("self", "prompt")]
 
     own = {"prompt_features", "defer", "priority", "adapters", "deadline", "preview_every"}
-    assert len(shared) == 16 and {name for name in make if name not in call} == own
+    assert len(shared) == 18 and {name for name in make if name not in call} == own
     assert [make[name].default for name in shared] == [call[name].default for name in shared]

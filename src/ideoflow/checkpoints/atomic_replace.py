@@ -69,7 +69,9 @@ _MODEL = re.compile(
     r"|config\.json|generation_config\.json|model_index\.json|scheduler_config\.json|(video_)?preprocessor_config\.json"
     r"|(tokenizer|tokenizer_config|vocab|added_tokens|special_tokens_map)\.json|merges\.txt|chat_template\.(jinja|json)"
 )
-_NOTES = re.compile(r"README(\..+)?|LICEN[CS]E(\..+)?|NOTICE(\..+)?|\.gitattributes|.+\.svg", re.IGNORECASE)
+_NOTES = re.compile(
+    r"README(\..+)?|LICEN[CS]E(\..+)?|NOTICE(\..+)?|\.gitattributes|.+\.svg|step_cache\.json", re.IGNORECASE
+)
 
 
 def _check_replaceable(destination: Path) -> None:
