@@ -70,6 +70,14 @@ class Served:
         assert not self._thread.is_alive()
 
 
+def until(page: Any, expression: str, argument: Any = None) -> None:
+    """Wait until an expression is true. The page forbids the evaluation that Playwright's own waiting needs."""
+    end = time.monotonic() + 30
+    while not page.evaluate(expression, argument):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(50)
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     server = Served(tmp_path_factory.mktemp("served"))
@@ -235,7 +243,7 @@ class TestFirstClick:
         page.wait_for_selector(".backdrop.preview[src^='data:image/']")
         expect(page.locator("#canvas-words")).to_contain_text("Step")
         page.wait_for_selector(".backdrop:not(.preview)[src^='blob:']")
-        page.wait_for_function("document.querySelector('.backdrop').naturalWidth > 0")
+        until(page, "document.querySelector('.backdrop').naturalWidth > 0")
         shown = page.evaluate("document.querySelector('.backdrop').naturalWidth")
         assert shown == int(page.input_value("[aria-label='Width in pixels']"))
         expect(page.locator("#gallery img").first).to_have_attribute("src", re.compile("^blob:"))
@@ -746,7 +754,7 @@ class TestRedraw:
         with page.expect_response(lambda one: one.request.method == "POST" and one.url.endswith("/v1/jobs")) as sent:
             page.click("#redraw")
         drawn = "old => ![old, undefined].includes(document.querySelector('.backdrop:not(.preview)')?.src)"
-        page.wait_for_function(drawn, arg=old)
+        until(page, drawn, old)
         page.wait_for_selector("#compare-row:not([hidden])")
         return dict(sent.value.json())
 
@@ -915,7 +923,7 @@ class TestNothingIsLost:
         page.bring_to_front()
         page.locator("#stage").focus()
         page.keyboard.press("Control+v")
-        page.wait_for_function("document.querySelectorAll('.box').length === 2")
+        until(page, "document.querySelectorAll('.box').length === 2")
         assert elements_of(page)[1]["desc"] == BLUE["desc"]
         page.click("#generate")
         page.wait_for_selector("#jobs .job-state[data-status=finished]")
