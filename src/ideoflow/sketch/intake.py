@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -95,7 +96,10 @@ def _are_letters(word: Word, loud: bool, first: bool, after: str) -> bool:
 
 
 def with_pronouns(words: list[Word]) -> list[Word]:
-    """The words with "a blue one" as a blue thing of the shape that was named last."""
+    """The words with "a blue one" as a blue thing of the shape that was named last, and "in it" as inside it."""
+    for at, (link, pronoun) in enumerate(itertools.pairwise(words)):
+        if link.said.lower() in ("in", "on") and pronoun.kind == "Q" and link.kind == "L":
+            words[at] = Word("R", "inside", link.said)
     kinds = "".join(word.kind for word in words)
     for one in re.finditer(r"a[CZUY]+(N)(?![CZUYSW])", kinds):
         at = one.start(1)

@@ -57,9 +57,30 @@ def boxes(things: Sequence[Thing], relations: Sequence[Relation], aspect: float)
     for number, outer in under.items():
         top, left, bottom, right = found.get(outer, (250, 250, 750, 750))
         wide, high = (right - left) / 1000, (bottom - top) / 1000
-        cell = _Cell((left + right) / 2000, (top + bottom) / 2000, NESTED * wide, NESTED * high)
+        beside = [one for one in under if under[one] == outer]
+        wide = NESTED * wide / len(beside) ** 0.5
+        x = (left + right) / 2000 + wide * (beside.index(number) - (len(beside) - 1) / 2)
+        cell = _Cell(x, (top + bottom) / 2000, wide, NESTED * high)
         found[number] = _box(things[number], cell, aspect, whole=True)
     return [found[number] for number in range(len(things))]
+
+
+def kept(relation: Relation, places: Sequence[Box]) -> bool:
+    """Whether boxes lie as a relation says; one beside another may lie anywhere."""
+    (top, left, bottom, right), others = places[relation.thing], [places[other] for other in relation.others]
+    a, b = others[0], others[-1]
+    if relation.kind == "between":
+        return (min(a[3], b[3]) <= left and right <= max(a[1], b[1])) or (
+            min(a[2], b[2]) <= top and bottom <= max(a[0], b[0])
+        )
+    return {
+        "above": bottom <= a[0],
+        "below": top >= a[2],
+        "left": right <= a[1],
+        "right": left >= a[3],
+        "on": a[0] <= top and bottom <= a[2] and a[1] <= left and right <= a[3],
+        "inside": a[0] <= top and bottom <= a[2] and a[1] <= left and right <= a[3],
+    }.get(relation.kind, True)
 
 
 def _rows(things: Sequence[Thing], free: list[int], relations: Sequence[Relation]) -> dict[int, list[int]]:
@@ -75,11 +96,15 @@ def _rows(things: Sequence[Thing], free: list[int], relations: Sequence[Relation
         step = {"above": -1, "below": 1}.get(one.kind)
         if step is not None:
             if row[b] is None and row[a] is None:
-                row[a], row[b] = step, -step
+                group = [other.thing for other in relations if (other.kind, other.others) == (one.kind, one.others)]
+                row[b] = -step
+                for number in group:  # all of a group are as far from it
+                    if number in row and row[number] is None:
+                        row[number] = step
             elif row[b] is None:
-                row[b] = max(-1, min(1, (row[a] or 0) - step))
+                row[b] = (row[a] or 0) - step
             elif row[a] is None:
-                row[a] = max(-1, min(1, (row[b] or 0) + step))
+                row[a] = (row[b] or 0) + step
         elif row[a] is None or row[b] is None:
             shared = row[a] if row[a] is not None else row[b]
             for number in (a, *one.others):
@@ -102,12 +127,15 @@ def _rows(things: Sequence[Thing], free: list[int], relations: Sequence[Relation
 def _in_order(things: Sequence[Thing], numbers: list[int], relations: Sequence[Relation]) -> list[int]:
     """The things of a row from left to right."""
     order = {number: float(things[number].column or 0) for number in numbers}
-    for one in relations:
+    for one in [*relations] * len(relations):  # until chains have settled
         if one.thing not in order or any(other not in order for other in one.others):
             continue
-        if one.kind in ("left", "right"):
-            side = -0.5 if one.kind == "left" else 0.5
-            order[one.thing], order[one.others[0]] = order[one.thing] + side, order[one.others[0]] - side
+        if None not in [things[number].column for number in (one.thing, *one.others)]:
+            continue  # their places were said, and count
+        if one.kind == "left":
+            order[one.thing] = min(order[one.thing], order[one.others[0]] - 0.5)
+        elif one.kind == "right":
+            order[one.thing] = max(order[one.thing], order[one.others[0]] + 0.5)
         elif one.kind == "between" and len(one.others) == 2:
             order[one.others[0]], order[one.others[1]] = -0.5, 0.5
     return sorted(numbers, key=order.__getitem__)
@@ -128,7 +156,7 @@ def _cells(things: Sequence[Thing], rows: dict[int, list[int]]) -> list[tuple[_C
     said = any(things[number].row is not None for row in rows.values() for number in row) or min(rows) < 0
     cells = []
     for place, (row, numbers) in enumerate(rows.items()):
-        if not said:
+        if not said or min(rows) < -1 or max(rows) > 1:
             y, high = (place + 0.5) / len(rows), 1 / len(rows)
         elif len(rows) == 1:
             y, high = 0.5 + 0.23 * row, 1.0 if row == 0 else 0.54

@@ -17,7 +17,7 @@ from ..captions.writing import Written
 from .intake import check_text, few, with_letters, with_pronouns
 from .lexicon import Word, nearest, tag
 from .masks import OUTLINED, SHAPES
-from .placing import Relation, boxes
+from .placing import Relation, boxes, kept
 from .scene import COLOURS, rgb
 from .wanted import Ground, Thing
 
@@ -30,6 +30,9 @@ _KNOWN = (
     f"The bundled model draws {', '.join(SHAPES)}, and words in quotation marks, in {', '.join(COLOURS)}, such as"
     ' "a red heart on pink".'
 )
+_PHRASES = {"left": "to the left of", "right": "to the right of"}
+_VERBS = ("is", "are", "has", "should be")  # "the star is red", where "the star in red" may be another one
+_OTHER_GROUND = r"O[aL]*[ZU]*C(?![ZUYC]*[SWVG])|C[ZU]*B|B[LMQ]*a?C"
 _CHOSEN = ("red", "blue", "yellow", "green", "purple", "orange", "black", "cyan", "brown", "pink", "white", "gray")
 
 
@@ -54,8 +57,20 @@ class Reading:
     @property
     def understood(self) -> str:
         """The picture in words."""
-        named = ", ".join(map(str, self.things)) or "nothing"
-        return f"{named}, on {self.ground}"
+        told: set[int] = set()
+
+        def tell(number: int) -> str:
+            if number in told:
+                return str(self.things[number])
+            told.add(number)
+            said = [one for one in self.relations if one.thing == number]
+            lies = [f" {_PHRASES.get(one.kind, one.kind)} {' and '.join(map(tell, one.others))}" for one in said]
+            return self.things[number].described + " and".join(lies)
+
+        others = {other for one in self.relations for other in one.others}
+        order = sorted(range(len(self.things)), key=lambda number: number in others)
+        named = [tell(number) for number in order if number not in told]
+        return f"{', '.join(named) or 'nothing'}, on {self.ground}"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -166,6 +181,7 @@ class _Grammar:
         return word.kind == "O" and bool(dropped)
 
     def read(self) -> Reading:
+        self._patterns()
         self._gradient()
         self._stripes()
         self._plain()
@@ -231,6 +247,27 @@ class _Grammar:
             colours.reverse()  # the first was said to be at the bottom, or at the right
         return Ground(kind, tuple(colours[:2]), said[0] if said else "vertical")
 
+    def _patterns(self) -> None:
+        """Stripes and gradients of a thing, which the world does not have, are said, and their first colour stays."""
+        kinds = self.kinds
+        two = r"C[AMT]+a?C"
+        for pattern in (
+            rf"D?(?:{two}|C)?D?[GV](?=[ZUYC]*[SW])",  # "a red and white striped heart"
+            rf"(?<=[SW])(?:[LMa]*D?(?:{two}|C)D?V|[LMa]*D?[GV]+[LMDa]*{two})(?=.*(?:{_OTHER_GROUND}))",
+        ):
+            found = re.search(pattern, kinds)
+            if found is None or re.search("[OBKg][LMaD]*$", kinds[: found.start()]):
+                continue
+            if re.match("[aD]*[HB]", kinds[found.end() :]):
+                continue
+            words = self.words[found.start() : found.end()]
+            said = " ".join(word.said for word in words)
+            self.remarks.append(f"a thing has one plain colour here; left out: {few([said])}")
+            colours = [word for word in words if word.kind == "C"][:1]
+            link = [Word("L", None, "in")] if colours and found.start() and kinds[found.start() - 1] in "SW" else []
+            self.words[found.start() : found.end()] = [*link, *colours]
+            kinds = self.kinds
+
     def _gradient(self) -> None:
         if "G" not in self.kinds:
             return
@@ -288,7 +325,10 @@ class _Grammar:
         starts = [self._start(kinds, head, before) for before, head in itertools.pairwise([-1, *heads])]
         groups: list[list[int]] = []
         for start, head in zip(starts, heads, strict=True):
-            groups.append(self._group(self.words[start:head], self.words[head]))
+            after = self.words[head + 1 : head + 3]
+            apart = "".join(word.kind for word in after) == "LC" and after[0].said.lower() not in _VERBS
+            again = [] if apart else self._named_before(self.words[start:head], self.words[head])
+            groups.append(again or self._group(self.words[start:head], self.words[head]))
         ends = [0, *(head + 1 for head in heads)]
         for number, (begin, end) in enumerate(zip(ends, [*starts, len(kinds)], strict=True)):
             self._gap(self.words[begin:end], number - 1, groups)
@@ -346,6 +386,25 @@ class _Grammar:
             numbers += self._add(thing)
         return numbers
 
+    def _named_before(self, before: Sequence[Word], head: Word) -> list[int]:
+        """The things that "the star", or "the stars", speaks of again; none if it is a new one."""
+        if not any(word.said.lower() == "the" for word in before) or any(word.kind in "NJ" for word in before):
+            return []
+        colours = [word for word in before if word.kind == "C"]
+        same = [
+            number for number, thing in enumerate(self.things)
+            if (thing.shape or thing.word) == head.value and (not colours or thing.colour == colours[0].value)
+        ]  # fmt: skip
+        if not same or len(colours) > 1:
+            return []
+        if len(same) > 1 and not head.plural:
+            self.remarks.append(f"the {head.said}: it was not clear which, so it is the last that was named")
+            same = same[-1:]
+        for number in same:
+            for word in before:
+                self._attribute(self.things[number], word)
+        return same
+
     def _one_colour(self, what: str, colours: Sequence[Word]) -> list[Word]:
         left = few(word.said for word in colours[1:])
         self.remarks.append(f"{what}: a thing has one colour here, {colours[0].said}; {left} is left out")
@@ -399,23 +458,25 @@ class _Grammar:
         kinds = "".join(word.kind for word in gap)
         last = head + 1 >= len(groups)
         group = groups[head] if head >= 0 else []
-        back: list[tuple[int | None, int | None]] = []
+        gap = self._without_outline_colour(gap, [self.things[number] for number in group])
+        kinds = "".join(word.kind for word in gap)
+        back: list[Word] = []
         for at, word in enumerate(gap):
             if (word.kind == "N" and word.said.lower() != "one") or word.kind == "K":
                 self.unknown.append(word.said)
             elif word.kind == "P":
                 pause = head < 0 or bool(re.search("[AME]", kinds[:at]))
                 if not last and pause and not re.search("[AME]", kinds[at + 1 :]):
-                    _put([self.things[number] for number in groups[head + 1]], [word.value])
+                    self._put([self.things[number] for number in groups[head + 1]], [word])
                 else:
-                    back.append(word.value)
+                    back.append(word)
             elif word.kind in "ZYU" and not (word.kind == "U" and "g" in kinds[:at]):
                 for number in group:
                     self._attribute(self.things[number], word)
         of = re.search("L+a?B", kinds)  # "a heart the colour of the sky"
         if of and any(word.said.lower().endswith(("colour", "color")) for word in gap[of.start() : of.end()]):
             self.unknown.append(gap[of.end() - 1].said)
-        _put([self.things[number] for number in group], back)
+        self._put([self.things[number] for number in group], back)
         colours = [word for word in gap if word.kind == "C"]
         if colours:
             things = self._uncoloured(group, head, groups, "J" in kinds)
@@ -423,6 +484,37 @@ class _Grammar:
                 things = [self.things[number] for number in groups[0] if not self.things[number].colour]
             self._colour(colours, things)
         self._relate(gap, kinds, head, groups)
+
+    def _without_outline_colour(self, gap: Sequence[Word], things: Sequence[Thing]) -> list[Word]:
+        """What stands after coloured things, without an outline in another colour, which the world does not have."""
+        kinds = "".join(word.kind for word in gap)
+        if not things or not all(thing.colour for thing in things):
+            hollow = things and all(thing.outline for thing in things)
+            if hollow and any(word.said.lower().startswith("filled") for word in gap) and "C" in kinds:
+                self.remarks.append(f"{things[0].shape}: a hollow thing is not filled; its outline has the colour")
+            return list(gap)
+        found = re.search(r"C[ZY]*U|U[La]*C", kinds)
+        if found is None:
+            return list(gap)
+        left = " ".join(word.said for word in gap[found.start() : found.end()])
+        self.remarks.append(f"{things[0]}: a thing has one colour here; {left} is left out")
+        return [*gap[: found.start()], *gap[found.end() :]]
+
+    def _put(self, things: Sequence[Thing], places: Sequence[Word]) -> None:
+        """Give things their places: one each where there are as many, otherwise all of them to each."""
+        for number, thing in enumerate(things):
+            row = column = None
+            for place in [places[number]] if len(places) == len(things) > 1 else places:
+                down, across = place.value
+                if (row is not None and down not in (None, row)) or (
+                    column is not None and across not in (None, column)
+                ):
+                    self.remarks.append(f"{thing}: a thing has one place here; {place.said} is left out")
+                    continue
+                row = place.value[0] if place.value[0] is not None else row
+                column = place.value[1] if place.value[1] is not None else column
+            thing.row = row if row is not None else thing.row
+            thing.column = column if column is not None else thing.column
 
     def _uncoloured(self, group: list[int], head: int, groups: list[list[int]], all_of_them: bool) -> list[Thing]:
         """The things that colours after a head are said of: those just before that have none yet."""
@@ -452,21 +544,40 @@ class _Grammar:
         if at is None:
             return
         relation = gap[at].value
-        pronoun = "Q" in kinds[at:]
+        ends = head + 1 >= len(groups)
+        # "with a star in it", and "with a star inside" before a pause
+        pronoun = "Q" in kinds[at:] or (relation == "inside" and (ends or kinds[at + 1 : at + 2] in tuple("MAEg")))
         opens = head < 0 or bool(re.search("[AME]", kinds[:at]))
-        closes = bool(re.search("[AME]", kinds[at + 1 :])) or head + 1 >= len(groups)
+        closes = bool(re.search("[AME]", kinds[at + 1 :])) or ends
+        many = relation == "between" and head + 1 < len(groups) and len(groups[head + 1]) == 1  # two groups are meant
         if pronoun:
-            pair = (head, head - 1) if closes else (head + 1, head)
-        elif opens and head + 2 < len(groups) and relation != "on":
-            pair = (head + 2, head + 1)
+            pair = (head, head - 1) if closes or relation == "inside" else (head + 1, head)
+        elif relation == "contains":
+            relation, pair = "inside", (head + 1, head)
+        elif opens and head + 2 + many < len(groups) and relation != "on":
+            pair = (head + 2 + many, head + 1)
         else:
             pair = (head, head + 1)
         if not all(0 <= one < len(groups) and groups[one] for one in pair):
+            if gap[at].kind == "R" and gap[at].value != "contains":
+                self.remarks.append(f"{gap[at].said}: it was not clear of what this was said")
             return
-        others = [groups[pair[1]][0]]
-        if relation == "between" and pair[1] + 1 < len(groups):
-            others += groups[pair[1] + 1][:1] if len(groups[pair[1]]) == 1 else groups[pair[1]][1:2]
-        self.relations += [Relation(relation, number, tuple(others)) for number in groups[pair[0]][:1]]
+        others = groups[pair[1]]
+        if relation == "between":
+            others = [*others, *(groups[pair[1] + 1] if len(others) == 1 and pair[1] + 1 < len(groups) else [])]
+            if len(set(others)) != 2 or set(others) & set(groups[pair[0]]):
+                self.remarks.append("between: it was not clear which two things this was said of")
+                return
+            self.relations += [Relation(relation, number, tuple(others)) for number in groups[pair[0]]]
+            return
+        if relation in ("on", "inside") and len(others) > 1:
+            self.remarks.append(f"{gap[at].said}: a thing lies on one other here, the first of {len(others)}")
+            others = others[:1]
+        for number in groups[pair[0]]:
+            self.relations += [Relation(relation, number, (other,)) for other in others if other != number]
+        if len([kind for kind in kinds if kind == "R"]) > (gap[at].kind == "R"):
+            rest = [word.said for word in gap[at + 1 :] if word.kind == "R"]
+            self.remarks.append(f"{few(rest)}: it was not clear of what this was said")
 
     # What was not said
 
@@ -491,6 +602,12 @@ class _Grammar:
                 self.remarks.append(
                     f"the model learned no things that lie on others: {_the(self.things[one.thing])} may be missing"
                 )
+        places = boxes(self.things, self.relations, 1.0)
+        for one in self.relations:
+            if not kept(one, places):
+                others = " and ".join(str(self.things[other]) for other in one.others)
+                phrase = _PHRASES.get(one.kind, one.kind)
+                self.remarks.append(f"not drawn so: {self.things[one.thing]} {phrase} {others}")
         if len(self.things) > LEARNED_ELEMENTS:
             self.remarks.append(
                 f"the model learned pictures of up to {LEARNED_ELEMENTS} things: some of {len(self.things)} may be"
@@ -510,14 +627,6 @@ def _before_a_head(kinds: str) -> list[bool]:
         plain.append(kind in "SWBVG" or (kind in "CZUYD" and plain[-1]))
         unknown.append(plain[-1] or (kind == "u" and unknown[-1]))
     return unknown[::-1]
-
-
-def _put(things: Sequence[Thing], places: Sequence[tuple[int | None, int | None]]) -> None:
-    """Give things their places: one each where there are as many, otherwise all of them to each."""
-    for number, thing in enumerate(things):
-        for row, column in [places[number]] if len(places) == len(things) > 1 else places:
-            thing.row = row if row is not None else thing.row
-            thing.column = column if column is not None else thing.column
 
 
 def _not_understood(words: Iterable[str]) -> list[str]:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from .scene import COLOURS
 
+_SIZES = ((0.6, "tiny "), (0.9, "small "), (1.1, ""), (1.5, "large "))
+_ROWS, _COLUMNS = {-1: "top", 1: "bottom"}, {-1: "left", 1: "right"}
+
 
 @dataclass
 class Thing:
@@ -39,6 +42,15 @@ class Thing:
     def exact(self) -> bool:
         """Whether the world has no name for its colour."""
         return self.colour not in COLOURS
+
+    @property
+    def described(self) -> str:
+        """It in words, with its size and its place."""
+        size = next((name for most, name in _SIZES if self.size <= most), "huge ")
+        places = [_ROWS.get(self.row or 0, ""), _COLUMNS.get(self.column or 0, "")]
+        said = "middle" if (self.row, self.column) == (0, 0) else " ".join(filter(None, places))
+        at = f" at the {said}" if said and (self.row, self.column) != (None, None) else ""
+        return f"{size}{self}{at}"
 
     def __str__(self) -> str:
         kind = f'the word "{self.word}"' if self.word else f"{self.shape} outline" if self.outline else self.shape
