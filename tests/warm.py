@@ -38,14 +38,25 @@ def command() -> Iterator[list[str]]:
 
 def ask(place: str, arguments: list[str]) -> None:
     """Have the server run `python ARGUMENTS`, and end as that ends."""
+    # Signals are noted from the start and waited for with the answer: one right before a wait would not end it.
+    noted: list[int] = []
+    woken, wake = socket.socketpair()
+    wake.setblocking(False)
+    signal.set_wakeup_fd(wake.fileno())
+    for number in FORWARDED:
+        signal.signal(number, lambda received, _: noted.append(received))
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(place)
         order = json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode()
         socket.send_fds(server, [len(order).to_bytes(8, "big")], [0, 1, 2])
         server.sendall(order)
         child = int.from_bytes(server.recv(8, socket.MSG_WAITALL), "big")
-        for number in FORWARDED:
-            signal.signal(number, lambda received, _: os.kill(child, received))
+        while True:
+            while noted:
+                os.kill(child, noted.pop(0))
+            if server in select.select([server, woken], [], [])[0]:
+                break
+            woken.recv(64)
         code = int.from_bytes(server.recv(8, socket.MSG_WAITALL), "big", signed=True)
     if code < 0:
         with contextlib.suppress(OSError):  # SIGKILL has no handler
