@@ -7,6 +7,8 @@ What was fitted, on what:
   H200-class GPU, 0.138 s a step (sglang), whose floating-point operations a second are taken for Qwen-Image too.
 * The latency of a collective, on FLUX.1-dev on two GPUs by Ulysses (cache-dit, 6.04 s). The others, of other programs,
   numbers of GPUs, models and plans, follow from it.
+* The tensor row is a weaker check than the others: what an all-reduce costs (the latency of two phases, Qwen-Image's
+  separate sums of text and image) was written after its figure had been seen; a simpler one came out 35 % too fast.
 * Bandwidths are those of data sheets. Captions of Qwen-Image are taken to have 128 tokens. What no plan divides beside
   the steps (text encoders, autoencoder) is left out of both sides.
 

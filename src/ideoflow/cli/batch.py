@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from ..captions.writing import Writer
 
 TOKENS = 16_384  # of a pass: twice a picture of 1024 x 1024 with guidance; smaller ones are packed by the dozen
+MOST_PIXELS = 2048 * 2048  # of a row, unless told otherwise
 EVERY = 10.0  # seconds from one line of progress to the next, where there is no terminal
 
 
@@ -120,8 +121,9 @@ def batch(
             show_default="as many as --max-tokens allows",
         ),
     ] = None,
-    pixel_limit: Annotated[int, typer.Option(min=256, help="Reject rows that ask for more pixels than this.")] = 2048
-    * 2048,
+    pixel_limit: Annotated[
+        int, typer.Option(min=256, help="Reject rows that ask for more pixels than this.")
+    ] = MOST_PIXELS,
     max_sequence_length: MaxSequenceLengthOption = 2048,
     drop_unknown: Annotated[
         bool, typer.Option("--drop-unknown", help="Leave out keys of captions that are not the schema's.")
