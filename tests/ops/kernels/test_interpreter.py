@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
 from ideoflow.ops.rms_norm import RMSNorm
+from tests.thinned import thinned
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -61,9 +63,15 @@ class Gpu:
 @interpreting
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize("capability", [80, 89, 90])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
-def test_the_kernels_compile_for_the_full_model_and_move_16_bytes_at_a_time(capability, dtype, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "dtype, capability",
+    thinned(
+        product([torch.float32, torch.bfloat16, torch.float16], [80, 89, 90]),
+        kept=[(torch.bfloat16, 80), (torch.float32, 89), (torch.bfloat16, 90)],
+    ),
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_the_kernels_compile_for_the_full_model_and_move_16_bytes_at_a_time(dtype, capability, monkeypatch, tmp_path):
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
