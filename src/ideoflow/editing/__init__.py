@@ -7,11 +7,12 @@ from .._imports import lazily
 if TYPE_CHECKING:
     from .caption_changes import changes_between
     from .caption_edit import CaptionEdit
+    from .drop_in import Ideogram4Img2ImgPipeline, Ideogram4InpaintPipeline
+    from .editing_pipeline import EditingPipeline
     from .image_to_image import ImageToImage
     from .inpainting import Inpaint
     from .made_again import change_of
     from .outpainting import outpainted
-    from .pipelines import EditingPipeline, Ideogram4Img2ImgPipeline, Ideogram4InpaintPipeline
     from .redrawing import redrawn
     from .upscaling import Upscale
     from .variation import Variation
@@ -36,11 +37,12 @@ __getattr__ = lazily(
     {
         ".caption_changes": ("changes_between",),
         ".caption_edit": ("CaptionEdit",),
+        ".drop_in": ("Ideogram4Img2ImgPipeline", "Ideogram4InpaintPipeline"),
+        ".editing_pipeline": ("EditingPipeline",),
         ".image_to_image": ("ImageToImage",),
         ".inpainting": ("Inpaint",),
         ".made_again": ("change_of",),
         ".outpainting": ("outpainted",),
-        ".pipelines": ("EditingPipeline", "Ideogram4Img2ImgPipeline", "Ideogram4InpaintPipeline"),
         ".redrawing": ("redrawn",),
         ".upscaling": ("Upscale",),
         ".variation": ("Variation",),
