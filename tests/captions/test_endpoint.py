@@ -7,6 +7,8 @@ import io
 import json
 import re
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,7 +16,9 @@ from PIL import Image, ImageDraw
 
 from ideoflow.captions import Caption, CaptionError
 from ideoflow.captions.writing import Endpoint, WritingError, describe, differences, edit, write
+from ideoflow.captions.writing import endpoint as endpoint_module
 from ideoflow.captions.writing.endpoint import MOST_BYTES
+from ideoflow.captions.writing.giving_up import GivenUpError, Wait
 from ideoflow.captions.writing.instructions import writing_instructions
 
 from .chat_server import chat_server, completion, compressed, dripping, dripping_headers, endless, hanging_up, silent
@@ -155,6 +159,42 @@ def test_a_busy_server_is_asked_again():
     with chat_server((503, b"{}"), LINE) as server:
         assert write("a cup", server.endpoint(retries=1)).caption.line() == LINE
     assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize(("after", "pauses"), [("3", [3.0, 3.0]), ("60", []), ("soon", [0.5, 1.0])])
+def test_a_busy_server_is_waited_for_no_longer_than_its_time(after: str, pauses: list[float], monkeypatch):
+    paused: list[float] = []
+    monkeypatch.setattr(endpoint_module, "pause", paused.append)
+
+    def busy(handler: Any) -> None:
+        handler.send_response(503)
+        handler.send_header("Retry-After", after)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    busy.raw = True  # type: ignore[attr-defined]
+    with chat_server(busy) as server, pytest.raises(WritingError, match=r"failed \(503\)"):
+        write("a cup", server.endpoint(retries=2))
+    assert paused == pauses and len(server.bodies) == len(pauses) + 1
+
+
+def test_whoever_waits_no_longer_ends_a_call_at_once():
+    came, wait = threading.Event(), Wait()
+
+    def deaf(handler: Any) -> None:
+        came.set()
+        handler.close_connection = True
+        handler.connection.settimeout(20)
+        handler.connection.recv(1)
+
+    deaf.raw = True  # type: ignore[attr-defined]
+    with chat_server(deaf) as server, ThreadPoolExecutor(1) as pool:
+        call = pool.submit(wait.run, lambda: write("a cup", server.endpoint(timeout=60, retries=2)))
+        assert came.wait(20)
+        wait.give_up()
+        with pytest.raises(GivenUpError):
+            call.result(15)
+    assert len(server.bodies) == 1
 
 
 # What is sent, and where

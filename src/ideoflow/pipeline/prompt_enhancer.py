@@ -28,6 +28,7 @@ from transformers import (
 
 from ..captions.writing import WritingError
 from ..captions.writing.attempts import read_answer
+from ..captions.writing.giving_up import check_wait
 from ..captions.writing.instructions import proportions, writing_request
 from ..ops.hooks import is_offloaded
 
@@ -206,6 +207,7 @@ class Sampler(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores `(rows, vocabulary)` with one token left in each row."""
+        check_wait()
         left = self.most - (input_ids.shape[1] - self.prompt)
         if self.grammar is not None:
             self._mask(scores, left)

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from anyio import CapacityLimiter
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -28,9 +27,9 @@ from .metrics import Metrics
 from .server_settings import ServerSettings
 from .serving_model import load_model, name_of_model, served_by, writer_for
 from .store import Store, StoreError
+from .written_prompts import writing_turns
 
 logger = logging.getLogger("ideoflow.serving")
-WRITERS = 8  # captions that are written at a time: who waits for a language model holds a thread
 LONGEST_PLACE = 100  # characters of the name of a wrong field, which may be a key that a client made up
 
 
@@ -67,7 +66,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     )
     app.state.jobs, app.state.failure, app.state.metrics = None, None, metrics
     app.state.settings, app.state.stopping = settings, asyncio.Event()
-    app.state.writers = CapacityLimiter(WRITERS)
+    app.state.writing = writing_turns()
     app.include_router(jobs_api.router)
     app.include_router(server_api.router)
     app.include_router(openai_api.router)

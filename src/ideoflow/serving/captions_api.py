@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +22,7 @@ from .api_errors import ApiError, invalid_caption, responses
 from .job_settings import MOST_TEXT, Given, read_size
 from .jobs import Jobs
 from .waiting import TheJobs
+from .written_prompts import in_turn
 
 MOST_PIXELS = 2**26  # of a picture that is described: a small file may unpack to a large one
 
@@ -110,13 +111,13 @@ async def write(request: Request, body: WriteBody, jobs: TheJobs) -> Any:
     By the language model that the server was given, else by the bundled model's grammar or the model's own prompt
     enhancer, which write new captions alone.
     """
-    return await to_thread.run_sync(_write, body, jobs, limiter=request.app.state.writers)
+    return await in_turn(request, partial(_write, body, jobs))
 
 
 @router.post("/describe", response_model=WrittenCaption, responses=responses(502))
 async def describe_picture(request: Request, body: DescribeBody) -> Any:
     """Describe a picture as a caption, by the language model that the server was given; colours are measured."""
-    return await to_thread.run_sync(_describe, body.image, request, limiter=request.app.state.writers)
+    return await in_turn(request, partial(_describe, body.image, request))
 
 
 @router.post("/check", response_model=CaptionCheck, responses=responses())

@@ -83,7 +83,7 @@ class Jobs:
     def submit(
         self,
         order: Order,
-        prompt: ReadPrompt | None = None,
+        prompt: ReadPrompt,
         key: str | None = None,
         digest: str | None = None,
         field: str = "caption",
@@ -93,7 +93,7 @@ class Jobs:
 
         Args:
             order: what is asked for.
-            prompt: its caption as read; None to read it here.
+            prompt: its caption as read.
             key: the client's idempotency key.
             digest: digest of the body that came with it.
             field: what the client calls the caption.
@@ -106,14 +106,8 @@ class Jobs:
             ApiError: with status 400 for what cannot be drawn, 409 for a key that came with another body, 429 where the
                 queue is full, 503 where the server is about to stop or the engine has failed.
         """
-        if key is not None and (known := self._store.by_key(key)) is not None:
-            return self._same(known, digest), False
-        self.check_room()
-        if key is not None and not order.stored:
-            raise ApiError(400, "An idempotency key needs a job that is stored.", code="invalid_value", param="stored")
-        if change is None and order.edit is None:
-            settle(order, self.served)  # or a writer is asked in vain
-        prompt = prompt or self.read(order.caption, order.size, field=field, write=order.edit is None)
+        if (same := self.known(order, key, digest, change is not None)) is not None:
+            return same, False
         self._replica.check_length(prompt, field)
         if not self.table.reserve():  # before pictures are read, which takes its time
             raise self._full()
@@ -156,6 +150,31 @@ class Jobs:
         finally:
             self.table.release()
         return job, True
+
+    def known(
+        self, order: Order, key: str | None = None, digest: str | None = None, changes: bool = False
+    ) -> Job | None:
+        """The job that came with an idempotency key before; None for an order that could be accepted now.
+
+        Looked at before a caption is written for it, or a writer is asked in vain.
+
+        Args:
+            order: what is asked for.
+            key: the client's idempotency key.
+            digest: digest of the body that came with it.
+            changes: whether a picture is changed that does not stand in the order.
+
+        Raises:
+            ApiError: as of `submit`, but for what the caption and a picture that is changed may have.
+        """
+        if key is not None and (record := self._store.by_key(key)) is not None:
+            return self._same(record, digest)
+        self.check_room()
+        if key is not None and not order.stored:
+            raise ApiError(400, "An idempotency key needs a job that is stored.", code="invalid_value", param="stored")
+        if not changes and order.edit is None:
+            settle(order, self.served)
+        return None
 
     def read(
         self,

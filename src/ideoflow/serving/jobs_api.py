@@ -21,6 +21,7 @@ from .journal import JobEvent
 from .preview_files import data_url, thumbnail
 from .records import FORMATS, STATUSES, Format, Status, is_job_id
 from .waiting import NO_BUFFERING, TheJobs, followed
+from .written_prompts import read_in_turn
 
 MEDIA: dict[str, str] = {form: f"image/{form}" for form in FORMATS}
 PATIENCE = 3.0  # seconds that a cancellation is waited for, which comes with the next step
@@ -118,8 +119,12 @@ async def submit(
 ) -> Any:
     """Ask for pictures of one caption. The answer comes at once; the pictures follow."""
     digest = hashlib.sha256(json.dumps(order.model_dump()).encode()).hexdigest() if idempotency_key else None
-    accept = partial(jobs.submit, order, None, idempotency_key, digest)
-    job, new = await (run_in_threadpool(accept) if order.edit is None else jobs.preparing.run(request, accept))
+    job = await run_in_threadpool(jobs.known, order, idempotency_key, digest)
+    new = False
+    if job is None:
+        prompt = await read_in_turn(request, jobs, order.caption, order.size, write=order.edit is None)
+        accept = partial(jobs.submit, order, prompt, idempotency_key, digest)
+        job, new = await (run_in_threadpool(accept) if order.edit is None else jobs.preparing.run(request, accept))
     request.state.job = job.id
     view = await run_in_threadpool(jobs.view, job)
     return JSONResponse(view, 202 if new else 200, headers={"Location": f"/v1/jobs/{job.id}"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,6 +14,7 @@ from .openai_body import ImageAnswer, ImageBody, ModelList, ModelView
 from .server_settings import ServerSettings
 from .serving_model import name_of_model
 from .waiting import TheJobs
+from .written_prompts import read_in_turn
 
 STAND_INS = ("gpt-image-", "dall-e-", "chatgpt-image-")  # names that some clients send whatever they are told
 STARTED = int(time.time())
@@ -40,10 +40,10 @@ async def generate(request: Request, body: ImageBody, jobs: TheJobs) -> Any:
     Closing the connection gives up what is not drawn yet, unless links were asked for: those pictures are kept.
     """
     check_model(body.model, request.app.state.settings)
-    jobs.check_room()
     order = body.order()
-    read = partial(jobs.read, body.prompt, order.size, drop_unknown=body.drop_unknown, field="prompt")
-    job, _ = await run_in_threadpool(jobs.submit, order, await run_in_threadpool(read), field="prompt")
+    jobs.known(order)
+    prompt = await read_in_turn(request, jobs, body.prompt, order.size, drop_unknown=body.drop_unknown, field="prompt")
+    job, _ = await run_in_threadpool(jobs.submit, order, prompt, field="prompt")
     return await answered(request, jobs, job, body)
 
 

@@ -6,7 +6,6 @@ Programs send it dozens of fields of samplers and scripts: those that mean nothi
 from __future__ import annotations
 
 import json
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -21,6 +20,7 @@ from .preview_files import preview_base64
 from .records import Format
 from .serving_model import name_of_model
 from .waiting import TheJobs, check_end, picture_base64, watched
+from .written_prompts import read_in_turn
 
 SAMPLER = "Euler"
 
@@ -34,12 +34,19 @@ def _whole_characters(text: str) -> str:
     return text
 
 
+def _some_words(text: str) -> str:
+    """Refuse what has nothing but spaces."""
+    if not text.strip():
+        raise ValueError("it is empty: describe a picture")
+    return _whole_characters(text)
+
+
 class DrawBody(BaseModel):
     """What is asked for. Other fields than these are let pass."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    prompt: Annotated[str, Field(min_length=1, max_length=100_000)]
+    prompt: Annotated[str, Field(max_length=100_000), AfterValidator(_some_words)]
     negative_prompt: Annotated[str, AfterValidator(_whole_characters)] | None = Field(
         None, description="Without effect: the model takes none."
     )
@@ -121,9 +128,7 @@ async def draw(request: Request, body: DrawBody, jobs: TheJobs) -> Any:
     """Draw pictures of a prompt. Interrupted, it answers with those that are finished."""
     if (body.width is None) != (body.height is None):
         raise wrong("width", "`width` and `height` go together: give both, or neither.")
-    jobs.check_room()
     size = None if body.width is None else f"{body.width}x{body.height}"
-    prompt = await run_in_threadpool(partial(jobs.read, body.prompt, size, field="prompt"))
     order = Order(
         caption=body.prompt,
         size=size,
@@ -134,6 +139,8 @@ async def draw(request: Request, body: DrawBody, jobs: TheJobs) -> Any:
         preview_every=1,
         stored=False,
     )
+    jobs.known(order)
+    prompt = await read_in_turn(request, jobs, body.prompt, size, field="prompt")
     job, _ = await run_in_threadpool(jobs.submit, order, prompt, field="prompt")
     request.state.job = job.id
     under_way = _under_way(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from threading import Lock
 
 from ..bundled import SKETCH
 from ..captions import Caption, writing
@@ -21,6 +22,7 @@ from .server_settings import ServerSettings, without_folders
 SKETCH_SIZE, DEFAULT_SIZE = (128, 128), (1024, 1024)
 DEFAULT_PRESET = "V4_DEFAULT_20"
 TEXT_ENCODER = "the model's own text encoder"
+_BY_THE_MODEL = Lock()  # it draws besides: one caption at a time
 
 
 def load_model(settings: ServerSettings) -> Ideogram4Pipeline:
@@ -73,7 +75,8 @@ def name_of_writer(settings: ServerSettings, pipe: Ideogram4Pipeline | None) -> 
 
 def _by_the_model(pipe: Ideogram4Pipeline, words: str, size: tuple[int, int] | None) -> Written:
     width, height = size or DEFAULT_SIZE
-    (line,) = pipe.upsample_prompt(words, height, width)
+    with _BY_THE_MODEL:
+        (line,) = pipe.upsample_prompt(words, height, width)
     return Written(Caption.parse(line), TEXT_ENCODER)
 
 

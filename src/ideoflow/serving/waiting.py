@@ -14,6 +14,7 @@ from .api_errors import ApiError
 from .job import Job
 from .jobs import Jobs
 from .journal import LAST, JobEvent
+from .preparing import has_gone
 
 NO_RETRY = {"x-should-retry": "false"}  # OpenAI's client would try twice more, in vain
 LATER = {"Retry-After": "5"}
@@ -80,7 +81,7 @@ async def watched(request: Request, jobs: Jobs, job: Job) -> AsyncGenerator[JobE
     Raises:
         ApiError: where the client has gone, or with status 503 where the server stops before the job has ended.
     """
-    gone = asyncio.ensure_future(_gone(request))
+    gone = asyncio.ensure_future(has_gone(request))
     last: JobEvent | None = None
     try:
         async with aclosing(followed(request.app.state, job, gone=gone)) as events:
@@ -93,11 +94,6 @@ async def watched(request: Request, jobs: Jobs, job: Job) -> AsyncGenerator[JobE
         gone.cancel()
         if not job.settings.stored and not job.ended.is_set():
             jobs.cancel(job)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _stopping(job: Job) -> ApiError:

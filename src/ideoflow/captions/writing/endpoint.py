@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from .attempts import Message
+from .giving_up import check_wait, interrupted_by, pause
 from .written import WritingError
 
 KEY = "IDEOFLOW_LLM_KEY"
@@ -23,11 +26,13 @@ OPENAI_KEY, OPENAI_HOST = "OPENAI_API_KEY", "api.openai.com"  # a key that is se
 MOST_BYTES = 4 * 2**20  # of an answer
 MOST_TOLD = 300  # characters of a server's own words in an error
 MOST_SECONDS = 86_400.0
+CONNECTING = 10.0  # seconds of them in which a server is reached
 # What an address is sent beside its body: others of the client's headers come from the environment, and are nobody's.
 HEADERS = ("host", "content-type", "content-length", "accept", "authorization", "user-agent")
 # How a server is asked to keep to the schema; where it refuses one, the next is tried, and kept.
 MODES = ("json_schema", "json_object", "text")
 REFUSES_MODE = (400, 404, 415, 422, 500, 501)
+BUSY = (408, 409, 429)  # and what is 500 or above: asked again
 
 
 @dataclass
@@ -113,33 +118,46 @@ class Endpoint:
         elif mode != "text":
             options["response_format"] = {"type": "json_object"}
         deadline = time.monotonic() + self.timeout
-        late = f"{self.name} did not answer within {self.timeout:g} seconds."
         key = self._key()
-        with self._client(openai, key, deadline) as client:
-            try:
-                answer = client.chat.completions.with_raw_response.create(**options, stream=False)
-                body = answer.http_response.content
-            except openai.APITimeoutError:
-                raise WritingError(late) from None
-            except openai.APIConnectionError as error:
-                if time.monotonic() >= deadline:
-                    raise WritingError(late) from None
-                raise WritingError(f"{self.name} cannot be reached ({_cause(error)}): is it running?") from None
-            except openai.APIStatusError as error:
-                told = _told(_without(key, error.response.content))
-                raise self._of_status(error.status_code, told) from None
-            except _BoundError as error:
-                raise WritingError(f"{self.name} {error}") from None
-        return self._text(_without(key, body))
+        for again in range(self.retries, -1, -1):
+            check_wait()
+            line = _Line()
+            with interrupted_by(line.cut), self._client(openai, key, deadline, line) as client:
+                try:
+                    answer = client.chat.completions.with_raw_response.create(**options, stream=False)
+                    return self._text(_without(key, answer.http_response.content))
+                except openai.APIConnectionError as error:
+                    check_wait()
+                    failure, after = self._unreached(error, deadline), None
+                except openai.APIStatusError as error:
+                    failure = self._of_status(error.status_code, _told(_without(key, error.response.content)))
+                    if error.status_code not in BUSY and error.status_code < 500:
+                        raise failure from None
+                    after = error.response.headers.get("retry-after")
+                except _BoundError as error:
+                    raise WritingError(f"{self.name} {error}") from None
+            seconds = _pause(after, self.retries - again)
+            if not again or time.monotonic() + seconds >= deadline:
+                raise failure
+            pause(seconds)
+        raise AssertionError("the last try answers or raises")
 
-    def _client(self, openai: Any, key: str | None, deadline: float) -> Any:
+    def _unreached(self, error: Exception, deadline: float) -> WritingError:
+        """What to say where no answer came."""
+        if time.monotonic() >= deadline:
+            return WritingError(f"{self.name} did not answer within {self.timeout:g} seconds.")
+        if type(error.__cause__).__name__ == "ConnectTimeout":
+            return WritingError(f"{self.name} cannot be reached within {CONNECTING:g} seconds: is it running?")
+        return WritingError(f"{self.name} cannot be reached ({_cause(error)}): is it running?")
+
+    def _client(self, openai: Any, key: str | None, deadline: float, line: _Line) -> Any:
         import httpx2
 
         remaining = max(0.01, deadline - time.monotonic())
         inner = httpx2.HTTPTransport(retries=0)
-        web = httpx2.Client(transport=_bounded(inner, deadline), timeout=remaining, follow_redirects=False)
+        web = httpx2.Client(transport=_bounded(inner, deadline, line), timeout=remaining, follow_redirects=False)
         return openai.OpenAI(
-            base_url=self.url, api_key=key or "none", timeout=remaining, max_retries=self.retries, http_client=web
+            base_url=self.url, api_key=key or "none", timeout=remaining, max_retries=0, http_client=web
         )
 
     def _key(self) -> str | None:
@@ -200,7 +218,31 @@ class _BoundError(Exception):
     """An answer goes beyond its bounds."""
 
 
-def _bounded(inner: Any, deadline: float) -> Any:
+class _Line:
+    """The connection over which a server is asked; cut, whoever reads from it wakes."""
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+        self._is_cut = False
+
+    def note(self, event: str, info: dict[str, Any]) -> None:
+        """Take up a connection as it is made; what the transport tells of its doings."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._stream = info["return_value"]
+            if self._is_cut:
+                self.cut()
+
+    def cut(self) -> None:
+        """End the connection, from any thread; closing alone would leave whoever reads from it asleep."""
+        self._is_cut = True
+        if self._stream is None:
+            return
+        number = self._stream.get_extra_info("socket").fileno()
+        with suppress(OSError, ValueError), socket.socket(fileno=os.dup(number)) as twin:  # or it is closed already
+            twin.shutdown(socket.SHUT_RDWR)
+
+
+def _bounded(inner: Any, deadline: float, line: _Line) -> Any:
     """A transport whose answers end at a deadline and after so many bytes, however they come."""
     import httpx2
 
@@ -228,7 +270,10 @@ def _bounded(inner: Any, deadline: float) -> Any:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise httpx2.ReadTimeout("its time is over", request=request)
-            request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), left)
+            check_wait()
+            timeout = dict.fromkeys(("read", "write", "pool"), left)
+            request.extensions["timeout"] = {**timeout, "connect": min(left, CONNECTING)}
+            request.extensions["trace"] = line.note
             kept = [(name, value) for name, value in request.headers.items() if name.lower() in HEADERS]
             sent = httpx2.Request(
                 request.method,
@@ -255,6 +300,14 @@ def _bounded(inner: Any, deadline: float) -> Any:
             inner.close()
 
     return Transport()
+
+
+def _pause(after: str | None, tried: int) -> float:
+    """Seconds until a server is asked again: what it says, else longer each time."""
+    try:
+        return max(0.0, float(after or ""))
+    except ValueError:  # none, or a date
+        return 0.5 * 2.0**tried
 
 
 def _client_library() -> Any:
