@@ -192,6 +192,8 @@ def test_without_a_change_the_ways_of_changing_are_told(drawn, options):
         ["--caption", AFTER],
         ["--seed", "8"],
         ["--steps", "9"],
+        ["--cache", "interval=2"],
+        ["--quantize", "int8"],
         ["--n", "2"],
     ],
     ids=lambda options: options[0],
@@ -270,6 +272,7 @@ def test_an_edit_of_another_picture_is_not_made_again(drawn, foreign):
         (["--variation", "2"], "`variation` is 2.0"),
         (["--mask", "none.png"], "none.png"),
         (["--guidance", "nan"], "--guidance nan"),
+        (["--how", "caption"], "say the same: nothing is to change"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_model_is_loaded(drawn, monkeypatch, options, message):

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from ideoflow.cli import app
 from ideoflow.pictures import read_settings
-from tests.cli.test_edit import BEFORE, drawn, empty_folder, foreign, pixels  # noqa: F401 the fixtures that both use
+from tests.cli.test_edit import BEFORE, drawn, edited, empty_folder, foreign, pixels  # noqa: F401 the fixtures that both use
 
 
 def upscale(*arguments: str | Path, fails: int = 0) -> Result:
@@ -34,8 +34,52 @@ def test_an_enlarged_picture_is_not_taken_for_a_fresh_one(drawn):  # noqa: F811
     for command in (["generate", "large.png"], ["edit", str(drawn), "--again", "large.png"]):
         result = CliRunner().invoke(app, command)
         told = " ".join(result.output.split())
-        assert result.exit_code == 2 and "ideoflow upscale PICTURE --factor 1.5 --strength 0.0" in told
-        assert "--overlap 0.25 --seed 2" in told and "--steps 3" in told
+        assert result.exit_code == 2 and "make it again with `ideoflow upscale PICTURE --again large.png`" in told
+
+
+@pytest.fixture(scope="module")
+def large(drawn, tmp_path_factory) -> Path:  # noqa: F811
+    """That picture enlarged, with nothing of it as the options are if left out."""
+    path = tmp_path_factory.mktemp("large") / "large.png"
+    own = ["--factor", "1.5", "--tile", "96", "--overlap", "0.1", "--strength", "0.4", "--seed", "2"]
+    result = CliRunner().invoke(app, ["upscale", str(drawn), *own, "--steps", "5", "--out", str(path)])
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def again(picture: Path, enlarged: Path, *options: str, fails: int = 0) -> str:
+    result = CliRunner().invoke(app, ["upscale", str(picture), "--again", str(enlarged), "--out", "b.png", *options])
+    assert result.exit_code == fails and "Traceback" not in result.output, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("options", [[], ["--keep", "tiles", "--seed", "2", "--steps", "5"]])
+def test_an_enlarged_picture_is_made_again_from_its_file(drawn, large, options):  # noqa: F811
+    again(drawn, large, *options)
+
+    assert (pixels("b.png") == pixels(large)).all() and read_settings("b.png") == read_settings(large)
+    assert not options or len(list(Path("tiles").iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--factor", "2"], ["--strength", "0.5"], ["--tile", "64"], ["--overlap", "0.2"], ["--caption", BEFORE],
+        ["--seed", "3"], ["--steps", "6"], ["--guidance", "3"], ["--preset", "turbo"], ["--cache", "interval=2"],
+        ["--quantize", "int8"],
+    ],
+    ids=lambda option: option[0],
+)  # fmt: skip
+def test_options_that_would_enlarge_otherwise_are_refused_beside_again(drawn, large, option):  # noqa: F811
+    assert f"{option[0]} would make another picture" in again(drawn, large, *option, fails=2)
+
+
+def test_another_picture_and_what_was_not_enlarged_are_refused_beside_again(drawn, large, edited):  # noqa: F811
+    Image.new("RGB", (96, 96)).save("other.png")
+
+    assert "is not the one that was changed then" in again(Path("other.png"), large, fails=2)
+    assert "is an edit: make it again with `ideoflow edit PICTURE --again" in again(drawn, edited, fails=2)
+    assert "was not made of another picture: make it again with `ideoflow generate" in again(drawn, drawn, fails=2)
 
 
 def test_tiles_that_are_kept_are_not_drawn_again(drawn, monkeypatch):  # noqa: F811

@@ -147,8 +147,9 @@ def test_variations_that_cannot_be_are_refused(seed, amount):
 # Edits by caption
 
 
-def test_a_caption_that_stays_the_same_keeps_the_picture(pipe, picture, seeded):
+def test_a_caption_that_stays_the_same_would_keep_the_picture(pipe, picture, seeded, monkeypatch):
     """Equal captions and guidance: the two velocities are one, and what comes back is the picture, encoded."""
+    monkeypatch.setattr(CaptionEdit, "check", lambda *_: None)  # which refuses them
     one = picture(3)
     change = CaptionEdit(one.image, one.caption, 0.8, guidance_before=CALL["guidance_scale"])
     (request,) = pipe.make_edits(change, one.caption, generator=seeded(), **CALL)
@@ -206,6 +207,8 @@ def test_the_file_says_the_old_caption_and_both_strengths(pipe, picture, seeded)
 def test_captions_that_say_the_same_change_nothing_and_are_refused(pipe, image, after):
     with pytest.raises(ValueError, match="`before` and the caption of what the picture becomes say the same"):
         pipe.edit_caption(image, caption(SQUARE), after, **QUICK)
+    with pytest.raises(ValueError, match="say the same: nothing is to change"):
+        pipe.make_edits(CaptionEdit(image, caption(SQUARE)), after, **QUICK)
 
 
 def test_a_picture_has_one_old_caption(image):

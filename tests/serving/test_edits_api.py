@@ -229,6 +229,7 @@ def test_edits_are_not_kept(client, server, picture, hole):
         ({"extra_body": {"how": "redraw"}}, "before", "give `before`"),
         ({"extra_body": {"how": "redraw", "before": "a square"}}, "before", "differ in `background`"),
         ({"extra_body": {"how": "redraw", "before": json.dumps(AFTER)}}, "before", "say the same"),
+        ({"extra_body": {"how": "caption", "before": json.dumps(AFTER)}}, "before", "say the same"),
         ({"extra_body": {"how": "inpaint"}}, "mask", "give a mask"),
         ({"extra_body": {"how": "outpaint"}}, "how", "Input should be"),
         ({"extra_body": {"feather": "3"}}, "feather", "goes with redraw and inpaint, and `how` is image"),

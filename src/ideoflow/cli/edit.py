@@ -202,8 +202,8 @@ def edit(
         own = own_settings(picture)
         made = read_settings(again) if again else None
         if made is not None:
-            typed = {"preset": options.preset, "steps": steps, "guidance": guidance, "seed": seed}
-            check_again(str(again), made, {"caption": caption, "how": how, **wish.given}, typed, n)
+            given = {"caption": caption, "how": how, **wish.given, "n": None if n == 1 else n}
+            check_again("edit", str(again), made, given, typed_of(options, seed))
         prompt = prompt_of(caption, made or own, picture)
         kind_of = "" if made is not None else kind_asked_for(wish, own, prompt.text, caption is None)
         if kind_of == "variation":
@@ -246,6 +246,12 @@ def own_settings(path: Path) -> dict[str, Any]:
         if "carries" not in str(error):  # it is no picture at all
             raise
         return {}
+
+
+def typed_of(options: Options, seed: int | None) -> dict[str, Any]:
+    """The options of the steps that a picture's file says too."""
+    names = ("preset", "steps", "guidance", "cache", "quantize")
+    return {name: getattr(options, name) for name in names} | {"seed": seed}
 
 
 def as_model(own: dict[str, Any]) -> dict[str, Any]:

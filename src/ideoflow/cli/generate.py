@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -273,13 +274,8 @@ def save(image: Image, path: Path, settings: bool, overwrite: bool) -> Path:
 
 def made_by(name: str, recipe: dict[str, Any]) -> str:
     """The command that makes a changed picture again, of the picture that it was made of."""
-    edit = recipe["edit"]
-    if edit.get("kind") != "upscale":
-        return f"ideoflow edit PICTURE --again {printable(name)}"
-    options = {key: edit.get(key) for key in ("factor", "strength", "tile", "overlap")}
-    options |= {key: recipe[key] for key in ("seed", "preset", "steps", "guidance")}
-    typed = [f"--{key} {printable(value)}" for key, value in options.items() if value is not None]
-    return f"ideoflow upscale PICTURE {' '.join(typed)}"
+    command = "upscale" if recipe["edit"].get("kind") == "upscale" else "edit"
+    return f"ideoflow {command} PICTURE --again {shlex.quote(printable(name))}"
 
 
 def report(prompts: Sequence[Prompt], strict: bool) -> None:

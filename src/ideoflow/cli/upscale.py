@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from ..checks import printable
 from ..files import check_place, check_writable
+from ..pictures import read_settings
 from .chosen import Options
 from .console import err, out, plain_errors, plain_warnings, shown, starting
 from .draw import load
@@ -34,10 +36,11 @@ from .drawing_options import (
     StepsOption,
     TrustSettingsOption,
 )
-from .edit import as_model, own_settings, prompt_of
+from .edit import as_model, own_settings, prompt_of, typed_of
 from .generate import check_for_sketch, report, save
 from .jobs import Picture, Settings, target
 from .values import parse_format
+from .wish import check_again
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,14 +57,19 @@ def upscale(
             show_default=False,
         ),
     ],
-    factor: Annotated[float, typer.Option(help="How much longer each side becomes.")] = 2.0,
+    factor: Annotated[
+        float | None, typer.Option(help="How much longer each side becomes.", show_default="2")
+    ] = None,
     caption: Annotated[
         str | None,
         typer.Option("--caption", "-c", help="Its caption: a file, JSON, or text.", show_default="the picture's own"),
     ] = None,
     strength: Annotated[
-        float, typer.Option(help="Share of the steps that each tile takes, from 0 to 1: more invents more.")
-    ] = 0.3,
+        float | None,
+        typer.Option(
+            help="Share of the steps that each tile takes, from 0 to 1: more invents more.", show_default="0.3"
+        ),
+    ] = None,
     tile: Annotated[
         int | None,
         typer.Option(
@@ -70,12 +78,22 @@ def upscale(
             show_default="1024, or what the weights know if that is less",
         ),
     ] = None,
-    overlap: Annotated[float, typer.Option(help="Share of a tile's side that its neighbours overlap it by.")] = 0.25,
+    overlap: Annotated[
+        float | None,
+        typer.Option(help="Share of a tile's side that its neighbours overlap it by.", show_default="0.25"),
+    ] = None,
     keep: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
             help="Keep tiles that are done here: the same command, with the same --seed, goes on from them.",
+        ),
+    ] = None,
+    again: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ENLARGED",
+            help="Enlarge the picture as this one was enlarged, by what its file says: the same picture again.",
         ),
     ] = None,
     preset: PresetOption = None,
@@ -102,16 +120,26 @@ def upscale(
     Examples:
 
       ideoflow upscale heart.png --factor 4 --keep tiles --seed 1
+
+      ideoflow upscale heart.png --again large.png
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with plain_errors():
         options = Options.of(preset, steps, guidance, model, lora, dtype, device, quantize, base, cache)
+        given = {"factor": factor, "strength": strength, "tile": tile, "overlap": overlap}
         own = own_settings(picture)
-        prompt = prompt_of(caption, own, picture)
+        made = read_settings(again) if again else None
+        if made is not None:
+            check_again("upscale", str(again), made, {"caption": caption, **given}, typed_of(options, seed))
+        prompt = prompt_of(caption, made or own, picture)
         report([prompt], strict=False)
-        settings = options.settings(str(picture), as_model(own), {"size": True, "seed": seed}, trust_settings)
+        recipe = made if made is not None else as_model(own)
+        named = {"size": True} | ({} if made else {"seed": seed})
+        settings = options.settings(str(again or picture), recipe, named, trust_settings)
         if settings.of_sketch:
             check_for_sketch(prompt)
+        if made is not None:
+            seed = int(made["seed"])
         if keep is not None:
             if seed is None:
                 raise ValueError("--keep needs --seed, by which the same command finds the tiles that it kept.")
@@ -119,8 +147,12 @@ def upscale(
         seed = random.SystemRandom().randrange(2**31) if seed is None else seed
         kind = parse_format(form) if form else None
         with starting("importing torch, transformers and diffusers"):
-            from ..editing import Upscale
-        change = Upscale(picture, factor, strength, tile, overlap, keep)
+            from .. import editing
+        if made is not None:
+            change: Upscale = replace(editing.change_of(picture, made), keep=keep)
+        else:
+            asked = {name: value for name, value in given.items() if value is not None}
+            change = editing.Upscale(picture, **asked, keep=keep)
         path = target(output, Picture(prompt.text, *change.size, seed, f"{picture.stem}-large"), 0, 1, kind)
         check_writable(path, "--out")
         image = _draw(settings, change, prompt.text, seed, ignore_unknown, max_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,24 +46,27 @@ class Wish:
         return {name: value for name, value in vars(self).items() if value is not None and name != "how"}
 
 
-def check_again(name: str, made: dict[str, Any], given: dict[str, Any], typed: dict[str, Any], n: int) -> None:
-    """Refuse options beside --again that would make another picture than its file says.
+def check_again(command: str, name: str, made: dict[str, Any], given: dict[str, Any], typed: dict[str, Any]) -> None:
+    """Refuse options beside --again that would make another picture than its file says, or a file of another command.
 
     Args:
+        command: "edit" or "upscale".
         name: The file.
         made: What it says.
         given: Options of the change, whose values all stand in the file; None where they are left out.
         typed: Options of the steps; one that says what the file says is no fault.
-        n: Pictures.
 
     Raises:
-        ValueError: naming the option.
+        ValueError: naming the option, or the command that makes it again.
     """
-    if made["edit"] and made["edit"].get("kind") == "upscale":
+    if not made["edit"]:
         raise ValueError(
-            f"{printable(name)} is an enlarged picture: make it again with `{made_by(name, made)}`, and its caption if"
-            " the picture does not bring that along."
+            f"{printable(name)} was not made of another picture: make it again with"
+            f" `ideoflow generate {shlex.quote(printable(name))}`."
         )
+    if (made["edit"].get("kind") == "upscale") != (command == "upscale"):
+        what = "an edit" if command == "upscale" else "an enlarged picture"
+        raise ValueError(f"{printable(name)} is {what}: make it again with `{made_by(name, made)}`.")
     if why := made["unrepeatable"]:
         raise ValueError(
             f"{printable(name)} cannot be made again: {printable(why)}. Leave --again out, and give the options of the"
@@ -70,7 +74,6 @@ def check_again(name: str, made: dict[str, Any], given: dict[str, Any], typed: d
         )
     others = [key for key, value in given.items() if value is not None]
     others += [key for key, value in typed.items() if value is not None and value != made[key]]
-    others += ["n"] if n != 1 else []
     if others:
         raise ValueError(
             f"--again makes {printable(name)} again, by what its file says, and {_spelt(others[0])} would make another"
@@ -143,7 +146,9 @@ def change_asked_for(picture: Path, how: str, wish: Wish, own: dict[str, Any], t
         amount = {"amount": given["variation"]} if "variation" in given else {}
         return editing.Variation(other, (int(own["width"]), int(own["height"])), **amount), text
     if how == "caption":
-        return editing.CaptionEdit(picture, before, **given), text
+        by_caption = editing.CaptionEdit(picture, before, **given)
+        by_caption.check(text)
+        return by_caption, text
     return editing.ImageToImage(picture, **given), text
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..captions import Caption
+from ..captions import Caption, CaptionError
 from ..checks import finite
 from ..engine import Edit, Request
 from .canvas import Canvas, digest
@@ -90,12 +90,14 @@ class CaptionEdit(WholePicture):
         """See that another caption says something else.
 
         Raises:
-            ValueError: if it is the same.
+            CaptionError: a ValueError: if it is the same.
         """
         was, is_to_be = data_of(self.before), data_of(after)
         same = self.before == after if was is None or is_to_be is None else was == is_to_be
         if same:
-            raise ValueError("`before` and the caption of what the picture becomes say the same: nothing is to change.")
+            raise CaptionError(
+                "`before` and the caption of what the picture becomes say the same: nothing is to change."
+            )
 
     def request(self, fresh: Request, canvas: Canvas, known: Tensor, fresh_before: Request) -> Request:
         """The request of the changed picture.

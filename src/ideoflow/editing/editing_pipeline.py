@@ -86,6 +86,9 @@ class EditingPipeline(Ideogram4Pipeline):
         prompts = prompts_of(prompt)
         if len(changes) != len(prompts):
             raise ValueError(f"{len(changes)} changes and {len(prompts)} prompts: give one prompt for each change.")
+        for change, after in zip(changes, prompts, strict=True):
+            if isinstance(change, CaptionEdit):
+                change.check(after)
         most = (self.config.get("side_limits") or SIDE_LIMITS)[1]
         canvases = [change.canvas(self._unit, most) for change in changes]
         seen = [_seen(*each) for each in zip(prompts, changes, canvases, strict=True)]
@@ -206,10 +209,7 @@ class EditingPipeline(Ideogram4Pipeline):
             As `edit`.
         """
         own, rest = self._parted(options, self.edit_caption, CaptionEdit)
-        change = CaptionEdit(image, before, **own)
-        for one in prompts_of(after):
-            change.check(one)
-        return self.edit(change, after, **rest)
+        return self.edit(CaptionEdit(image, before, **own), after, **rest)
 
     def vary(self, prompt: Any, size: tuple[int, int], seed: int, amount: float = 0.2, **options: Any) -> Any:
         """Draw a picture from noise near its own seed's.

@@ -12,6 +12,7 @@ from .image_to_image import ImageToImage
 from .inpainting import Inpaint
 from .masking import from_text
 from .outpainting import outpainted
+from .upscaling import Upscale
 from .variation import Variation
 
 OF_KIND: dict[str, tuple[type, tuple[str, ...]]] = {
@@ -19,6 +20,7 @@ OF_KIND: dict[str, tuple[type, tuple[str, ...]]] = {
     "inpaint": (Inpaint, ("strength", "feather", "harmonise", "padding", "fit")),
     "caption": (CaptionEdit, ("before", "strength", "refine", "guidance_before", "fit")),
     "variation": (Variation, ("seed", "amount")),
+    "upscale": (Upscale, ("factor", "strength", "tile", "overlap")),
 }
 
 
@@ -64,6 +66,8 @@ def _made(cls: type, image: Any, given: dict[str, Any], edit: Mapping[str, Any],
     if "place" in edit:
         options = {name: given[name] for name in ("strength", "feather", "harmonise")}
         return outpainted(image, tuple(edit["canvas"]), tuple(edit["place"]), **options)
+    if cls is Upscale:
+        return Upscale(image, **given)
     size = edit.get("size")
     given["size"] = None if size is None else (size[0], size[1])
     if cls is Inpaint:

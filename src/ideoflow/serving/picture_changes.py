@@ -82,7 +82,9 @@ class Wanted:
                 return self._sized(how, redrawn(picture, before, prompt, **given))
             at: dict[str, Any] = {} if self.size is None else {"size": read_size(self.size, (0, 0))}
             if how == "caption":
-                return CaptionEdit(picture, before, **at, **given)
+                by_caption = CaptionEdit(picture, before, **at, **given)
+                by_caption.check(prompt)
+                return by_caption
             return ImageToImage(picture, **at, **given)
         except CaptionError as error:
             raise self._of_captions(error) from None
