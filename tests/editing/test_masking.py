@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from scipy import ndimage
 
-from ideoflow.editing.depth import deepest_of_part, depth
+from ideoflow.editing.depth import deepest_of_part, depth, middle
 from ideoflow.editing.masking import box_mask, feathered, from_text, open_mask, to_text, token_mask
 from ideoflow.images import ImageError
 from ideoflow.latents import unpatchify
@@ -105,6 +105,64 @@ def test_the_middle_of_every_part_shows_whole_however_wide_the_others_are(sizes,
 
     for part, (rows, cols) in zip(parts, sizes, strict=True):
         assert shown[part].max() == 1 and shown[part][rows // 2, cols // 2] == 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_the_middle_line_of_every_arm_shows_whole_and_fades_to_its_sides(data):
+    """A wide part with an arm on each side, as of a lollipop: straight ones, whose middles are known."""
+    feather = data.draw(st.integers(0, 24))
+    mask = np.zeros((160, 160), np.float32)
+    mask[50:110, 50:110] = 1
+    shape = st.tuples(st.integers(1, 12), st.integers(1, 50), st.integers(50, 98))
+    arms = [data.draw(shape) for _ in range(4)]
+    for turn, (wide, long, place) in enumerate(arms):
+        np.rot90(mask, turn)[place : place + wide, 110 : 110 + long] = 1
+    shown = feathered(torch.from_numpy(mask), feather).numpy()
+
+    assert (shown[mask == 0] == 0).all() and (shown[mask == 1] > 0).all() and shown.max() == 1
+    for turn, (wide, long, place) in enumerate(arms):
+        arm = np.rot90(shown, turn)[place : place + wide, 110 : 110 + long]
+        half = min((wide + 1) // 2, feather + 1)
+        near = max(0, -(-(feather + 1 - 4 * half) // 3) + 1)  # the wide part, where the arm may be a roughness of it
+        across = np.array([[min(row + 1, wide - row, half) / half] for row in range(wide)])
+        assert np.allclose(arm[:, near : max(near, long - half)], across)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 6), st.lists(st.sampled_from([-1, 0, 1]), min_size=30, max_size=90), st.integers(0, 40))
+def test_a_stroke_of_a_brush_shows_along_its_middle(radius, turns, feather):
+    """Its width varies by a pixel where it bends, so that the middle is not sharp."""
+    mask = torch.zeros(220, len(turns) + 50)
+    path = [(110 + sum(turns[:step]), 40 + step) for step in range(len(turns))]
+    for row, column in path:
+        mask[row - radius + 1 : row + radius, column - radius + 1 : column + radius] = 1
+    mask[:, :40] = 1  # and it begins at a wide part
+    shown = feathered(mask, feather)
+
+    clear = slice(max(radius, (feather + 1 - 4 * radius) // 3 + 1), len(path) - radius)
+    assert all(shown[place] >= 0.5 for place in path[clear])
+
+
+def test_a_rough_edge_fades_in_as_a_smooth_one():
+    mask = torch.zeros(60, 60)
+    mask[20:, :] = 1
+    smooth = feathered(mask, 8)
+    mask[19, 7:50:5] = 1
+    rough = feathered(mask, 8)
+
+    assert (rough[19] <= 1 / 9 + 1e-6).all() and (rough - smooth).abs().max() <= 1 / 9 + 1e-6
+
+
+@settings(deadline=None, max_examples=60)
+@given(MASKS, st.integers(1, 12))
+def test_middles_are_where_depth_grows_nowhere_by_more_than_three_quarters_of_the_way(values, most):
+    deep = depth(values > 0, most)
+    places = np.stack(np.indices(deep.shape), -1).reshape(-1, 2)
+    way = np.abs(places[:, None] - places[None]).max(-1)
+    grows = deep.reshape(-1)[None] - deep.reshape(-1)[:, None] > 0.75 * way
+
+    assert (middle(deep).reshape(-1) == (~grows.any(1) & (values.reshape(-1) > 0))).all()
 
 
 def test_a_soft_mask_fades_in_from_where_it_is_sure_and_not_from_its_faint_rim():

@@ -6,7 +6,7 @@ import os
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -57,9 +57,7 @@ def upscale(
             show_default=False,
         ),
     ],
-    factor: Annotated[
-        float | None, typer.Option(help="How much longer each side becomes.", show_default="2")
-    ] = None,
+    factor: Annotated[float | None, typer.Option(help="How much longer each side becomes.", show_default="2")] = None,
     caption: Annotated[
         str | None,
         typer.Option("--caption", "-c", help="Its caption: a file, JSON, or text.", show_default="the picture's own"),
@@ -126,7 +124,7 @@ def upscale(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with plain_errors():
         options = Options.of(preset, steps, guidance, model, lora, dtype, device, quantize, base, cache)
-        given = {"factor": factor, "strength": strength, "tile": tile, "overlap": overlap}
+        given: dict[str, Any] = {"factor": factor, "strength": strength, "tile": tile, "overlap": overlap}
         own = own_settings(picture)
         made = read_settings(again) if again else None
         if made is not None:

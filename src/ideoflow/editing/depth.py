@@ -1,4 +1,4 @@
-"""How deep pixels lie within a region, and within each of its parts, in time that does not grow with the depth."""
+"""How deep pixels lie within a region, and how wide it is there, in time that does not grow with the depth."""
 
 from __future__ import annotations
 
@@ -24,12 +24,27 @@ def depth(inside: Inside, most: int) -> Depths:
     return far
 
 
-def _sweep(far: Depths) -> None:
-    """Bring distances down to what the rows above, and the pixels to the left, allow."""
-    columns = np.arange(far.shape[1], dtype=np.int32)
+def middle(deep: Depths) -> Inside:
+    """The middle lines of a region and of its arms: from there, depth grows nowhere by more than 3/4 of the way.
+
+    From an edge it grows by all of the way, and not at all along an arm. So what sticks out by less than a third of
+    `most` is hardly an arm: it is a roughness of the edge.
+
+    Args:
+        deep: As `depth` gives it; where it is `most`, that is a middle as well.
+    """
+    lowest = -4 * deep
+    _sweep(lowest, 3)
+    _sweep(lowest[::-1, ::-1], 3)
+    return (lowest == -4 * deep) & (deep > 0)
+
+
+def _sweep(far: Depths, step: int = 1) -> None:
+    """Bring values down to what the rows above, and the pixels to the left, allow: theirs and `step` for each pixel."""
+    columns = np.arange(far.shape[1], dtype=np.int32) * step
     for number, row in enumerate(far):
         if number:
-            above = far[number - 1] + 1
+            above = far[number - 1] + step
             np.minimum(row, above, out=row)
             np.minimum(row[1:], above[:-1], out=row[1:])
             np.minimum(row[:-1], above[1:], out=row[:-1])

@@ -86,9 +86,9 @@ class EditingPipeline(Ideogram4Pipeline):
         prompts = prompts_of(prompt)
         if len(changes) != len(prompts):
             raise ValueError(f"{len(changes)} changes and {len(prompts)} prompts: give one prompt for each change.")
-        for change, after in zip(changes, prompts, strict=True):
-            if isinstance(change, CaptionEdit):
-                change.check(after)
+        for one, after in zip(changes, prompts, strict=True):
+            if isinstance(one, CaptionEdit):
+                one.check(after)
         most = (self.config.get("side_limits") or SIDE_LIMITS)[1]
         canvases = [change.canvas(self._unit, most) for change in changes]
         seen = [_seen(*each) for each in zip(prompts, changes, canvases, strict=True)]

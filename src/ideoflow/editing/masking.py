@@ -18,7 +18,7 @@ from ..checks import all_finite
 from ..images import ImageError, flattened, has_alpha
 from ..latents import PATCH, patchify
 from .canvas import opened
-from .depth import deepest_of_part, depth
+from .depth import deepest_of_part, depth, middle
 
 Changes = Literal["white", "black", "transparent"]
 CHANGES = ("white", "black", "transparent")
@@ -123,8 +123,8 @@ def feathered(mask: Tensor, feather: int) -> Tensor:
     """How much of what was drawn shows in each pixel: 0 where the mask is 0, rising over `feather` pixels within it.
 
     Nothing shows outside of the mask, so that the pixels there are the picture's own. The picture's edge is none of the
-    mask's. In a part of the mask that is too narrow for the feather, the middle shows whole, whatever other parts there
-    are.
+    mask's. Where a part of the mask, or an arm of a part, is too narrow for the feather, its middle line shows whole,
+    however wide all else is.
     """
     sure = (mask / min(CERTAIN, float(mask.max()))).clamp(max=1).numpy()
     shown, inside, rising = np.zeros_like(sure), None, None
@@ -132,7 +132,8 @@ def feathered(mask: Tensor, feather: int) -> Tensor:
         within = sure > level / LEVELS
         if inside is None or not np.array_equal(within, inside):  # of a hard mask, all levels are one
             inside, deep = within, depth(within, feather + 1)
-            rising = deep / np.maximum(deepest_of_part(within, deep), 1)
+            width = deep + depth(~middle(deep), feather + 1)  # half of it, there
+            rising = deep / np.maximum(np.minimum(width, deepest_of_part(within, deep)), 1)
         shown += (sure * LEVELS - level).clip(0, 1) * rising
     return torch.from_numpy(shown / np.float32(LEVELS))
 
