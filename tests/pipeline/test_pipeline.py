@@ -1013,10 +1013,12 @@ def graphs_here(monkeypatch):
     class StandIn:
         __init__ = staticmethod(lambda *_: None)
         runs_on = staticmethod(lambda device: True)
+        room = staticmethod(lambda device: 100)
         warm_up = staticmethod(lambda run: run())
 
         def capture(self, run, pool):
-            self.run, self.output, self.handle = run, run() * torch.nan, (0, 0)
+            self.run, self.output = run, run() * torch.nan
+            pool.graphs.add(self)
 
         def replay(self):
             notes.replays += 1
@@ -1027,16 +1029,41 @@ def graphs_here(monkeypatch):
     return notes
 
 
-def test_cuda_graphs_are_off_until_they_are_enabled_and_change_no_picture(pipeline, graphs_here):
+def test_cuda_graphs_come_by_themselves_and_change_no_picture(pipeline, graphs_here, monkeypatch):
+    from ideoflow.engine import graphs
+
     def draw():
         return latents_of(pipeline, CAPTION, height=32, width=48, generator=seeded(), **SETTINGS)
 
-    ordinary = draw()
-    assert graphs_here.replays == 0
-    pipeline.enable_cuda_graphs()
-    assert torch.equal(draw(), ordinary) and graphs_here.replays == 2 * 10
+    assert pipeline.cuda_graphs == "auto"
+    by_themselves = draw()
+    assert graphs_here.replays == 2 * 10
     pipeline.disable_cuda_graphs()
-    assert torch.equal(draw(), ordinary) and graphs_here.replays == 2 * 10
+    assert pipeline.cuda_graphs is False and torch.equal(draw(), by_themselves) and graphs_here.replays == 2 * 10
+    monkeypatch.setattr(graphs, "AUTO_TOKENS", 1)
+    pipeline.cuda_graphs = "auto"
+    assert torch.equal(draw(), by_themselves) and graphs_here.replays == 2 * 10
+    pipeline.enable_cuda_graphs()
+    assert pipeline.cuda_graphs is True and torch.equal(draw(), by_themselves) and graphs_here.replays == 4 * 10
+
+
+def test_an_engine_may_be_told_otherwise_than_its_pipeline(pipeline, graphs_here):
+    made = {choice: pipeline.engine(cuda_graphs=choice).denoiser._graphs() for choice in (None, "auto", True, False)}
+    assert {choice: len(graphs) for choice, graphs in made.items()} == {None: 2, "auto": 2, True: 2, False: 0}
+    assert [made[choice][0]._insisted for choice in (None, "auto", True)] == [False, False, True]
+
+
+def test_a_plan_of_memory_has_no_room_for_graphs_unless_they_are_insisted_on(pipeline, graphs_here, monkeypatch):
+    monkeypatch.setattr(pipeline, "plan", SimpleNamespace(max_tokens=None))
+    assert pipeline.engine().denoiser._graphs() == []
+    assert len(pipeline.engine(cuda_graphs=True).denoiser._graphs()) == 2
+
+
+@pytest.mark.parametrize("choice", ["always", None, 1])
+def test_another_choice_of_graphs_is_refused_by_name(pipeline, choice):
+    with pytest.raises(ValueError, match=r'`cuda_graphs` is .*: give "auto", True or False'):
+        pipeline.cuda_graphs = choice
+    assert pipeline.cuda_graphs == "auto"
 
 
 def test_cuda_graphs_are_freed_before_pictures_are_decoded(pipeline, graphs_here, monkeypatch):

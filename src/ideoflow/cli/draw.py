@@ -33,7 +33,7 @@ def draw(
     settings: Settings,
     pictures: Sequence[Picture],
     compiled: bool,
-    cuda_graphs: bool,
+    cuda_graphs: bool | None,
     max_tokens: int | None,
     memory: str | None,
     verbose: bool,
@@ -65,8 +65,8 @@ def draw(
         pipe.set_progress_bar_config(disable=True)
         if compiled:
             pipe.compile()
-        if cuda_graphs:
-            pipe.enable_cuda_graphs()
+        if cuda_graphs is not None:
+            pipe.cuda_graphs = cuda_graphs
         noun = "picture" if len(pictures) == 1 else "pictures"
         with plain_warnings(), steps_shown(f"{len(pictures)} {noun}") as on_step:
             warnings.simplefilter("ignore", CaptionWarning)  # said already, when the prompts were read

@@ -73,6 +73,14 @@ DtypeOption = Annotated[
         show_default="float32 for the bundled model and on a CPU, otherwise bfloat16",
     ),
 ]
+CudaGraphsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--cuda-graphs/--no-cuda-graphs",
+        help="Replay steps of all sizes as CUDA graphs, or none: the same pictures. Needs --device cuda.",
+        show_default="small ones, where memory is free",
+    ),
+]
 QuantizeOption = Annotated[
     str | None,
     typer.Option(

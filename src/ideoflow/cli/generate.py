@@ -26,6 +26,7 @@ from .draw import draw
 from .drawing_options import (
     BaseOption,
     CacheOption,
+    CudaGraphsOption,
     DeviceOption,
     DtypeOption,
     FormatOption,
@@ -130,13 +131,7 @@ def generate(
             "--compile", help="Compile the transformers: worth minutes of waiting for many steps. Needs a C++ compiler."
         ),
     ] = False,
-    cuda_graphs: Annotated[
-        bool,
-        typer.Option(
-            "--cuda-graphs",
-            help="Replay steps as CUDA graphs: small pictures may be drawn faster. Needs --device cuda.",
-        ),
-    ] = False,
+    cuda_graphs: CudaGraphsOption = None,
     parallel: ParallelOption = None,
     max_tokens: MaxTokensOption = None,
     memory: Annotated[

@@ -15,6 +15,7 @@ from ..checks import printable
 from ..serving.server_settings import ServerSettings, read_keys, read_settings
 from ..standard_streams import FAILED
 from .console import err, plain_errors, starting
+from .drawing_options import CudaGraphsOption
 from .values import expanded, parse_amount, parse_device, parse_dtype, parse_model, parse_quantize
 
 KEYS = "IDEOFLOW_API_KEYS"
@@ -129,6 +130,7 @@ def serve(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...", show_default="the first accelerator, else cpu")
     ] = None,
+    cuda_graphs: CudaGraphsOption = None,
     endpoint: Annotated[
         str | None,
         typer.Option(
@@ -179,6 +181,7 @@ def serve(
             "memory": memory,
             "policy": policy,
             "max_tokens": max_tokens,
+            "cuda_graphs": "auto" if cuda_graphs is None else cuda_graphs,
             "host": host,
             "port": port,
             "api_keys": _keys(api_key_file),

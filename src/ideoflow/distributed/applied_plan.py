@@ -145,7 +145,7 @@ def check_plan(config: ParallelConfig, pipe: Ideogram4Pipeline) -> None:
             check_tensor(transformer)
     if len({transformer.dtype for transformer in transformers.values()}) > 1:
         raise ValueError("the branches are of different types: load both in one `dtype`.")
-    if pipe._cuda_graphs:
+    if pipe.cuda_graphs is True:
         raise ValueError("a plan and CUDA graphs exclude each other: call `disable_cuda_graphs` first.")
 
 

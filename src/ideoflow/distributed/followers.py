@@ -83,7 +83,7 @@ class Follower:
     def __init__(self, ranks: Ranks, branches: Mapping[Branch, Ideogram4Transformer2DModel]) -> None:
         self.ranks = ranks
         self.transformers = branches
-        self.denoisers = {branch: Denoiser(transformer, None) for branch, transformer in branches.items()}
+        self.denoisers = {branch: Denoiser(one, None, cuda_graphs=False) for branch, one in branches.items()}
         self.dtype = next(iter(branches.values())).dtype
         self.contexts: dict[int, Context] = {}
         self.requests: dict[int, Stepped] = {}

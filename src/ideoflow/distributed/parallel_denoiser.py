@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..engine import Denoiser, Request
+from ..engine.graphs import Choice, check_choice
 from ..model import Context
 from ..ops.adapters import adapter_layers
 from ..ops.weights import Snapshot, snapshot
@@ -106,10 +107,10 @@ class Leader:
 class ParallelDenoiser(Denoiser):
     """A denoiser whose branches are computed by all ranks of a plan; arguments and methods as those of `Denoiser`."""
 
-    def __init__(self, leader: Leader, *arguments: Any, cuda_graphs: bool = False, **options: Any) -> None:
-        if cuda_graphs:
+    def __init__(self, leader: Leader, *arguments: Any, cuda_graphs: Choice = "auto", **options: Any) -> None:
+        if check_choice(cuda_graphs) is True:
             raise ValueError("CUDA graphs cannot be recorded across ranks: `disable_cuda_graphs` first.")
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, cuda_graphs=False, **options)
         self._leader = leader
 
     def velocities(

@@ -18,7 +18,7 @@ from ..ops.exclusive import exclusive
 from ..ops.hooks import execution_device, is_offloaded
 from ..ops.weights import Snapshot, snapshot
 from ..packing import Layout
-from .graphs import Graphs, Inputs, Pool
+from .graphs import Choice, Graphs, Inputs, Store, check_choice
 from .out_of_memory import out_of_memory
 from .request import Request, Step
 from .uninterrupted import uninterrupted
@@ -35,8 +35,12 @@ class Denoiser:
         transformer: The conditional branch: text and image tokens.
         unconditional_transformer: The unconditional branch: image tokens alone. None if no request is guided.
         attention_kwargs: Passed to both transformers; `{"scale": s}` scales LoRA adapters.
-        cuda_graphs: On CUDA, record the kernels of a set of requests at its second step and replay them at later ones.
-            Changes no number. Graphs live as long as the denoiser and the contexts of their requests.
+        cuda_graphs: On CUDA, record the kernels of a step when its layout comes a second time, and replay them whenever
+            it comes again, in other requests too. Changes no number. "auto" does so where it pays: in small streams,
+            within a share of the memory that is free. True does so in all, and warns where it cannot; False never does.
+
+    Raises:
+        ValueError: `cuda_graphs` is none of these.
     """
 
     def __init__(
@@ -45,16 +49,18 @@ class Denoiser:
         unconditional_transformer: Ideogram4Transformer2DModel | None,
         attention_kwargs: dict[str, Any] | None = None,
         *,
-        cuda_graphs: bool = False,
+        cuda_graphs: Choice = "auto",
     ) -> None:
         self.attention_kwargs = attention_kwargs
-        pool = Pool() if cuda_graphs else None
-        self._conditional = _Branch(transformer, attention_kwargs, pool)
-        self._unconditional = (
-            _Branch(unconditional_transformer, attention_kwargs, pool)
-            if unconditional_transformer is not None
-            else None
-        )
+        insisted = check_choice(cuda_graphs) is True
+        store = Store(limit=not insisted) if cuda_graphs else None
+
+        def branch(transformer: Ideogram4Transformer2DModel) -> _Branch:
+            graphs = None if store is None else Graphs(transformer, store, insisted)
+            return _Branch(transformer, attention_kwargs, graphs)
+
+        self._conditional = branch(transformer)
+        self._unconditional = None if unconditional_transformer is None else branch(unconditional_transformer)
 
     @property
     def device(self) -> torch.device:
@@ -233,11 +239,11 @@ class _Branch:
     """One transformer, and the packed context of the set of requests that it last ran."""
 
     def __init__(
-        self, transformer: Ideogram4Transformer2DModel, attention_kwargs: dict[str, Any] | None, pool: Pool | None
+        self, transformer: Ideogram4Transformer2DModel, attention_kwargs: dict[str, Any] | None, graphs: Graphs | None
     ) -> None:
         self.transformer = transformer
         self.attention_kwargs = attention_kwargs
-        self.graphs = None if pool is None else Graphs(transformer, pool)
+        self.graphs = graphs
         self._parts: list[Context] = []
         self._packed: Context | None = None
         self._schedules: OrderedDict[tuple[float, ...], Modulation] = OrderedDict()  # the latest last
@@ -259,16 +265,15 @@ class _Branch:
         # Segments of equal length lie side by side, where attention takes them as one batch.
         requests = sorted(contexts, key=lambda request: contexts[request].layout.tokens)
         parts = [contexts[request] for request in requests]
-        packed = self._pack(parts)
-        device = packed.layout.device
+        device = parts[0].layout.device
         latents = torch.cat([request.latents for request in requests]).to(device, self.transformer.dtype)
         times = torch.stack([request.time for request in requests]).to(device)
         inputs = Inputs(latents, times, self._modulation(requests))
         if self.graphs is None:
-            velocity = self._velocity(inputs, packed)
+            velocity = self._velocity(inputs, self._pack(parts))
         else:
-            velocity = self.graphs.velocity(self._velocity, inputs, parts, packed)
-        own = velocity.to(torch.float32).split(packed.layout.image_lengths)
+            velocity = self.graphs.velocity(self._velocity, inputs, parts, lambda: self._pack(parts))
+        own = velocity.to(torch.float32).split([length for part in parts for length in part.layout.image_lengths])
         return {request: part.to(request.latents.device) for request, part in zip(requests, own, strict=True)}
 
     def _velocity(self, inputs: Inputs, context: Context) -> Tensor:

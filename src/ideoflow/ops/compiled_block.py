@@ -13,6 +13,8 @@ from ..packing import Bounds
 from .fused_projections import FusedProjections
 from .hooks import is_hooked, offload_hooks
 
+RECORDING_MODES = ("reduce-overhead", "max-autotune")  # of `torch.compile`
+
 
 class CompiledBlock:
     """What a block inherits before `nn.Module`.
@@ -21,8 +23,12 @@ class CompiledBlock:
     it. Graphs are for a modulation that is known, and for two times or more: torch compiles anew for a size of one.
     """
 
+    records_cuda_graphs = False  # whether what is compiled records CUDA graphs of its own
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the block as `torch.nn.Module.compile` does."""
+        asked = kwargs.get("options") or {}
+        self.records_cuda_graphs = kwargs.get("mode") in RECORDING_MODES or bool(asked.get("triton.cudagraphs"))
         super().compile(*args, **kwargs)  # type: ignore[misc]
         block: Any = self
         block._compiled_call_impl = partial(self._call_in_one_form, block._compiled_call_impl)

@@ -34,6 +34,7 @@ from ..checkpoints.lora_model import LoraSource
 from ..checkpoints.save import save_pipeline
 from ..checks import finite, whole
 from ..engine import Denoiser, Engine, Policy, Request
+from ..engine.graphs import Choice, check_choice
 from ..fitting import Plan, fit_memory
 from ..model import Ideogram4Transformer2DModel
 from ..ops import quantize_
@@ -156,7 +157,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         self.caption_writer: Writer | None = None
 
         self.new_denoiser: Callable[..., Denoiser] = Denoiser  # another where other processes take part in the steps
-        self._cuda_graphs = False
+        self._cuda_graphs: Choice = "auto"
         self._calls = Calls()
         self._origin = Origin()
         self._calibrations: dict[tuple[int, float, float], CacheCalibration] | None = None  # None until asked for
@@ -384,6 +385,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         output_type: str = "latent",
         preview_every: int = 0,
         previews: Literal["decoded", "linear"] | PreviewMap = "decoded",
+        cuda_graphs: Choice | None = None,
     ) -> Engine:
         """A new engine over this pipeline's transformers.
 
@@ -401,6 +403,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             previews: How these are made: "decoded" by the autoencoder, which takes as long as the picture; "linear" by
                 a `PreviewMap`, in milliseconds, with one pixel for 8 x 8 of the picture's. The map is fitted here, in
                 a second for the bundled model; give one of `preview_map_of(pipe.vae, folder)` to keep it in a file.
+            cuda_graphs: "auto", True or False in place of the pipeline's `cuda_graphs`.
 
         Raises:
             TypeError: naming the argument that is of another type.
@@ -413,8 +416,11 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         for name, given in (("preview_every", preview_every != 0), ("previews", previews != "decoded")):
             if given and not decodes:
                 raise ValueError(f'`{name}` needs an `output_type` of pictures: "pil", "np" or "pt".')
+        choice = self.cuda_graphs if cuda_graphs is None else _checked_graphs(cuda_graphs)
+        if choice == "auto" and self.plan is not None:
+            choice = False  # a plan's memory has no room for them
         return Engine(
-            self._denoiser(attention_kwargs, cuda_graphs=self._cuda_graphs),
+            self._denoiser(attention_kwargs, cuda_graphs=choice),
             max_tokens=max_tokens,
             max_requests=max_requests,
             policy=policy,
@@ -943,23 +949,41 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
             transformer.fuse_projections()
             transformer.compile_blocks(**options)
 
-    def enable_cuda_graphs(self) -> None:
-        """Record the kernels of a set of pictures at its second step and launch them at once at each later one.
+    @property
+    def cuda_graphs(self) -> Choice:
+        """Whether steps are recorded as CUDA graphs and replayed, for calls and engines made from now on.
 
-        Small pictures, whose kernels are shorter than launching them takes, are drawn faster; no picture changes. Holds
-        for calls and engines made from now on, while the transformers are on a CUDA device, are not offloaded and have
-        no adapters; what cannot be recorded is computed as without.
+        A step's kernels are recorded when its layout (sizes, lengths of captions, pictures of a pass) comes a second
+        time, and launched at once whenever it comes again: small pictures, whose kernels are shorter than launching
+        them takes, are drawn faster. No picture changes.
+
+        "auto", the default: streams of up to 3,072 tokens a branch (768 pixels with a caption of 700 tokens), while
+        graphs take no more than a quarter of the memory that is free; not with a plan of `fit_memory`. True: all
+        streams, whatever they take, with a warning where none can be recorded. False: none.
+
+        What cannot be recorded is computed as without: on other devices than CUDA, offloaded, with adapters that are
+        not fused, with hooks or autocast, and where a layer waits for the device.
+
+        Raises:
+            ValueError: set to anything else, or to True where torch sees no CUDA device.
+        """
+        return self._cuda_graphs
+
+    @cuda_graphs.setter
+    def cuda_graphs(self, choice: Choice) -> None:
+        self._cuda_graphs = _checked_graphs(choice)
+
+    def enable_cuda_graphs(self) -> None:
+        """Set `cuda_graphs` to True: record steps of all sizes.
 
         Raises:
             ValueError: if torch sees no CUDA device.
         """
-        if not torch.cuda.is_available():
-            raise ValueError("CUDA graphs need a CUDA device, and torch sees none here: draw without them.")
-        self._cuda_graphs = True
+        self.cuda_graphs = True
 
     def disable_cuda_graphs(self) -> None:
-        """Undo `enable_cuda_graphs`."""
-        self._cuda_graphs = False
+        """Set `cuda_graphs` to False; setting it to "auto" leaves it to the sizes of pictures again."""
+        self.cuda_graphs = False
 
     def tune_attention(
         self, size: tuple[int, int] = (1024, 1024), caption_tokens: int = 500, pictures: int = 1
@@ -1053,7 +1077,7 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
                 stacklevel=5,
             )
 
-    def _denoiser(self, attention_kwargs: dict[str, Any] | None, cuda_graphs: bool = False) -> Denoiser:
+    def _denoiser(self, attention_kwargs: dict[str, Any] | None, cuda_graphs: Choice = False) -> Denoiser:
         processors = (own for one in self._transformers() for own in one.attn_processors.values())
         check_attention_kwargs(attention_kwargs, processors)
         parts = self.transformer, self.unconditional_transformer
@@ -1103,3 +1127,10 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         """`(3, height, width)` picture of latents of a request."""
         with self._exclusive():
             return decode(self.vae, [request], [latents])[0]
+
+
+def _checked_graphs(choice: Choice) -> Choice:
+    """The choice, if it is one that can be had here."""
+    if check_choice(choice) is True and not torch.cuda.is_available():
+        raise ValueError("CUDA graphs need a CUDA device, and torch sees none here: draw without them.")
+    return choice

@@ -49,6 +49,7 @@ class Replica:
             output_type="pil",
             preview_every=1,
             previews=preview_map_of(pipe.vae, served.settings.data),
+            cuda_graphs=served.settings.cuda_graphs,
         )
         self._served = served
         self._editor = Ideogram4InpaintPipeline.from_pipe(pipe)

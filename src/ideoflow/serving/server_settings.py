@@ -36,6 +36,7 @@ class ServerSettings(BaseModel):
         quantize: precision of one byte a weight; None for the weights as they are.
         policy: who goes first in the engine.
         max_tokens: tokens of one pass; None for what the plan of `memory` chose, or 65,536.
+        cuda_graphs: whether steps are replayed as CUDA graphs, as the pipeline's `cuda_graphs`.
         writer: "auto" has clients' words written as captions, by `endpoint`, else by the bundled model's grammar or
             the model's own prompt enhancer; "none" puts them into minimal ones.
         endpoint: address of the language model that writes captions.
@@ -75,6 +76,7 @@ class ServerSettings(BaseModel):
     quantize: str | None = None
     policy: Policy = "fair"
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    cuda_graphs: bool | Literal["auto"] = "auto"
     writer: Literal["auto", "none"] = "auto"
     endpoint: str | None = None
     llm: str | None = None
