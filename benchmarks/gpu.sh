@@ -7,12 +7,19 @@
 # tests should take ten minutes, kernels, rates and attention five, the full model an hour and a half, of which the cases of
 # the bars, which come first, half an hour.
 #
+# For a GPU that is at hand for minutes, `MINUTES=8 benchmarks/gpu.sh` runs what is worth most, in that order, within
+# these minutes, and keeps all in one file, gpu-minutes.json (`python -m benchmarks.gpu --help`; --list says what it
+# runs). Parts can be named: `benchmarks/gpu.sh bars graphs`. What follows is of the whole run, without MINUTES.
+#
 # A part that fails does not stop the rest. What was measured is kept whenever it stops. The exit status is 0 if all parts
 # went well, 1 if one failed or was not finished, 2 if there is no GPU. From the environment:
 #   PYTHON     the interpreter (python)
 #   OUT        the folder for all that is written (benchmarks/results; with TINY outputs/gpu-tiny)
 #   RESUME=1   leave out the parts that went well before, and go on with the full model where it was stopped
-#   MINUTES=n  begin no case of the full model after so long
+#   MINUTES=n  the most worth, in so many minutes
+#   WHEELS=dir install the wheels of this folder beside the results first, without a network: what the interpreter
+#              lacks but torch. To make one: pip download -d wheels -c requirements/constraints.txt '.[dev]', and delete
+#              torch, triton and nvidia-* from it
 #   TINY=1     on any machine, every part at its smallest and the tests only collected: shows that this script works
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,7 +27,19 @@ python=${PYTHON:-python} tiny=${TINY:-} resume=${RESUME:-}
 out=${OUT:-$([[ $tiny ]] && echo outputs/gpu-tiny || echo benchmarks/results)}
 logs=$out/gpu-logs
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+export PYTHONPATH=$PWD/src${PYTHONPATH:+:$PYTHONPATH}
 failed=0 summary=()
+
+if [[ ${WHEELS:-} ]]; then
+    mkdir -p "$out/site"
+    "$python" -m pip install --quiet --no-index --no-deps --upgrade --target "$out/site" "$WHEELS"/*.whl || exit 1
+    PYTHONPATH=$(cd "$out/site" && pwd):$PYTHONPATH
+fi
+if [[ ${MINUTES:-} || $# -gt 0 ]]; then
+    where=(--out "$out/gpu-minutes.json")
+    [[ $tiny ]] && where+=(--device cpu --tiny)
+    exec "$python" -m benchmarks.gpu --minutes "${MINUTES:-8}" "${where[@]}" "$@"
+fi
 
 # Runs a command as a part, under the name of its log.
 part() {
@@ -77,10 +96,10 @@ trap 'summary+=("stopped"); exit 1' INT TERM
 tests test-kernels tests/ops/kernels
 tests test-transformer tests/model/test_device.py tests/model/test_exactness.py tests/model/test_features.py
 tests test-precision tests/ops/quantized
-tests test-graphs tests/engine/test_graphs.py tests/engine/test_graphs_cuda.py
+tests test-graphs tests/engine/test_graphs.py tests/engine/test_cuda_graph.py tests/engine/test_graphs_cuda.py
 benchmark kernels ${tiny:+--tokens 256 --rounds 1}
 benchmark roofline --measure
 benchmark attention ${tiny:+--backends --tiny --rounds 1}
 benchmark memory --device "$([[ $tiny ]] && echo cpu || echo cuda)" ${tiny:+--small --cases 1 --pixels 64}
-benchmark full ${resume:+--resume} ${MINUTES:+--minutes "$MINUTES"} ${tiny:+--tiny --rounds 1 --steps 2 --no-compile}
+benchmark full ${resume:+--resume} ${tiny:+--tiny --rounds 1 --steps 2 --no-compile}
 exit "$failed"

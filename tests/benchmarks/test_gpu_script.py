@@ -30,12 +30,12 @@ def script(tmp_path):
     python.write_text(STAND_IN)
     python.chmod(0o755)
 
-    def run(**more: str) -> tuple[int, list[str], list[str]]:
+    def run(*names: str, **more: str) -> tuple[int, list[str], list[str]]:
         calls.write_text("")
         files = {"PYTHON": str(python), "OUT": str(tmp_path / "out"), "CALLS": str(calls)}
         kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
         environment = kept | files | {"GPU": "0", "BREAK": "nothing"} | more
-        done = subprocess.run([ROOT / "benchmarks/gpu.sh"], env=environment, capture_output=True, text=True)
+        done = subprocess.run([ROOT / "benchmarks/gpu.sh", *names], env=environment, capture_output=True, text=True)
         summary = tmp_path / "out/gpu-logs/summary.txt"
         lines = summary.read_text().splitlines() if summary.exists() else []
         return done.returncode, lines, calls.read_text().splitlines()
@@ -65,7 +65,7 @@ def test_a_part_that_fails_stops_no_other_and_is_told(script):
 
 
 def test_a_part_that_was_not_finished_is_gone_on_with(script):
-    status, summary, _ = script(BREAK="benchmarks.full", STATUS="3", MINUTES="1")
+    status, summary, _ = script(BREAK="benchmarks.full", STATUS="3")
     assert status == 1 and summary[-1].startswith("full: not finished")
 
     status, summary, calls = script(RESUME="1")
@@ -81,10 +81,28 @@ def test_without_a_gpu_it_says_how_to_try(script):
     assert script(GPU="1", TINY="1")[0] == 0
 
 
+def test_with_minutes_or_names_the_most_worth_is_run_alone(script, tmp_path):
+    where = f"--out {tmp_path}/out/gpu-minutes.json"
+    assert script(MINUTES="8")[2] == [f"-m benchmarks.gpu --minutes 8 {where}"]
+    assert script("bars", "graphs", TINY="1")[2] == [
+        f"-m benchmarks.gpu --minutes 8 {where} --device cpu --tiny bars graphs"
+    ]
+
+
+def test_wheels_that_travel_along_are_installed_without_a_network(script, tmp_path):
+    wheels = [tmp_path / name for name in ("a-1-py3-none-any.whl", "b-2-py3-none-any.whl")]
+    for wheel in wheels:
+        wheel.touch()
+    install, run = script(MINUTES="8", WHEELS=str(tmp_path))[2]
+    assert install.startswith("-m pip install --quiet --no-index --no-deps")
+    assert install.endswith(" ".join(map(str, ["--target", tmp_path / "out/site", *wheels])))
+    assert "benchmarks.gpu" in run
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would measure for hours")
 def test_the_benchmarks_take_its_arguments(script, monkeypatch, capsys):
     """Of the one that has nothing to do without a GPU, once it has read them."""
-    _, _, calls = script(RESUME="1", MINUTES="5")
+    _, _, calls = script(RESUME="1")
     (call,) = (call for call in calls if "benchmarks.full " in call)
     monkeypatch.setattr(sys, "argv", call.split()[1:])
     with pytest.raises(SystemExit) as stopped:

@@ -1,0 +1,1 @@
+"""What a GPU that is at hand for minutes can show, in order of worth: `python -m benchmarks.gpu --help` explains."""
