@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -169,3 +170,90 @@ def expanded_gguf(weights: Mapping[str, Tensor], kind: str, only: Callable[[str]
         else tensor.float()
         for name, tensor in weights.items()
     }
+
+
+E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+
+
+def tiled_places(rows: int, groups: int) -> tuple[int, Tensor]:
+    """How many scales cuBLAS' tiles of 128 x 4 hold, and where each (rows, groups) lies in them, by its formula."""
+    across = -(-groups // 4)
+    row, group = torch.arange(rows)[:, None], torch.arange(groups)[None]
+    tile = row // 128 * across + group // 4
+    return -(-rows // 128) * across * 512, tile * 512 + row % 32 * 16 + row % 128 // 32 * 4 + group % 4
+
+
+def nvfp4(tensor: Tensor, *, comfy: bool) -> Weights:
+    """A weight (out, multiple of 16) in NVFP4, by its parts: ComfyUI's order, or NVIDIA Model Optimizer's."""
+    out, width = tensor.shape
+    groups = tensor.double().view(out, width // 16, 16)
+    scale = groups.abs().amax() / (6 * 448)
+    scales = (groups.abs().amax(-1) / 6 / scale).clamp(2**-9, 448).to(torch.float8_e4m3fn)
+    steps = groups / (scales.double() * scale)[..., None]
+    codes = (steps.abs()[..., None] - E2M1.double()).abs().argmin(-1) + 8 * (steps < 0)
+    even, odd = codes.view(out, -1).to(torch.uint8)[:, ::2], codes.view(out, -1).to(torch.uint8)[:, 1::2]
+    stored = scales.view(torch.uint8)
+    if comfy:
+        size, places = tiled_places(*stored.shape)
+        tiled = torch.zeros(size, dtype=torch.uint8)
+        tiled[places] = stored
+        stored = tiled.view(-(-out // 128) * 128, -1)
+    return {
+        "weight": even << 4 | odd if comfy else odd << 4 | even,
+        "weight_scale": stored.view(torch.float8_e4m3fn),
+        "weight_scale_2": scale.float(),
+    }
+
+
+def nvfp4_values(parts: Mapping[str, Tensor], *, comfy: bool) -> Tensor:
+    """What they stand for, in float64, value by value."""
+    codes, out = parts["weight"].int(), len(parts["weight"])
+    pair = (codes >> 4, codes & 15) if comfy else (codes & 15, codes >> 4)
+    codes = torch.stack(pair, -1).view(out, -1)
+    width = codes.shape[1]
+    scales = parts["weight_scale"].double().flatten()
+    if comfy:
+        scales = scales[tiled_places(out, width // 16)[1]]
+    values = E2M1.double()[codes & 7] * (1 - 2 * (codes >> 3)).double()
+    return (values.view(out, -1, 16) * scales.view(out, -1, 1) * parts["weight_scale_2"].double()).view(out, width)
+
+
+def hadamard(size: int) -> Tensor:
+    """The regular Hadamard matrix of a power of four, in float64, entry by entry: a sign for each pair of digits."""
+    signs = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], dtype=torch.float64)
+    row, column = torch.arange(size)[:, None], torch.arange(size)[None]
+    matrix = torch.ones(size, size, dtype=torch.float64)
+    while size > 1:
+        size //= 4
+        matrix *= signs[row // size % 4, column // size % 4]
+    return matrix / len(matrix) ** 0.5
+
+
+def rotated(tensor: Tensor, group: int | None) -> Tensor:
+    """A weight in float64, in groups of its width times the Hadamard matrix."""
+    if group is None:
+        return tensor.double()
+    return (tensor.double().unflatten(1, (-1, group)) @ hadamard(group)).flatten(1)
+
+
+def comfy_int8(tensor: Tensor, *, group: int | None, each_row: bool) -> Weights:
+    """A weight in ComfyUI's int8, by its parts; rotated in groups of so many, or not."""
+    turned = rotated(tensor, group)
+    scale = turned.abs().amax(1, keepdim=True) / 127 if each_row else turned.abs().amax() / 127
+    note: dict[str, object] = {"format": "int8_tensorwise"}
+    if group is not None:
+        note |= {"convrot": True, "convrot_groupsize": group}
+    return {
+        "weight": (turned / scale).round().to(torch.int8),
+        "weight_scale": scale.float(),
+        "comfy_quant": note_tensor(note),
+    }
+
+
+def comfy_int8_values(parts: Mapping[str, Tensor], group: int | None) -> Tensor:
+    """What they stand for, in float64."""
+    return rotated(parts["weight"].double() * parts["weight_scale"].double(), group)
+
+
+def note_tensor(note: Mapping[str, object]) -> Tensor:
+    return torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)

@@ -16,6 +16,7 @@ from ..configuration import parameter_shapes
 from .config import DEFAULTS, HEADER, config_of_shapes, parse_config
 from .errors import CheckpointError, read_json, some
 from .names import Branch, Naming, find_prefix, targets
+from .nvfp4 import check_order
 from .source import open_source
 from .stored_weights import KINDS, Piece, StoredWeight, check_names, check_scales, parameters, recognise
 from .tensors import Source
@@ -113,6 +114,7 @@ def open_checkpoint(
     prefix, naming = found
     weights = _weights(source, prefix, naming)
     settings, quantization = _config(source, config, weights)
+    check_order(source, weights, quantization)
     weights = _checked(source, weights, settings)
     return Checkpoint(source, branch, prefix, naming, weights, settings, quantization)
 

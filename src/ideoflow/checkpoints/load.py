@@ -11,7 +11,8 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 
 from ..dtypes import PLAIN, TORCH_NAMES, of_name
-from ..ops.quantized_linear import Float8Linear
+from ..ops.quantized_linear import Float8Linear, Int8Linear, QuantizedLinear
+from ..ops.rotated_linear import RotatedInt8Linear
 from .checkpoint import Checkpoint
 from .errors import CheckpointError
 from .left_in_file import LeftInFile
@@ -196,21 +197,42 @@ def _is_kept(module: nn.Module, name: str, keep: Callable[[str], object]) -> boo
     return parameter == "weight" and isinstance(module.get_submodule(layer), nn.Linear) and bool(keep(layer))
 
 
-class WeightOnlyFloat8Linear(Float8Linear):
-    """A layer that keeps float8 weights and never rounds its input, on no device: text features stay exact."""
+class _NeverRounded:
+    """A layer whose input is never rounded, on no device, so that features stay those of its weights."""
 
     def multiplies(self, tokens: Tensor) -> bool:
         """Never: the weight is expanded for each product."""
         return False
 
 
+class WeightOnlyFloat8Linear(_NeverRounded, Float8Linear):
+    """A layer that keeps float8 weights and never rounds its input."""
+
+
+class WeightOnlyInt8Linear(_NeverRounded, Int8Linear):
+    """A layer that keeps int8 weights and never rounds its input."""
+
+
+class WeightOnlyRotatedInt8Linear(_NeverRounded, RotatedInt8Linear):
+    """A layer that keeps rotated int8 weights and never rounds its input."""
+
+
+EXACT = {
+    Float8Linear: WeightOnlyFloat8Linear,
+    Int8Linear: WeightOnlyInt8Linear,
+    RotatedInt8Linear: WeightOnlyRotatedInt8Linear,
+}
+
+
 def _exact(layer: nn.Linear) -> nn.Linear:
-    if not isinstance(layer, Float8Linear):
+    if not isinstance(layer, QuantizedLinear):
         return layer
-    exact = WeightOnlyFloat8Linear(
+    exact: Any = EXACT[type(layer)](
         layer.in_features, layer.out_features, bias=False, device="meta", dtype=layer.compute_dtype
     )
     exact.weight, exact.weight_scale = layer.weight, layer.weight_scale
+    if isinstance(layer, RotatedInt8Linear):
+        exact.group = layer.group
     return exact
 
 

@@ -14,7 +14,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..ops.gguf_linear import GgufLinear
+from ..ops.expanded_linear import ExpandedLinear
 from ..ops.quantized_linear import Float8Linear
 from .atomic_replace import into_folder
 from .errors import CheckpointError, some
@@ -100,10 +100,12 @@ def check_savable(name: str, model: nn.Module) -> None:
             " `unload_lora_weights()`; to save them without, call `unload_lora_weights()`; to save an adapter alone,"
             " call `save_lora_adapter`."
         )
-    if any(isinstance(part, GgufLinear) for part in model.modules()):
+    kept = {type(part).__name__ for part in model.modules() if isinstance(part, ExpandedLinear)}
+    if kept:
+        what = "GGUF's blocks" if kept == {"GgufLinear"} else "weights in NVFP4"
+        or_call = ", or call its `dequantize()` first" if kept == {"GgufLinear"} else ""
         raise CheckpointError(
-            f"`{name}` keeps GGUF's blocks, which cannot be saved in this layout: load it with `dequantize=True`, or"
-            " call its `dequantize()` first."
+            f"`{name}` keeps {what}, which cannot be saved in this layout: load it with `dequantize=True`{or_call}."
         )
     quantizer = getattr(model, "hf_quantizer", None)
     if isinstance(quantizer, DiffusersQuantizer):
@@ -117,8 +119,8 @@ def check_savable(name: str, model: nn.Module) -> None:
         )
     if quantizer is None and any(parameter.dtype == torch.int8 for parameter in model.parameters()):
         raise CheckpointError(
-            f"`{name}` holds int8 weights, which no file form keeps: save it before `quantize`, or expand it with"
-            " ideoflow.ops.dequantize_ first."
+            f"`{name}` holds int8 weights, which are not written: save it before `quantize`, load it with"
+            " `dequantize=True`, or expand it with ideoflow.ops.dequantize_ first."
         )
     away = [key for key, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if away:

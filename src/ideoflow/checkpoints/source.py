@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from .comfy_notes import notes_of_header
 from .errors import CheckpointError, MissingFileError, read_json, refuse_pickle, some
 from .gguf import GgufSource
 from .tensors import Source, TensorInfo
@@ -51,14 +52,20 @@ class SafetensorsSource:
         self._read = 0  # bytes, through it
         self.infos: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
+        self._notes: dict[str, bytes] = {}  # what a header says as tensors of other files do
         for file in files:
             with _opened(file, "np") as opened:
-                self.metadata |= opened.metadata() or {}
-                for name in opened.keys():  # noqa: SIM118 (no mapping)
+                header, names = opened.metadata() or {}, list(opened.keys())
+                self.metadata |= header
+                for name in names:
                     view = opened.get_slice(name)
                     if name in self.infos:
                         raise CheckpointError(f"{self.infos[name].file} and {file} both hold {name!r}.")
                     self.infos[name] = TensorInfo(name, view.get_dtype(), tuple(view.get_shape()), file)
+                for name, note in notes_of_header(header, names, file).items():
+                    if name not in self.infos:
+                        self._notes[name] = note
+                        self.infos[name] = TensorInfo(name, "U8", (len(note),), file)
         if expected is not None:
             wrong = [name for name, file in expected.items() if name not in self.infos or self.infos[name].file != file]
             if wrong:
@@ -68,10 +75,15 @@ class SafetensorsSource:
                 )
 
     def note(self, name: str) -> bytes:
+        if name in self._notes:
+            return self._notes[name]
         with _opened(self.infos[name].file, "np") as opened:
-            return self._tensor(opened, name).tobytes()
+            note: bytes = self._tensor(opened, name).tobytes()
+            return note
 
     def read(self, name: str) -> Tensor:
+        if name in self._notes:
+            return self._noted(name)
         file = self.infos[name].file
         if self._reader is None or self._reader[0] != file or self._read >= AT_ONCE:
             self._reader, self._read = (file, _opened(file).__enter__()), 0
@@ -80,10 +92,17 @@ class SafetensorsSource:
         return tensor
 
     def map(self, name: str) -> Tensor:
+        if name in self._notes:
+            return self._noted(name)
         file = self.infos[name].file
         if file not in self._maps:
             self._maps[file] = _opened(file).__enter__()
         return self._tensor(self._maps[file], name)
+
+    def _noted(self, name: str) -> Tensor:
+        import torch
+
+        return torch.tensor(list(self._notes[name]), dtype=torch.uint8)
 
     def _tensor(self, opened: Any, name: str) -> Any:
         try:

@@ -10,20 +10,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from .comfy_int8 import ComfyInt8
 from .errors import CheckpointError, some
 from .nf4 import NF4
+from .nvfp4 import NVFP4, check_order
 from .storage_kinds import Float8, Gguf, Infos, Integers, Plain, Storage
 from .tensors import Source, TensorInfo
 
 if TYPE_CHECKING:
     from torch import nn
 
-KINDS: tuple[Storage, ...] = (Plain(), Float8(), NF4(), Gguf())
+KINDS: tuple[Storage, ...] = (Plain(), Float8(), ComfyInt8(), NF4(), NVFP4(), Gguf())
 INTEGERS = ("I64", "I32", "U8", "BOOL")
 # The end of a tensor's name, of those that belong with a weight.
 _PART = re.compile(
     r"(?P<layer>.+?)\.(?P<part>weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+|gguf)"
-    r"|weight_scale|scale_weight|input_scale|scale_input|comfy_quant|weight)"
+    r"|weight_scale|weight_scale_2|scale_weight|input_scale|scale_input|comfy_quant|weight)"
 )
 _SCALED = re.compile(r"(.*\.)?scaled_fp8")  # ComfyUI's note that the weights of a file have scales; no weight itself
 
@@ -183,4 +185,5 @@ def match_tensors(
             )
         weights.append(weight)
     check_scales(source, weights, scaled or noted)
+    check_order(source, weights, None)
     return weights

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from diffusers.quantizers.gguf import GGUFQuantizer
 from torch import Tensor, nn
 
+from .expanded_linear import ExpandedLinear
 from .gguf_blocks import QUANTIZED
-from .linear import Linear, linear
 
 AT_ONCE = 2**22  # values that are expanded at once, so that what this takes stays small
 
 
-class GgufLinear(nn.Linear):
-    """A linear layer that keeps GGUF's blocks and expands them to its input's type for each product.
-
-    Unlike diffusers' layer of this kind, which expands to float16, it rounds once. It is an `nn.Linear` to adapters;
-    the weight takes no gradient, the input and the bias do. Its state dict holds the bytes of the blocks.
+class GgufLinear(ExpandedLinear):
+    """A linear layer that keeps GGUF's blocks; unlike diffusers', which expands to float16, it rounds once.
 
     Args:
         blocks: Bytes of all blocks, row by row.
@@ -32,61 +26,15 @@ class GgufLinear(nn.Linear):
     waits_for_device = True  # constants are copied there for each product, which no CUDA graph can record
 
     def __init__(self, blocks: Tensor, kind: str, in_features: int, out_features: int, dtype: torch.dtype) -> None:
-        nn.Module.__init__(self)  # nn.Linear's would draw weights
-        self.in_features, self.out_features, self.kind, self.compute_dtype = in_features, out_features, kind, dtype
-        self.weight = nn.Parameter(blocks, requires_grad=False)
-        self.register_parameter("bias", None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out) in the type of `x`."""
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        return _ExpandedProduct.apply(x, None if self.bias is None else self.bias.to(x.dtype), self)
+        super().__init__(blocks, in_features, out_features, dtype)
+        self.kind = kind
 
     def expanded(self, dtype: torch.dtype) -> Tensor:
         """The weight (out, in) in `dtype`."""
         return expand(self.weight.data, self.kind, (self.out_features, self.in_features), dtype)
 
-    @property
-    def W_q(self) -> Tensor:
-        """peft's sign (taken from HQQ) that `dequantize` gives the weight; DoRA would norm the stored one otherwise."""
-        return self.weight
-
-    def dequantize(self) -> Tensor:
-        """The weight (out, in) in `compute_dtype`."""
-        return self.expanded(self.compute_dtype)
-
-    def to_linear(self) -> nn.Linear:
-        """An ordinary layer with the expanded weight in `compute_dtype`. It takes no gradient."""
-        layer = Linear(self.in_features, self.out_features, bias=False, device="meta")
-        layer.weight = nn.Parameter(self.dequantize(), requires_grad=False)
-        layer.bias = self.bias
-        return layer.train(self.training)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GgufLinear:
-        self.compute_dtype = fn(torch.empty(1, dtype=self.compute_dtype, device=self.weight.device)).dtype
-        return super()._apply(fn, recurse)  # bytes stay bytes
-
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, kind={self.kind}"
-
-
-class _ExpandedProduct(torch.autograd.Function):
-    """The product by the expanded weight, which the backward pass expands again: autograd would keep every layer's."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: GgufLinear) -> Tensor:
-        ctx.layer = layer
-        return linear(x, layer.expanded(x.dtype), bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        needs_x, needs_bias, _ = ctx.needs_input_grad
-        return (
-            linear(grad, ctx.layer.expanded(grad.dtype).t()) if needs_x else None,
-            grad.flatten(0, -2).sum(0) if needs_bias else None,
-            None,
-        )
 
 
 class Quantizer(GGUFQuantizer):

@@ -347,7 +347,7 @@ def test_hooks_on_layers_are_refused(model):
 
 def test_int8_weights_are_not_saved_where_they_could_not_be_opened_again(model, tmp_path):
     quantize_(model, "int8")
-    with pytest.raises(ValueError, match="int8 weights, which no file form keeps"):
+    with pytest.raises(ValueError, match="int8 weights, which are not written"):
         model.save_pretrained(tmp_path / "int8")
     assert not (tmp_path / "int8").exists()
     dequantize_(model, torch.float32)
