@@ -26,7 +26,7 @@ from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, I
 from ideoflow import Ideogram4Pipeline, Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import open_checkpoint
 from tests.checkpoints.forms import Weights, float8_rows, float8_scaled, is_linear, load_transformer, write
-from tests.checkpoints.forms_low_bit import blocks_only, four_bits, write_gguf
+from tests.checkpoints.forms_low_bit import blocks_only, comfy_int8, four_bits, note_tensor, nvfp4, write_gguf
 from tools.sketch.score import held_out
 
 from ._measure import target
@@ -40,6 +40,9 @@ WRITERS: dict[str, Callable[[Path, Weights], Path]] = {
     "bf16": lambda file, weights: write(file, in_bfloat16(weights)),
     "fp8, a scale a row": lambda file, weights: write(file, exact_rest(float8_rows(weights, blocks_only), weights)),
     "fp8, one scale": lambda file, weights: write(file, exact_rest(float8_scaled(weights, old=False), weights)),
+    "ComfyUI int8, a scale a row": lambda file, weights: write(file, in_parts(weights, int8)),
+    "ComfyUI int8, rotated": lambda file, weights: write(file, in_parts(weights, rotated_int8)),
+    "NVFP4": lambda file, weights: write(file, in_parts(weights, comfy_nvfp4)),
     "nf4": lambda file, weights: write(file, four_bits(weights, dtype=torch.float32)),
     "nf4, nested scales": lambda file, weights: write(file, four_bits(weights, dtype=torch.float32, nested=True)),
     "GGUF Q8_0": lambda file, weights: write_gguf(file, weights, "Q8_0"),
@@ -64,6 +67,32 @@ def is_stored(name: str, tensor: torch.Tensor) -> bool:
 def in_bfloat16(weights: Weights) -> Weights:
     """The blocks' weights in bfloat16."""
     return {name: one.to(torch.bfloat16) if is_stored(name, one) else one for name, one in weights.items()}
+
+
+def in_parts(weights: Weights, parts_of: Callable[[torch.Tensor], Weights]) -> Weights:
+    """The blocks' weights in several tensors each, and everything else as it was."""
+    stored = {name: one for name, one in weights.items() if not is_stored(name, one)}
+    for name in weights.keys() - stored.keys():
+        layer = name.removesuffix(".weight")
+        stored |= {f"{layer}.{part}": tensor for part, tensor in parts_of(weights[name]).items()}
+    return stored
+
+
+def int8(tensor: torch.Tensor) -> Weights:
+    """ComfyUI's, as it is."""
+    return comfy_int8(tensor, group=None, each_row=True)
+
+
+def rotated_int8(tensor: torch.Tensor) -> Weights:
+    """ComfyUI's, rotated in the largest groups that divide the width."""
+    return comfy_int8(
+        tensor, group=max(size for size in (4, 16, 64, 256) if tensor.shape[1] % size == 0), each_row=True
+    )
+
+
+def comfy_nvfp4(tensor: torch.Tensor) -> Weights:
+    """In ComfyUI's order."""
+    return nvfp4(tensor, comfy=True) | {"comfy_quant": note_tensor({"format": "nvfp4"})}
 
 
 def exact_rest(stored: Weights, weights: Weights) -> Weights:
