@@ -16,9 +16,8 @@ from ..configuration import parameter_shapes
 from .config import DEFAULTS, HEADER, config_of_shapes, parse_config
 from .errors import CheckpointError, read_json, some
 from .names import Branch, Naming, find_prefix, targets
-from .nvfp4 import check_order
 from .source import open_source
-from .stored_weights import KINDS, Piece, StoredWeight, check_names, check_scales, parameters, recognise
+from .stored_weights import KINDS, Piece, StoredWeight, check_names, check_order, check_scales, parameters, recognise
 from .tensors import Source
 
 if TYPE_CHECKING:

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .comfy_notes import LONGEST, NOTE, read_note
-from .errors import CheckpointError, read_json, some
+from .errors import CheckpointError, read_json
 from .storage_kinds import IGNORED, Infos, Parts, Storage
 from .tensors import Source
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-    from .stored_weights import StoredWeight
 
 CODES, SCALES, SCALE = "weight", "weight_scale", "weight_scale_2"
 GROUP = 16  # values that share a scale
@@ -82,30 +80,8 @@ class NVFP4(Storage):
         return Nvfp4Linear(codes.contiguous(), scales.contiguous(), scale, dtype)
 
 
-def check_order(source: Source, weights: Iterable[StoredWeight], config: Mapping[str, Any] | None) -> None:
-    """Raise where nothing says in which order a file's codes and scales are.
-
-    Args:
-        source: The files.
-        weights: All of the model's.
-        config: The `quantization_config` of the configuration, if there is one.
-
-    Raises:
-        CheckpointError: saying where it is looked for.
-    """
-    unsaid = [
-        weight.infos[CODES].name for weight in weights if isinstance(weight.storage, NVFP4) and NOTE not in weight.infos
-    ]
-    if unsaid and not _by_model_optimizer(source, config):
-        raise CheckpointError(
-            f"{source.path} holds NVFP4 weights such as {some(unsaid, 2)}, and nothing says in which of two orders:"
-            f" ComfyUI writes `{NOTE}` tensors or a header, NVIDIA Model Optimizer a `quantization_config` in"
-            " config.json or an hf_quant_config.json beside the weights. If they are Model Optimizer's, write there"
-            ' {"quantization_config": {"quant_method": "modelopt"}}.'
-        )
-
-
-def _by_model_optimizer(source: Source, config: Mapping[str, Any] | None) -> bool:
+def by_model_optimizer(source: Source, config: Mapping[str, Any] | None) -> bool:
+    """Whether a configuration, a header or a file beside the weights says that Model Optimizer wrote them."""
     told: list[Any] = [config]
     try:
         told.append(json.loads(source.metadata.get("quantization_config", "null")))

@@ -6,14 +6,15 @@ A weight in few bits is several tensors: its bytes, and scales or notes beside t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .comfy_int8 import ComfyInt8
+from .comfy_notes import NOTE
 from .errors import CheckpointError, some
 from .nf4 import NF4
-from .nvfp4 import NVFP4, check_order
+from .nvfp4 import NVFP4, by_model_optimizer
 from .storage_kinds import Float8, Gguf, Infos, Integers, Plain, Storage
 from .tensors import Source, TensorInfo
 
@@ -138,6 +139,31 @@ def check_scales(source: Source, weights: Iterable[StoredWeight], scaled: bool) 
     if bare and (scaled or len(bare) < len(matrices)):
         why = "that others have" if len(bare) < len(matrices) else "that the file, or its configuration, speaks of"
         raise CheckpointError(f"{source.path}: fp8 weights without the scales {why}: {some(bare)}.")
+
+
+def check_order(source: Source, weights: Iterable[StoredWeight], config: Mapping[str, Any] | None) -> None:
+    """Raise where nothing says in which order a file's codes and scales are.
+
+    Args:
+        source: The files.
+        weights: All of the model's.
+        config: The `quantization_config` of the configuration, if there is one.
+
+    Raises:
+        CheckpointError: saying where it is looked for.
+    """
+    unsaid = [
+        weight.infos["weight"].name
+        for weight in weights
+        if isinstance(weight.storage, NVFP4) and NOTE not in weight.infos
+    ]
+    if unsaid and not by_model_optimizer(source, config):
+        raise CheckpointError(
+            f"{source.path} holds NVFP4 weights such as {some(unsaid, 2)}, and nothing says in which of two orders:"
+            f" ComfyUI writes `{NOTE}` tensors or a header, NVIDIA Model Optimizer a `quantization_config` in"
+            " config.json or an hf_quant_config.json beside the weights. If they are Model Optimizer's, write there"
+            ' {"quantization_config": {"quant_method": "modelopt"}}.'
+        )
 
 
 def check_names(what: str, missing: list[str], extra: list[str]) -> None:
