@@ -227,6 +227,7 @@ def test_a_photo_stands_before_the_medium_and_a_style_of_art_after_it():
         {"bbox": (300, 0, 200, 10)},
         {"bbox": (0, 0, 1001, 10)},
         {"bbox": (0, 0, True, 10)},
+        {"bbox": (0, 0, 1, 1)},  # shares of the picture, and no part of a caption in thousandths
         {"color_palette": ["#abcdef"]},
         {"color_palette": []},
         {"color_palette": ["#000000"] * 6},

@@ -92,6 +92,7 @@ SAID = {
     "swapped corners": (cup(bbox=[900, 700, 500, 300]), "has its corners swapped or is written in another way"),
     "pixels": (cup(bbox=[500, 300, 1900, 1700]), "looks like pixels"),
     "shares": (cup(bbox=[0.5, 0.3, 0.9, 0.7]), "looks like shares"),
+    "bbox_2d": (changed({"type": "obj", "bbox_2d": [300, 500, 700, 900], "desc": "a cup"}), "--boxes xyxy"),
     "no area": (cup(bbox=[500, 300, 500, 700]), "encloses nothing"),
 }
 

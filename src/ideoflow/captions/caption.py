@@ -151,6 +151,8 @@ class Caption(Part):
     def with_boxes_from(self, order: str = "yxyx", size: tuple[float, float] | None = None) -> Self:
         """The caption with all its boxes converted from another form, for an author who knows which it is.
 
+        Boxes that are called `bbox_2d`, as models call them that find things, are among them.
+
         Args:
             order: `yxyx` as in the schema, `xyxy`, `xywh` or `yxhw` (a corner, then the size) or `cxcywh` (the centre).
                 Boxes whose edges are named go by their names.
@@ -167,6 +169,8 @@ class Caption(Part):
             raise ValueError(f"`size` is {size!r}: give two positive numbers, (width, height).")
         data = self.data()
         for number, element in enumerate(elements(data)):
+            if isinstance(element, dict) and "bbox" not in element and "bbox_2d" in element:
+                element["bbox"] = element.pop("bbox_2d")
             if not isinstance(element, dict) or element.get("bbox") is None:
                 continue
             given, element["bbox"] = element["bbox"], convert(element["bbox"], order, size)

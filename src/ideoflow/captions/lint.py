@@ -20,6 +20,9 @@ LEAST_SIDE = 12  # thousandths of a box, below which nothing is drawn
 LEAST_LETTER = (9, 18)  # width and height in thousandths of the smallest letter that can be read
 MANY_ELEMENTS = 30
 LONG_LINE = 8000  # characters, about the 2048 tokens that a caption may have
+NO_ELEMENTS = Breach(
+    "compositional_deconstruction.elements", "has none: nothing but the background is drawn", "add one"
+)
 _QUOTED = re.compile(r"[\"“”][^\"“”]{1,60}[\"“”]")
 _HEXADECIMAL = re.compile(r"#[0-9A-Fa-f]{6}\b|#[0-9A-Fa-f]{3}\b")
 
@@ -33,8 +36,18 @@ def lint(caption: Caption) -> list[Breach]:
     Returns:
         Breaches as `check` lists them, and advice in the same form, none of which is certain.
     """
+    return [*caption.check(), *weaknesses(caption), *advice(caption)]
+
+
+def weaknesses(caption: Caption) -> list[Breach]:
+    """Of what `lint` says beyond the schema: what leaves a part of the picture, or all of it, undrawn or misplaced."""
     data = caption.data()
-    return [*caption.check(), *_of_the_whole(caption, data), *_of_boxes(data), *_of_elements(data)]
+    return [*_of_the_whole(caption, data), *_of_boxes(data), *_without_words(data)]
+
+
+def advice(caption: Caption) -> list[Breach]:
+    """The rest of it: what may be drawn otherwise than it is meant."""
+    return list(_of_elements(caption.data()))
 
 
 def lint_words(text: str) -> Breach:
@@ -54,9 +67,7 @@ def _of_the_whole(caption: Caption, data: dict[str, Any]) -> Iterator[Breach]:
         yield Breach("compositional_deconstruction.background", "is empty", "say what lies behind the elements")
     found = elements(data)
     if not found and "compositional_deconstruction" in data:
-        yield Breach(
-            "compositional_deconstruction.elements", "has none: nothing but the background is drawn", "add one"
-        )
+        yield NO_ELEMENTS
     if len(found) > MANY_ELEMENTS:
         yield Breach(
             "compositional_deconstruction.elements",
@@ -101,6 +112,15 @@ def _of_boxes(data: dict[str, Any]) -> Iterator[Breach]:
         seen.setdefault(tuple(box), path)
 
 
+def _without_words(data: dict[str, Any]) -> Iterator[Breach]:
+    for path, element in _elements(data):
+        text, desc = element.get("text"), element.get("desc")
+        if element.get("type") == "text" and isinstance(text, str) and not text.strip():
+            yield Breach(f"{path}.text", "is empty: no letters are drawn", "write the letters, or make it an object")
+        if isinstance(desc, str) and not desc.strip():
+            yield Breach(f"{path}.desc", "is empty", "say what it looks like")
+
+
 def _of_elements(data: dict[str, Any]) -> Iterator[Breach]:
     for path, element in _elements(data):
         text, desc = element.get("text"), element.get("desc")
@@ -110,10 +130,6 @@ def _of_elements(data: dict[str, Any]) -> Iterator[Breach]:
                 f"{path}.text", f"has {len(text)} characters, and its box has room for about {room}",
                 "shorten it, or make the box larger",
             )  # fmt: skip
-        if element.get("type") == "text" and isinstance(text, str) and not text.strip():
-            yield Breach(f"{path}.text", "is empty: no letters are drawn", "write the letters, or make it an object")
-        if isinstance(desc, str) and not desc.strip():
-            yield Breach(f"{path}.desc", "is empty", "say what it looks like")
         if element.get("type") == "obj" and isinstance(desc, str) and (quoted := _QUOTED.search(desc)):
             yield Breach(
                 f"{path}.desc",

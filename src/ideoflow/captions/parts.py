@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from .boxes import RANGE
+from .boxes import RANGE, WHOLE
 from .breach import Breach, CaptionError
 from .colours import COLOUR
 from .reading import plain
@@ -82,6 +82,8 @@ class _Placed(Part):
         box: Box | None = getattr(self, "bbox", None)
         if box is not None and not (box[0] < box[2] and box[1] < box[3]):
             raise ValueError(f"`bbox` is {list(box)}: expected y_min < y_max and x_min < x_max, y first.")
+        if box is not None and list(box) == WHOLE:
+            raise ValueError(f"`bbox` is {list(box)}, all of the picture in shares of it: write [0, 0, 1000, 1000].")
         return self
 
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from .boxes import in_doubt, judge
+from .boxes import convert, in_doubt, judge
 from .breach import Breach
 from .colours import COLOUR, meant, several
 from .schema import (
@@ -27,9 +27,12 @@ from .schema import (
 TOOL_KEYS = ("aspect_ratio", "canvas", "layout", "generation", "id")
 ELEMENT_TOOL_KEYS = ("id",)
 PALETTE_NAMES = ("colour_palette", "palette", "colors", "colours")
+# Other names of boxes. Models that are trained to find things write `bbox_2d`, with x first by their habit.
+BOX_NAMES = ("bbox_2d", "box", "bounding_box", "boundingbox", "rect")
+_X_FIRST = "bbox_2d"
 # Other words for a key of the schema, where they do not say for certain that it is meant.
 HINTS = {
-    **dict.fromkeys(("box", "bounding_box", "boundingbox", "bbox_2d", "position", "rect"), ("bbox",)),
+    **dict.fromkeys((*BOX_NAMES, "position"), ("bbox",)),
     **dict.fromkeys(("content", "label", "name", "caption", "object"), ("desc",)),
     **dict.fromkeys(("description", "prompt"), ("desc", "high_level_description")),
     **dict.fromkeys(("color", "colour"), ("color_palette",)),
@@ -130,7 +133,7 @@ class Walk:
 
     def _element(self, data: Any, path: str) -> Any:
         data = self._typed(data, path)
-        data = self._renamed(data, path, _element_names(data) | _palette_name(data))
+        data = self._renamed(data, path, _element_names(data) | _palette_name(data) | _box_name(data))
         data = self._without_empty_text(data, path)
         keys = element_keys(data) if isinstance(data, dict) else OBJECT_KEYS
         visitors: dict[str, Visitor] = {key: self._string for key in ("text", "desc") if key in keys}
@@ -234,6 +237,8 @@ class Walk:
             close = difflib.get_close_matches(key.lower(), keys, 1, 0.8)
             if guess := close[0] if close else next((name for name in HINTS.get(key, ()) if name in keys), ""):
                 fix = f"rename it to `{guess}` if that is meant, or remove it"
+            if key == _X_FIRST and "bbox" in keys:
+                fix = "write it as `bbox`, y first; where this has x first, as is the habit, --boxes xyxy converts it"
         dropped = key in tools or self.drop_unknown
         self._report(_join(path, key), message, fix, done=f"left out `{_printable(key)}`" if dropped else "")
         return dropped
@@ -328,6 +333,13 @@ def _palette_name(data: Any) -> dict[str, str]:
         return {}
     found = [name for name in PALETTE_NAMES if _listed(data.get(name)) or _all_colours(data.get(name))]
     return {found[0]: "color_palette"} if len(found) == 1 else {}
+
+
+def _box_name(data: Any) -> dict[str, str]:
+    """The box of an element under another name, where it is the same whichever edge comes first."""
+    value = data.get(_X_FIRST) if isinstance(data, dict) else None
+    box = convert(value, "yxyx", None)
+    return {_X_FIRST: "bbox"} if box is not None and box == convert(value, "xyxy", None) else {}
 
 
 def _all_colours(value: Any) -> bool:

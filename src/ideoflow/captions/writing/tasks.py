@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...images import flattened, upright
 from ..breach import CaptionError
 from ..caption import Caption
+from ..lint import NO_ELEMENTS, lint
 from ..schema import write as as_json
 from .attempts import settle
 from .endpoint import Endpoint
@@ -46,7 +47,7 @@ def write(words: str, endpoint: Endpoint, size: tuple[int, int] | None = None, *
     asked = writing_request(_checked("words", words), size)
     messages = [_said("system", writing_instructions(layout)), _said("user", asked)]
     schema = caption_schema(layout)
-    return settle(lambda told: endpoint.ask(told, schema), messages, endpoint.name)
+    return settle(lambda told: endpoint.ask(told, schema), messages, endpoint.name, layout=layout)
 
 
 def edit(caption: Caption, wish: str, endpoint: Endpoint) -> Written:
@@ -71,14 +72,22 @@ def edit(caption: Caption, wish: str, endpoint: Endpoint) -> Written:
     if caption.style_description is None:
         schema["properties"].pop("style_description")
         schema["required"].remove("style_description")
-    if any(getattr(one, "bbox", None) is None for one in caption.compositional_deconstruction.elements):
+    placed = all(one.bbox is not None for one in caption.compositional_deconstruction.elements)
+    if not placed:
         for one in schema["properties"]["compositional_deconstruction"]["properties"]["elements"]["items"]["anyOf"]:
             one["required"].remove("bbox")
 
     def unchanged(changed: Caption) -> str:
         return "" if differences(caption, changed) else "nothing was changed"
 
-    return settle(lambda told: endpoint.ask(told, schema), messages, endpoint.name, unchanged)
+    return settle(
+        lambda told: endpoint.ask(told, schema),
+        messages,
+        endpoint.name,
+        unchanged,
+        layout=True if placed else None,
+        known=[*lint(caption), NO_ELEMENTS],  # to take everything away may be the wish
+    )
 
 
 def describe(image: Image, endpoint: Endpoint) -> Written:
