@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ideoflow import Ideogram4Img2ImgPipeline, Ideogram4InpaintPipeline, Ideogram4Pipeline
+from ideoflow import Ideogram4Img2ImgPipeline, Ideogram4InpaintPipeline, Ideogram4Pipeline, latents
 from ideoflow.editing import CaptionEdit, ImageToImage, Inpaint, Upscale, Variation
 from tests.editing.conftest import CALL, QUICK
 
@@ -266,6 +266,35 @@ def test_requests_wait_without_contexts_where_they_are_deferred(pipe, picture, s
     engine.complete([now, later])
 
     assert torch.allclose(now.latents, later.latents, atol=1e-5)
+
+
+def test_pictures_are_encoded_when_the_engine_comes_to_them_where_they_are_deferred(pipe, picture, seeded, monkeypatch):
+    one, other = picture(3), picture(4, (128, 96))
+    changes = [
+        ImageToImage(one.image, 0.5), Inpaint(other.image, [200, 200, 700, 700], 0.8, harmonise=1),
+        CaptionEdit(one.image, one.caption, refine=0.4), Variation(5, (96, 96), 0.3),
+    ]  # fmt: skip
+    captions = [other.caption, one.caption, other.caption, one.caption]
+    encoded = []
+
+    def made(defer):
+        generator = [seeded(seed) for seed in range(8)]
+        return pipe.make_edits(changes, captions, generator=generator, num_images_per_prompt=2, defer=defer, **QUICK)
+
+    def encode(vae, pictures, encode=latents.encode):
+        encoded.append(len(pictures))
+        return encode(vae, pictures)
+
+    now = made(defer=False)
+    monkeypatch.setattr(latents, "encode", encode)
+    later = made(defer=True)
+    assert not encoded and [one.steps for one in later] == [one.steps for one in now]
+    assert [one.settings for one in later] == [one.settings for one in now]
+    pipe.engine().complete([*now, *later])
+
+    assert encoded == [1, 1, 1]
+    for one, other in zip(now, later, strict=True):
+        assert torch.allclose(one.latents, other.latents, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["np", "pt", "latent"])

@@ -199,11 +199,51 @@ def test_a_guide_that_fails_fails_its_request_alone(denoiser, make_request):
     assert relative(other.latents, expected) <= 1e-5
 
 
+def starting_at(latents, calls=None, fails=0):
+    """What gives a request the latents that it starts from, at the second call where the first fails."""
+
+    def start(request):
+        calls.append(request.step)
+        if len(calls) <= fails:
+            raise torch.OutOfMemoryError("no memory for the picture")
+        request.latents = latents
+
+    calls = [] if calls is None else calls
+    return start
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_what_a_request_starts_from_is_made_once_before_its_first_step(denoiser, make_request, fails):
+    """Or again, where memory ran out."""
+    latents, calls = make_request(9).latents, []
+    request = make_request(1, edit=Edit(start=starting_at(latents, calls, fails)))
+    expected = finish(denoiser, replace(make_request(1), latents=latents))
+    found = finish(denoiser, request)
+
+    assert torch.equal(found, expected) and calls == [0] * (1 + fails)
+
+
+def test_a_request_that_cannot_start_fails_alone_and_one_that_is_cancelled_does_not_start(denoiser, make_request):
+    calls = []
+    request = make_request(1, edit=Edit(start=starting_at(None, [], 2)))
+    cancelled = make_request(1, edit=Edit(start=starting_at(make_request(9).latents, calls)))
+    other = make_request(**OTHERS[0])
+    engine = Engine(denoiser)
+    for one in (request, cancelled, other):
+        engine.add(one)
+    engine.cancel(cancelled)
+    list(engine.run())
+
+    assert request.status == "failed" and "no memory for the picture" in str(request.error)
+    assert other.status == "done" and not calls
+
+
 @pytest.mark.parametrize(
     ("edit", "error", "message"),
     [
         (lambda make: Edit(guide=3), TypeError, "`edit.guide` is 3"),
         (lambda make: Edit(finish="png"), TypeError, "`edit.finish` is 'png'"),
+        (lambda make: Edit(start=torch.zeros(3)), TypeError, "`edit.start` is tensor"),
         (lambda make: Edit(unchanged, ends=torch.zeros(3)), ValueError, "give one for each of 12 steps"),
         (lambda make: Edit(source=make(7)), ValueError, "a source needs a `guide`"),
         (lambda make: Edit(unchanged, source=make(7, grid=(3, 3))), ValueError, r"its source 12 on \(3, 3\)"),

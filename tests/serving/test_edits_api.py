@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import openai
@@ -15,6 +16,7 @@ import pytest
 from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent, ImagesResponse
 from PIL import Image
 
+from ideoflow import latents
 from ideoflow.pictures import read_settings
 from ideoflow.serving import guard, jobs, preparing
 from ideoflow.serving.picture_changes import Wanted
@@ -416,6 +418,57 @@ def test_a_change_has_its_pictures_size(server, before):
     order = {"caption": AFTER, "size": "128x64", "edit": {"job": before["id"]}}
     answer = server.http.post("/v1/jobs", json=order)
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "size"
+
+
+@pytest.fixture
+def encoding(monkeypatch):
+    """Where pictures are encoded, which waits for `free`: the names of its threads, and how many it has begun."""
+
+    def encode(vae, pictures):
+        held.threads.append(threading.current_thread().name)
+        held.free.wait(20)
+        return own(vae, pictures)
+
+    own, held = latents.encode, SimpleNamespace(free=threading.Event(), threads=[])
+    monkeypatch.setattr(latents, "encode", encode)
+    yield held
+    held.free.set()
+
+
+def test_a_change_is_accepted_and_listed_before_its_picture_is_encoded_and_can_be_given_up(server, before, encoding):
+    order = {"caption": AFTER, "num_inference_steps": 3, "seed": 7, "edit": {"job": before["id"]}}
+    first, second, third = (server.http.post("/v1/jobs", json=order).json()["id"] for _ in range(3))
+    while not encoding.threads:
+        time.sleep(0.01)
+    listed = {job["id"]: job["status"] for job in server.http.get("/v1/jobs?status=queued,running").json()["data"]}
+    given_up = server.http.delete(f"/v1/jobs/{second}").json()["id"]
+    encoding.free.set()
+
+    assert listed == dict.fromkeys([first, second, third], "queued")
+    assert [server.wait(id)["status"] for id in (first, given_up, third)] == ["finished", "cancelled", "finished"]
+    assert encoding.threads == ["engine"] * 2  # one after another, between its steps
+
+
+def test_a_change_whose_picture_was_not_encoded_yet_is_taken_up_after_a_restart(own_server, tmp_path, encoding):
+    encoding.free.set()
+    server = own_server(tmp_path / "data")
+    before = drawn(server)
+    encoding.free.clear(), encoding.threads.clear()
+    order = {"caption": AFTER, "num_inference_steps": 3, "seed": 7, "edit": {"job": before["id"]}}
+    id = server.http.post("/v1/jobs", json=order).json()["id"]
+    while not encoding.threads:
+        time.sleep(0.01)
+    running = server.app.state.jobs
+    server.server.should_exit = True
+    while not (running.closed and all(request.cancelled for request in running.table.requests)):
+        time.sleep(0.01)
+    encoding.free.set()
+    server.close()
+    again = own_server(tmp_path / "data")
+
+    assert again.wait(id)["status"] == "finished" and encoding.threads == ["engine"] * 2
+    old, new = pixels_of(again, before), pixels_of(again, {"id": id})
+    assert (old[48:] == new[48:]).all() and (old != new).any()
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ from ..checks import finite
 from ..engine import Edit, Request
 from .canvas import Canvas, digest
 from .caption_window import data_of
-from .change import check_share, finishing, fresh_noise, noised, started, told
+from .change import Known, check_share, finishing, fresh_noise, from_picture, noised, started, told
 from .whole_picture import WholePicture
 
 
@@ -99,7 +99,7 @@ class CaptionEdit(WholePicture):
                 "`before` and the caption of what the picture becomes say the same: nothing is to change."
             )
 
-    def request(self, fresh: Request, canvas: Canvas, known: Tensor, fresh_before: Request) -> Request:
+    def request(self, fresh: Request, canvas: Canvas, known: Known, fresh_before: Request) -> Request:
         """The request of the changed picture.
 
         Args:
@@ -108,6 +108,19 @@ class CaptionEdit(WholePicture):
             known: Its clean latents.
             fresh_before: The request of a fresh picture of the old caption, with its own guidance.
         """
+        begun = from_picture(lambda latents: self._steps(fresh, latents, fresh_before), known, fresh.latents)
+        assert begun.edit is not None
+        begun.edit.finish = finishing(canvas)
+        begun.settings = told(
+            fresh, canvas.given_size, kind="caption", before=(fresh_before.settings or {}).get("caption"),
+            strength=self.strength,
+            refine=self.refine, guidance_before=self.guidance_before, fit=self.fit, size=self.size,
+            image=digest(self.image),
+        )  # fmt: skip
+        return begun
+
+    def _steps(self, fresh: Request, known: Tensor, fresh_before: Request) -> Request:
+        """The request's steps; arguments as those of `request`."""
         begun = started(fresh, known, self.strength)
         noise, known = fresh.latents, known.to(fresh.latents)
         noisy = noised(known, noise, float(begun.sigmas[0]))
@@ -120,11 +133,4 @@ class CaptionEdit(WholePicture):
             id=f"{fresh.id}, before", settings=None,
         )  # fmt: skip
         guide = ByDifference(known, noise, tuple(begun.sigmas.tolist()))
-        settings = told(
-            fresh, canvas.given_size, kind="caption", before=(fresh_before.settings or {}).get("caption"),
-            strength=self.strength,
-            refine=self.refine, guidance_before=self.guidance_before, fit=self.fit, size=self.size,
-            image=digest(self.image),
-        )  # fmt: skip
-        edit = Edit(guide=guide, source=source, finish=finishing(canvas))
-        return replace(begun, latents=noisy, edit=edit, settings=settings)
+        return replace(begun, latents=noisy, edit=Edit(guide=guide, source=source))

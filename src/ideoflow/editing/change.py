@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from ..checks import finite, whole
-from ..engine import Request
+from ..engine import Edit, Request
 from ..sizes import UNIT, misfit
 from .canvas import Canvas
+
+Known = Tensor | Callable[[], Tensor]  # clean latents of a picture `(tokens, channels)`, or what encodes it
 
 
 def check_share(name: str, value: Any) -> float:
@@ -96,6 +98,31 @@ def started(fresh: Request, known: Tensor, strength: float) -> Request:
         guidance=fresh.guidance[first:],
         cache=None if fresh.cache is None else fresh.cache.at(range(first, fresh.steps)),
     )
+
+
+def from_picture(make: Callable[[Tensor], Request], known: Known, noise: Tensor) -> Request:
+    """The request that starts from a picture, or that has it encoded when it starts.
+
+    Args:
+        make: Makes the request of the picture's clean latents.
+        known: These, or what makes them. Then the request waits with its noise alone.
+        noise: The noise of the fresh request, as large.
+    """
+    if isinstance(known, Tensor):
+        return make(known)
+    request = make(noise)  # of other latents, and all else as it will be
+
+    def start(begun: Request) -> None:
+        made = make(known())
+        begun.latents = made.latents
+        if begun.edit is not None and made.edit is not None:
+            begun.edit.guide = made.edit.guide
+            if begun.edit.source is not None and made.edit.source is not None:
+                begun.edit.source.latents = made.edit.source.latents
+
+    request.edit = request.edit or Edit()
+    request.edit.start = start
+    return request
 
 
 def _from(values: Tensor, first: int, share: float) -> Tensor:

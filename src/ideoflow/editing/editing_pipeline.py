@@ -4,6 +4,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..sizes import SIDE_LIMITS
 from .canvas import Canvas, digest
 from .caption_edit import CaptionEdit
 from .caption_window import seen_caption
+from .change import Known
 from .image_to_image import ImageToImage
 from .inpainting import Inpaint
 from .outpainting import outpainted
@@ -71,7 +73,8 @@ class EditingPipeline(Ideogram4Pipeline):
             changes: What is to be done, one for each prompt.
             prompt: The caption of what the picture becomes, or a list of them. Boxes count to the picture that is given
                 back.
-            drawing: Arguments of `make_requests`, but for sizes, which the changes have.
+            drawing: Arguments of `make_requests`, but for sizes, which the changes have. `defer` leaves the pictures to
+                the engine as well, which encodes each when its request takes its first step.
 
         Returns:
             `num_images_per_prompt` requests for each prompt, in the order of the prompts.
@@ -97,11 +100,12 @@ class EditingPipeline(Ideogram4Pipeline):
             for change, canvas in zip(changes, canvases, strict=True)
         ]
         fresh = self.make_requests(seen, **drawing, size=sizes)
-        with self._exclusive():
-            encoded = iter(
-                latent_tokens.encode(self.vae, [canvas.picture for canvas in canvases if canvas is not None])
-            )
-        known = [None if canvas is None else next(encoded) for canvas in canvases]
+        known: list[Known | None]
+        if drawing.get("defer"):  # once for all pictures of a change, when the first of them starts
+            known = [None if canvas is None else cache(partial(self._encoded_alone, canvas)) for canvas in canvases]
+        else:
+            encoded = iter(self._encoded([canvas for canvas in canvases if canvas is not None]))
+            known = [None if canvas is None else next(encoded) for canvas in canvases]
         edits = []
         for place, request in enumerate(fresh):
             number = place * len(changes) // len(fresh)  # each change has as many requests, one after another
@@ -115,6 +119,14 @@ class EditingPipeline(Ideogram4Pipeline):
             else:
                 edits.append(change.request(request, canvas, known[number]))
         return edits
+
+    def _encoded(self, canvases: Sequence[Canvas]) -> list[Tensor]:
+        """Clean latents of canvases."""
+        with self._exclusive():
+            return latent_tokens.encode(self.vae, [canvas.picture for canvas in canvases])
+
+    def _encoded_alone(self, canvas: Canvas) -> Tensor:
+        return self._encoded([canvas])[0]
 
     def _before(self, change: CaptionEdit, canvas: Any, fresh: Request, drawing: dict[str, Any]) -> Request:
         """The request of a fresh picture of the old caption, with its own guidance."""

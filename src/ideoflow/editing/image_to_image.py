@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from ..engine import Edit, Request
 from .canvas import Canvas, digest
-from .change import finishing, started, told
+from .change import Known, finishing, from_picture, started, told
 from .whole_picture import WholePicture
 
 
@@ -34,11 +32,12 @@ class ImageToImage(WholePicture):
     fit: str = "pad"
     size: tuple[int, int] | None = None
 
-    def request(self, fresh: Request, canvas: Canvas, known: Tensor) -> Request:
+    def request(self, fresh: Request, canvas: Canvas, known: Known) -> Request:
         """The request of the changed picture, from that of a fresh one and the canvas's clean latents."""
+        begun = from_picture(lambda latents: started(fresh, latents, self.strength), known, fresh.latents)
         settings = told(
             fresh, canvas.given_size, kind="image to image", strength=self.strength, fit=self.fit, size=self.size,
             image=digest(self.image),
         )  # fmt: skip
-        edit = Edit(finish=finishing(canvas))
-        return replace(started(fresh, known, self.strength), edit=edit, settings=settings)
+        edit = replace(begun.edit or Edit(), finish=finishing(canvas))
+        return replace(begun, edit=edit, settings=settings)

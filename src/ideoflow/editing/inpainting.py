@@ -14,7 +14,7 @@ from ..checks import whole
 from ..engine import Edit, Request
 from ..latents import PATCH
 from .canvas import Box, Canvas, digest, lay_out, open_picture, pixels_of
-from .change import check_canvas, check_choice, check_share, fresh_noise, noised, started, told
+from .change import Known, check_canvas, check_choice, check_share, fresh_noise, from_picture, noised, started, told
 from .masking import CHANGES, box_mask, feathered, open_mask, to_text, token_mask
 
 MOST_ROUNDS = 20
@@ -183,11 +183,16 @@ class Inpaint:
         """`(width, height)` of what is given back: the picture's own."""
         return self.image.size
 
-    def request(self, fresh: Request, canvas: Canvas, known: Tensor) -> Request:
+    def request(self, fresh: Request, canvas: Canvas, known: Known) -> Request:
         """The request of the changed picture, from that of a fresh one and the canvas's clean latents."""
         on_canvas = canvas.lay(self.mask[None])[0]
         tokens = token_mask(on_canvas, on_canvas.shape[1] // (PATCH * fresh.grid[1]), fresh.latents.shape[1])
-        begun = keeping_outside(started(fresh, known, self.strength), fresh.latents, known, tokens, self.harmonise)
+
+        def make(latents: Tensor) -> Request:
+            request = started(fresh, latents, self.strength)
+            return keeping_outside(request, fresh.latents, latents, tokens, self.harmonise)
+
+        begun = from_picture(make, known, fresh.latents)
         assert begun.edit is not None
         begun.edit.finish = Blend(self.image, self.shown, canvas)
         begun.settings = told(

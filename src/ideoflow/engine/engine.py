@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import Condition, Lock
 from typing import Any, TypeVar
 
@@ -314,9 +315,13 @@ class Engine:
             return self._scheduler.pick([one for one in order if one.adapters == order[0].adapters])
 
     def _start(self, requests: Sequence[Request]) -> list[Request]:
-        """Make the contexts of requests that come to their first step; the requests that can take it."""
+        """Make what requests that come to their first step start from, and their contexts; those that can take it."""
         for request in requests:
+            edit = request.edit
             try:
+                if edit is not None and edit.start is not None and not request.given_up:
+                    self.denoiser.retried(partial(edit.start, request))
+                    edit.start = None
                 for side in request.sides:
                     if side.conditional is None and side.prepare is not None and not request.given_up:
                         side.begin(*self._contexts(side.prepare, side))

@@ -37,21 +37,25 @@ class Edit:
             have fewer steps; then it takes no part in the last ones.
         finish: Makes of the decoded picture `(3, height, width)` in [-1, 1] the one that is given back, which may be of
             another size.
+        start: Called with the request by an engine before its first step: gives it what it starts from, such as the
+            latents of a picture that is encoded then; None where it has all that. It is called again where memory ran
+            out, or it was interrupted.
     """
 
     guide: Guide | None = None
     ends: Tensor | None = None
     source: Request | None = None
     finish: Callable[[Tensor], Tensor] | None = None
+    start: Callable[[Request], None] | None = None
 
     def check(self, request: Request) -> None:
         """See that the parts fit the request.
 
         Raises:
-            TypeError: a guide, or what finishes pictures, that is no function.
+            TypeError: a guide, or what starts requests or finishes pictures, that is no function.
             ValueError: noise levels that are not one a step, a source of another grid, of more steps, or without guide.
         """
-        for name in ("guide", "finish"):
+        for name in ("guide", "finish", "start"):
             function = getattr(self, name)
             if function is not None and not callable(function):
                 raise TypeError(f"{request}: `edit.{name}` is {function!r}: give a function, or None.")

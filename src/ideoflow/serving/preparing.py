@@ -1,7 +1,8 @@
 """Work that takes long before a request can be answered: a few calls at a time, in threads that nobody else needs.
 
 Pictures that jobs change are unpacked here, and captions are written here of clients' words, which may take a language
-model minutes. Threads of the server's own pool, which all other requests need, are never held by either.
+model minutes. Threads of the server's own pool, which all other requests need, are never held by either. Pictures are
+encoded elsewhere: by the engine, between its steps.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fastapi import Request
 
 from .api_errors import ApiError
 
-AT_ONCE = 4  # pictures that are unpacked, and encoded by the model, at a time
+AT_ONCE = 4  # pictures that are unpacked at a time
 
 
 class Preparing:
