@@ -78,8 +78,8 @@ def serve(data, ready=True, **options):
     return running
 
 
-def until_ready(http):
-    end = time.monotonic() + 120
+def until_ready(http, seconds=120):
+    end = time.monotonic() + seconds
     while True:
         with contextlib.suppress(httpx.TransportError):
             if http.get("/health/ready").status_code == 200:
@@ -122,18 +122,18 @@ def own_server(tmp_path):
 class Process(Running):
     """A server in a process of its own, as users start it."""
 
-    def __init__(self, python, data, *options, environment=None):
+    def __init__(self, python, data, *options, environment=None, seconds=120, log=None):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.process = subprocess.Popen(
             [*python, "-m", "ideoflow", "serve", "--port", str(port), "--data", str(data), *options],
             env={**os.environ, **(environment or {})},
-            stdout=subprocess.PIPE,
+            stdout=subprocess.PIPE if log is None else log.open("a"),  # a pipe that nobody reads fills up in minutes
             stderr=subprocess.STDOUT,
             text=True,
         )
         super().__init__(f"http://127.0.0.1:{port}")
-        until_ready(self.http)
+        until_ready(self.http, seconds)
 
     def kill(self, number=signal.SIGKILL):
         """End it by a signal; what it wrote, and its exit code."""

@@ -146,6 +146,28 @@ def serve(
         str,
         typer.Option(metavar="auto|none", help="none: put clients' words into minimal captions, written by nobody."),
     ] = "auto",
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="Draw by replicas in a Ray cluster: the one that RAY_ADDRESS names or that runs here, else one that "
+            "is started here. See docs/scale.md.",
+        ),
+    ] = False,
+    replicas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|MIN:MAX",
+            help="With --ray: how many; between two numbers, as the work that waits asks for.",
+            show_default="1",
+        ),
+    ] = None,
+    gpus_per_replica: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N", help="With --ray: GPUs of each, at most 1.", show_default="1 where the cluster has any"
+        ),
+    ] = None,
     open_browser: Annotated[
         bool, typer.Option("--open", help="Open the studio page in the browser, where there is one.")
     ] = False,
@@ -162,6 +184,8 @@ def serve(
       ideoflow serve ./ideogram-4 --lora ink=ink.safetensors --port 9000
 
       IDEOFLOW_API_KEYS=$(cat key) ideoflow serve ./ideogram-4 --host 0.0.0.0
+
+      ideoflow serve ./ideogram-4 --ray --replicas 2:8
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with plain_errors():
@@ -204,6 +228,9 @@ def serve(
             "llm": llm,
             "llm_timeout": llm_timeout,
             "writer": writer,
+            "ray": ray,
+            "replicas": replicas,
+            "gpus_per_replica": gpus_per_replica,
             "log_json": log_json,
         }
         checked = read_settings(settings)

@@ -6,8 +6,10 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -20,12 +22,14 @@ from starlette.routing import Match
 from .._version import __version__
 from . import captions_api, edits_api, health, jobs_api, openai_api, sdapi, server_api, studio_page
 from .api_errors import ApiError
+from .fleet.replica_fleet import Fleet
 from .guard import Guard, SecurityHeaders
 from .jobs import Jobs
 from .logs import METHODS, AccessLog, OwnFailures
 from .metrics import Metrics
+from .replica import Replica
 from .server_settings import ServerSettings
-from .serving_model import load_model, name_of_model, served_by, writer_for
+from .serving_model import enhancer_of, load_model, name_of_model, served_by, writer_for
 from .store import Store, StoreError
 from .written_prompts import writing_turns
 
@@ -37,8 +41,8 @@ def create_app(settings: ServerSettings) -> FastAPI:
     """The server as an ASGI application.
 
     It answers at once; the model is loaded meanwhile, and jobs are accepted once it is there. `app.state` has `jobs`
-    (None until then), `failure` (what kept the model from being loaded, else None) and `stopping`, an event: once it is
-    set, whoever waits for a job is told that the server stops.
+    (None until then), `fleet` (None until then, and without Ray), `failure` (what kept the model from being loaded,
+    else None) and `stopping`, an event: once it is set, whoever waits for a job is told that the server stops.
 
     Args:
         settings: the server's options.
@@ -66,7 +70,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     )
     app.state.jobs, app.state.failure, app.state.metrics = None, None, metrics
     app.state.settings, app.state.stopping = settings, asyncio.Event()
-    app.state.writing = writing_turns()
+    app.state.writing, app.state.fleet = writing_turns(), None
     app.include_router(jobs_api.router)
     app.include_router(server_api.router)
     app.include_router(openai_api.router)
@@ -110,6 +114,7 @@ class Loading:
         self._ended = False
         self._lock = threading.Lock()  # held while jobs are taken up and when they are given up
         self._jobs: Jobs | None = None
+        self._fleet: Fleet | None = None
 
     def start(self, state: Any) -> None:
         """Begin; the application's state gets `jobs`, or `failure`."""
@@ -124,20 +129,36 @@ class Loading:
 
     def _load(self, state: Any) -> None:
         try:
-            pipe = load_model(self._settings)
+            make_jobs = self._of_fleet() if self._settings.ray else self._of_replica()
             with self._lock:
                 if self._ended:
                     return
-                served, write = served_by(self._settings, pipe), writer_for(self._settings, pipe)
-                self._jobs = Jobs(pipe, served, self._store, self._metrics, write)
+                self._jobs = make_jobs()
                 self._jobs.start()
         except Exception as error:
             logger.error("the model could not be loaded: %s: %s", type(error).__name__, error)
             logger.debug("where it failed:", exc_info=error)
             state.failure = error
             return
-        state.jobs = self._jobs
+        state.jobs, state.fleet = self._jobs, self._fleet
         logger.info("ready: %s", name_of_model(self._settings))
+
+    def _of_replica(self) -> Callable[[], Jobs]:
+        """What makes jobs that a replica in this process draws, once its model is loaded."""
+        pipe = load_model(self._settings)
+        self._metrics.watch_device(pipe.device)
+        served, write = served_by(self._settings, pipe), writer_for(self._settings, enhancer_of(pipe))
+        return partial(Jobs, partial(Replica, pipe, served), served, self._store, self._metrics, write)
+
+    def _of_fleet(self) -> Callable[[], Jobs]:
+        """What makes jobs that replicas in a Ray cluster draw, once the first of them is ready."""
+        from .fleet.ray_replicas import open_fleet  # which takes its time to import
+
+        self._fleet = fleet = open_fleet(self._settings)
+        self._metrics.watch_fleet(fleet)
+        served = replace(fleet.introduction.served, settings=self._settings)
+        write = writer_for(self._settings, fleet.enhancer)
+        return partial(Jobs, fleet.listen, served, self._store, self._metrics, write)
 
 
 async def _api_error(request: Request, error: Any) -> Response:

@@ -13,10 +13,23 @@ from .api_errors import responses
 router = APIRouter(tags=["health"])
 
 
+class ReplicaView(BaseModel):
+    """A replica elsewhere, and what it has before it."""
+
+    name: str
+    state: Literal["starting", "ready", "leaving"]
+    node: str | None
+    pid: int | None
+    pictures: int
+    tokens: int
+    tokens_per_second: float | None
+
+
 class Health(BaseModel):
-    """How the server is, in a word."""
+    """How the server is, in a word; and its replicas, where it has some elsewhere."""
 
     status: str
+    replicas: list[ReplicaView] | None = None
 
 
 def status_of(state: Any) -> Literal["loading", "ready", "draining", "failed"]:
@@ -41,7 +54,9 @@ async def live(request: Request) -> Any:
 async def ready(request: Request) -> Any:
     """Whether jobs are accepted; if not, send them elsewhere."""
     status = status_of(request.app.state)
-    return JSONResponse({"status": status}, 200 if status == "ready" else 503)
+    fleet = request.app.state.fleet
+    replicas = {} if fleet is None else {"replicas": fleet.views}
+    return JSONResponse({"status": status, **replicas}, 200 if status == "ready" else 503)
 
 
 @router.get(

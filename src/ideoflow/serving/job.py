@@ -9,15 +9,30 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event as Flag
 from threading import RLock
-from typing import Any
+from typing import Any, Protocol
 
-from ..engine import Request
 from .job_settings import JobSettings
 from .journal import LAST, Journal
 from .records import JobRecord, PictureInfo
 
 NEWEST = 0.3  # what the latest step counts for in the seconds that a step takes
 UNSEEN = 2**52  # beyond the numbers of events that anyone has seen, which begin with the microseconds since 1970
+
+
+class PictureRequest(Protocol):
+    """What a job knows of the request of a picture, wherever that is stepped."""
+
+    @property
+    def steps(self) -> int:
+        """Steps that it takes."""
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of its caption."""
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of its pixels."""
 
 
 @dataclass(eq=False)
@@ -34,7 +49,7 @@ class Picture:
         stepped: time of its latest step; None before the first.
     """
 
-    request: Request | None
+    request: PictureRequest | None
     steps: int
     text_tokens: int
     image_tokens: int
@@ -43,7 +58,7 @@ class Picture:
     stepped: float | None = None
 
     @classmethod
-    def of(cls, request: Request) -> Picture:
+    def of(cls, request: PictureRequest) -> Picture:
         """The picture that a request is for."""
         return cls(request, request.steps, request.text_tokens, request.image_tokens)
 
@@ -108,7 +123,7 @@ class Job:
         return [index for index in range(len(self.settings.seeds)) if index not in made]
 
     @property
-    def under_way(self) -> list[Request]:
+    def under_way(self) -> list[PictureRequest]:
         """Requests of the pictures that have not ended."""
         with self.lock:
             return [picture.request for picture in self.pictures.values() if picture.request is not None]

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..bundled import SKETCH
-from ..engine import Event, Request
 from ..pictures import encode_image
 from ..placeholder import PLACEHOLDER, looks_like_placeholder
 from ..provenance import to_text
-from .job import Job
+from .drawing_backend import Event
+from .job import Job, PictureRequest
 from .job_table import JobTable
 from .metrics import Metrics
 from .records import PictureInfo, Status
@@ -36,7 +36,9 @@ class JobRecorder:
         cancel: gives up a request.
     """
 
-    def __init__(self, table: JobTable, store: Store, metrics: Metrics, cancel: Callable[[Request], object]) -> None:
+    def __init__(
+        self, table: JobTable, store: Store, metrics: Metrics, cancel: Callable[[PictureRequest], object]
+    ) -> None:
         self.stopping = False  # jobs that are stored and not finished stay as they are, for the next start
         self._table = table
         self._store = store

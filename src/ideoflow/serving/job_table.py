@@ -6,8 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from threading import RLock
 
-from ..engine import Request
-from .job import Job
+from .job import Job, PictureRequest
 
 ENDED_JOBS = 256  # that are kept for those who come for their last events
 ENDED_BYTES = 64 * 2**20  # of pictures of jobs that are not stored
@@ -25,7 +24,7 @@ class JobTable:
         self._lock = RLock()
         self._unfinished: dict[str, Job] = {}
         self._ended: OrderedDict[str, Job] = OrderedDict()
-        self._of_request: dict[Request, tuple[Job, int]] = {}
+        self._of_request: dict[PictureRequest, tuple[Job, int]] = {}
         self._reserved = 0
 
     def reserve(self) -> bool:
@@ -61,7 +60,7 @@ class JobTable:
         with self._lock:
             return self._unfinished.get(id) or self._ended.get(id)
 
-    def of_request(self, request: Request) -> tuple[Job, int] | None:
+    def of_request(self, request: PictureRequest) -> tuple[Job, int] | None:
         """The job that a request is for, and the index of its picture; None once the picture has ended."""
         with self._lock:
             return self._of_request.get(request)
@@ -107,12 +106,12 @@ class JobTable:
             return list(self._unfinished.values())
 
     @property
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[PictureRequest]:
         """Requests of all pictures that have not ended."""
         with self._lock:
             return list(self._of_request)
 
-    def position(self, job: Job, requests: Iterable[Request]) -> int:
+    def position(self, job: Job, requests: Iterable[PictureRequest]) -> int:
         """How many jobs go before this one, where the engine takes requests in this order."""
         before: set[str] = set()
         with self._lock:

@@ -21,9 +21,9 @@ from ..bundled import SKETCH
 from ..captions.schema import is_placed
 from ..captions.sent_prompt import ReadPrompt, read_prompt
 from ..captions.writing import Writer, WritingError
-from ..pipeline import Ideogram4Pipeline
 from ..sizes import UNIT
 from .api_errors import ApiError, invalid_caption
+from .drawing_backend import MakeBackend
 from .job import Job
 from .job_recorder import JobRecorder
 from .job_settings import JobSettings, Order, ServedModel, read_size, settle, unusual_size, wrong
@@ -33,7 +33,6 @@ from .metrics import Metrics
 from .picture_changes import LARGER, PictureChange, Wanted
 from .preparing import Preparing
 from .records import JobRecord, PictureInfo, Status
-from .replica import Replica
 from .server_settings import without_folders
 from .store import DuplicateKey, Store, StoreError, UnknownJob
 
@@ -53,7 +52,7 @@ class Jobs:
     """All jobs of a server.
 
     Args:
-        pipe: the pipeline, which nobody else uses.
+        make_backend: makes what draws the pictures: a replica, or a fleet of them.
         served: what orders are settled by.
         store: where jobs are kept.
         metrics: what is counted.
@@ -61,7 +60,12 @@ class Jobs:
     """
 
     def __init__(
-        self, pipe: Ideogram4Pipeline, served: ServedModel, store: Store, metrics: Metrics, write: Writer | None = None
+        self,
+        make_backend: MakeBackend,
+        served: ServedModel,
+        store: Store,
+        metrics: Metrics,
+        write: Writer | None = None,
     ) -> None:
         self.served = served
         self.write = write
@@ -70,13 +74,10 @@ class Jobs:
         self.closed = False
         self.preparing = Preparing(self.table.places)
         self._store = store
-        self._replica = Replica(
-            pipe, served, lambda event: self._recorder.hear(event), metrics.count_pass, self._give_up_all
-        )
+        self._replica = make_backend(lambda event: self._recorder.hear(event), metrics.count_pass, self._give_up_all)
         self._recorder = JobRecorder(self.table, store, metrics, self._replica.cancel)
         self._to_a_place = (0.0, 0)  # until when seconds to a free place are told again, and those
         metrics.watch(self)
-        metrics.watch_device(pipe.device)
 
     # What routes ask for
 
@@ -449,7 +450,7 @@ class Jobs:
         job.tell("queued", {"queue_position": self._position(job)})
         requests = job.under_way
         try:
-            self._replica.add(job)
+            self._replica.add(requests)
         except ValueError as error:
             self._recorder.refuse(job, error)
             raise ApiError(400, str(error), code="invalid_value") from None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from .records import ENDED, JobRecord
 
@@ -28,6 +31,45 @@ class Watched(Protocol):
     @property
     def unfinished(self) -> int:
         """Jobs that have begun or wait."""
+
+
+class WatchedFleet(Protocol):
+    """What gauges look at where there are replicas elsewhere."""
+
+    @property
+    def views(self) -> list[dict[str, Any]]:
+        """What is told of each replica."""
+
+    @property
+    def queued(self) -> int:
+        """Pictures that no replica has yet."""
+
+    @property
+    def lost(self) -> int:
+        """Replicas that were lost so far."""
+
+
+class FleetCollector(Collector):
+    """Reads a fleet when its metrics are asked for."""
+
+    def __init__(self, fleet: WatchedFleet) -> None:
+        self._fleet = fleet
+
+    def collect(self) -> Iterator[Metric]:
+        """Replicas by state, tokens before each, pictures that wait for one, and replicas lost."""
+        views = self._fleet.views
+        states = GaugeMetricFamily("ideoflow_replicas", "Replicas, by state.", labels=["state"])
+        for state in ("starting", "ready", "leaving"):
+            states.add_metric([state], sum(view["state"] == state for view in views))
+        tokens = GaugeMetricFamily("ideoflow_replica_tokens", "Tokens of all steps before it.", labels=["replica"])
+        for view in views:
+            tokens.add_metric([view["name"]], view["tokens"])
+        yield states
+        yield tokens
+        yield GaugeMetricFamily(
+            "ideoflow_pictures_unplaced", "Pictures that no replica has yet.", value=self._fleet.queued
+        )
+        yield CounterMetricFamily("ideoflow_replicas_lost", "Replicas that were lost.", value=self._fleet.lost)
 
 
 class Metrics:
@@ -62,6 +104,10 @@ class Metrics:
         """Look at these jobs when gauges are read."""
         self.running.set_function(lambda: jobs.running)
         self.waiting.set_function(lambda: jobs.unfinished - jobs.running)
+
+    def watch_fleet(self, fleet: WatchedFleet) -> None:
+        """Look at these replicas when metrics are read."""
+        self.registry.register(FleetCollector(fleet))
 
     def watch_device(self, device: torch.device) -> None:
         """Look at this device's memory when gauges are read, if it has its own and torch counts it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,11 @@ from ..captions.sent_prompt import ReadPrompt
 from ..editing import Ideogram4InpaintPipeline
 from ..engine import Event, Request
 from ..pipeline import Ideogram4Pipeline, preview_map_of
-from ..text_encoder import CaptionTooLong, tokenise
 from .api_errors import ApiError
+from .caption_length import check_length, count_tokens
+from .drawing_order import DrawingOrder
 from .job import Job, Picture
-from .job_settings import MOST_TEXT, ServedModel
+from .job_settings import ServedModel
 from .picture_changes import PictureChange
 from .worker import Worker
 
@@ -69,6 +70,11 @@ class Replica:
         return self._worker.healthy
 
     @property
+    def pace(self) -> float | None:
+        """Tokens a second of the latest passes; None before the first."""
+        return self._worker.pace
+
+    @property
     def backlog(self) -> float | None:
         """Seconds that the requests which are here take at the pace of late; None before the first pass."""
         return self._worker.backlog
@@ -80,28 +86,11 @@ class Replica:
 
     def count_tokens(self, line: str) -> int:
         """Tokens that the model reads of a prompt's line."""
-        return len(tokenise(self.pipe.tokenizer, [line], max_sequence_length=len(line.encode()) + 1000)[0])
+        return count_tokens(self.pipe.tokenizer, line)
 
     def check_length(self, prompt: ReadPrompt, field: str) -> None:
-        """See that the model can read a caption of this length; the engine may have to wait while it is tokenised.
-
-        Args:
-            prompt: the caption.
-            field: what the client calls it.
-
-        Raises:
-            ApiError: with status 400 for one that is too long.
-        """
-        too_long = None
-        if len(prompt.line) > MOST_TEXT:
-            too_long = f"The caption has {len(prompt.line)} characters: give at most {MOST_TEXT}."
-        else:
-            try:
-                tokenise(self.pipe.tokenizer, [prompt.line])
-            except CaptionTooLong as error:
-                too_long = str(error)
-        if too_long:
-            raise ApiError(400, too_long, code="invalid_caption", param=field)
+        """See that the model can read a caption of this length; arguments and errors as of the function."""
+        check_length(self.pipe.tokenizer, prompt, field)
 
     def make(self, job: Job, change: PictureChange | None) -> None:
         """Make the requests of a job's pictures that are missing.
@@ -113,44 +102,51 @@ class Replica:
         Raises:
             ApiError: with status 400 where the pipeline refuses them.
         """
-        settings, missing = job.settings, job.missing
-        options: dict[str, Any] = {} if settings.guidance is None else {"guidance_scale": settings.guidance}
-        if change is None:
-            make = partial(self.pipe.make_requests, job.record.prompt, size=(settings.width, settings.height))
-        else:
-            make = partial(self._editor.make_edits, change, job.record.prompt)
+        order = DrawingOrder.of(job, change)
         try:
-            requests = make(
-                num_images_per_prompt=len(missing),
-                preset=settings.preset,
-                num_inference_steps=settings.steps,
-                generator=[torch.Generator().manual_seed(settings.seeds[index]) for index in missing],
-                defer=True,
-                priority=settings.priority,
-                adapters=dict(settings.adapters) if self._served.adapters else None,
-                deadline=None if settings.timeout is None else time.monotonic() + _left(job),
-                preview_every=settings.preview_every,
-                **options,
-            )
+            requests = self.requests_of(order)
         except (ValueError, TypeError) as error:
             raise ApiError(400, str(error), code="invalid_value") from None
-        for index, request in zip(missing, requests, strict=True):
-            request.id = f"{job.id} picture {index}"
+        for index, request in zip(order.indices, requests, strict=True):
             job.pictures[index] = Picture.of(request)
 
-    def add(self, job: Job) -> None:
-        """Let the requests of a job take part from the next step on.
+    def requests_of(self, order: DrawingOrder) -> list[Request]:
+        """A request for each picture of an order.
+
+        Raises:
+            ValueError: where the pipeline refuses them.
+            TypeError: the same.
+        """
+        settings, change, left = order.settings, order.change, order.seconds_left
+        options: dict[str, Any] = {} if settings.guidance is None else {"guidance_scale": settings.guidance}
+        if change is None:
+            make = partial(self.pipe.make_requests, order.prompt, size=(settings.width, settings.height))
+        else:
+            make = partial(self._editor.make_edits, change, order.prompt)
+        requests = make(
+            num_images_per_prompt=len(order.indices),
+            preset=settings.preset,
+            num_inference_steps=settings.steps,
+            generator=[torch.Generator().manual_seed(settings.seeds[index]) for index in order.indices],
+            defer=True,
+            priority=settings.priority,
+            adapters=dict(settings.adapters) if self._served.adapters else None,
+            deadline=None if left is None else time.monotonic() + left,
+            preview_every=settings.preview_every,
+            **options,
+        )
+        for name, request in zip(order.names, requests, strict=True):
+            request.id = name
+        return requests
+
+    def add(self, requests: Sequence[Request]) -> None:
+        """Let requests take part from the next step on.
 
         Raises:
             ValueError: a request that the engine refuses; then none takes part.
         """
-        self._worker.add(job.under_way)
+        self._worker.add(requests)
 
     def cancel(self, request: Request) -> None:
         """Give up a request, if it is not finished."""
         self.engine.cancel(request)
-
-
-def _left(job: Job) -> float:
-    """Seconds of a job's time limit that are left."""
-    return job.record.created_at + (job.settings.timeout or 0) - time.time()

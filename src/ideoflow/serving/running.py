@@ -6,8 +6,10 @@ import asyncio
 import errno
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 import warnings
 import webbrowser
@@ -45,6 +47,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._state, self._seconds = state, seconds
         self._until: float | None = None
+        self._rolls_over = state.settings.ray and hasattr(signal, "SIGHUP")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; a second signal stops at once."""
@@ -61,6 +64,18 @@ class DrainingServer(uvicorn.Server):
             logger.info(
                 "stopping: %d jobs have %g seconds to end; once more stops at once", jobs.unfinished, self._seconds
             )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen; from then on SIGHUP rolls replicas over, where there are some elsewhere."""
+        await super().startup(sockets)
+        if self._rolls_over and threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._roll_over)
+
+    def _roll_over(self) -> None:
+        if self._state.fleet is None:
+            logger.info("there is no replica to roll over yet")
+        else:
+            self._state.fleet.roll_over()
 
     async def on_tick(self, counter: int) -> bool:
         """Stop once the jobs are done, or the time is over; or where the model cannot be loaded."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,6 +63,9 @@ class ServerSettings(BaseModel):
         max_connections: connections that are open at a time.
         timeout: seconds that a job may take from its arrival; None for no limit.
         drain: seconds that running jobs are given when the server is told to stop.
+        ray: whether pictures are drawn by replicas in a Ray cluster.
+        replicas: with `ray`: the fewest replicas and the most; None for one.
+        gpus_per_replica: with `ray`: GPUs of each; None for one where the cluster has any.
         log_json: whether each line of the log is a JSON object.
     """
 
@@ -100,7 +104,35 @@ class ServerSettings(BaseModel):
     max_connections: int = Field(512, ge=1)
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     drain: float = Field(30, ge=0, allow_inf_nan=False)
+    ray: bool = False
+    replicas: tuple[Annotated[int, Field(ge=1, le=10_000)], Annotated[int, Field(ge=1, le=10_000)]] | None = None
+    gpus_per_replica: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     log_json: bool = False
+
+    @field_validator("replicas", mode="before")
+    @classmethod
+    def _numbers(cls, replicas: Any) -> Any:
+        if not isinstance(replicas, str):
+            return replicas
+        parts = replicas.split(":")
+        if len(parts) > 2 or not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
+            raise ValueError("give a number such as 4, or the fewest and the most, 2:8.")
+        numbers = [int(part) for part in parts]
+        return numbers[0], numbers[-1]
+
+    @field_validator("gpus_per_replica")
+    @classmethod
+    def _one_at_most(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1:
+            raise ValueError("a replica draws on one GPU: give 1, a part of one such as 0.5, or 0 for a CPU.")
+        return gpus
+
+    @field_validator("replicas")
+    @classmethod
+    def _in_order(cls, replicas: tuple[int, int] | None) -> tuple[int, int] | None:
+        if replicas is not None and replicas[0] > replicas[1]:
+            raise ValueError("the fewest comes first, then the most.")
+        return replicas
 
     @field_validator("api_keys")
     @classmethod
@@ -142,6 +174,15 @@ class ServerSettings(BaseModel):
         if (self.endpoint is None) != (self.llm is None):
             raise ValueError("--endpoint and --llm go together: where the language model is, and its name there.")
         _ = self.language_model
+        return self
+
+    @model_validator(mode="after")
+    def _of_ray(self) -> ServerSettings:
+        for name in ("replicas", "gpus_per_replica"):
+            if getattr(self, name) is not None and not self.ray:
+                raise ValueError(f"--{name.replace('_', '-')} goes with --ray, which has replicas.")
+        if self.ray and find_spec("ray") is None:
+            raise ValueError('--ray needs Ray, which is not installed here: pip install "ideoflow[ray]"')
         return self
 
     @property

@@ -51,17 +51,20 @@ def load_model(settings: ServerSettings) -> Ideogram4Pipeline:
     return pipe
 
 
-def writer_for(settings: ServerSettings, pipe: Ideogram4Pipeline) -> Writer | None:
-    """What makes captions of clients' words; None to put them into minimal ones."""
+def writer_for(settings: ServerSettings, enhancer: Writer | None) -> Writer | None:
+    """What makes captions of clients' words, `enhancer` where the model does; None to put them into minimal ones."""
     if settings.writer == "none":
         return None
     if (endpoint := settings.language_model) is not None:
         return lambda words, size: writing.write(words, endpoint, size)
     if SKETCH in (settings.model, settings.base):
         return write_by_grammar
-    if pipe.prompt_enhancer_head is not None:
-        return partial(_by_the_model, pipe)
-    return None
+    return enhancer
+
+
+def enhancer_of(pipe: Ideogram4Pipeline) -> Writer | None:
+    """What makes captions of words by the model itself; None where it has no head for that."""
+    return None if pipe.prompt_enhancer_head is None else partial(_by_the_model, pipe)
 
 
 def name_of_writer(settings: ServerSettings, pipe: Ideogram4Pipeline | None) -> str | None:
