@@ -462,6 +462,23 @@ def test_a_model_that_is_neither_here_nor_a_hub_id_is_not_looked_for(generate, m
     assert "Did you mean sketch" in " ".join(generate(LINE, "--model", "sketchh", fails=2).output.split())
 
 
+@pytest.mark.parametrize(("option", "choice"), [([], "auto"), (["--no-cuda-graphs"], False)])
+def test_cuda_graphs_are_left_to_the_sizes_unless_something_is_said(generate, monkeypatch, option, choice):
+    from ideoflow import Ideogram4Pipeline
+
+    seen = []
+    engine = Ideogram4Pipeline.engine
+
+    def make(self, *arguments, **options):
+        seen.append(self.cuda_graphs)
+        return engine(self, *arguments, **options)
+
+    monkeypatch.setattr(Ideogram4Pipeline, "engine", make)
+    generate(LINE, *option)
+
+    assert seen == [choice]
+
+
 def test_cuda_graphs_need_cuda(generate):
     assert "--cuda-graphs needs --device cuda, and these pictures are drawn on 'cpu'" in " ".join(
         generate(LINE, "--cuda-graphs", fails=2).output.split()

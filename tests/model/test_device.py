@@ -49,9 +49,9 @@ def rows() -> list[list[tuple[int, int]]]:
     ("dtype", "limit"), [(torch.float32, 2e-5), (torch.bfloat16, 0.08), (torch.float16, 0.01)], ids=str
 )
 def test_velocities_are_the_peers(make_pair, make_rows, dtype, limit):
-    """As near to float64 as the peer, but for a fifth, and no further than its type may be or than the peer is.
+    """As near to float64 as the peer, but for a fifth; on a CPU no further than the type may be, besides.
 
-    A GPU's own products and attention may be less exact in float32 than a CPU's, for both.
+    A GPU's own products and attention may be less exact in float32 than a CPU's, for both: 2.3e-4 on an H100.
     """
     peer, ours = make_pair(**WIDE)
     inputs = make_rows(rows(), in_channels=32, llm_features_dim=128)
@@ -65,7 +65,9 @@ def test_velocities_are_the_peers(make_pair, make_rows, dtype, limit):
     exact = run(peer, "cpu", torch.float64)
     theirs, mine = (distance(run(model, DEVICE, dtype), exact) for model in (peer, ours))
     where = {} if mine <= limit else parts_off(ours, DEVICE, dtype)
-    assert mine <= max(limit, theirs) and mine <= 1.2 * theirs + 1e-6, f"{mine:.1e}, the peer {theirs:.1e}, {where}"
+    told = f"{mine:.1e}, the peer {theirs:.1e}, {where}"
+    assert mine <= 1.2 * theirs + 1e-6, told
+    assert mine <= limit or DEVICE != "cpu", told
 
 
 @torch.no_grad()
@@ -99,7 +101,8 @@ def test_the_parts_of_a_failure_can_be_told_apart(make_pair):
 
 @pytest.fixture
 def denoiser(make_pair) -> Denoiser:
-    return Denoiser(*(make_pair(seed, **WIDE)[1].to(DEVICE, torch.bfloat16) for seed in range(2)))
+    transformers = (make_pair(seed, **WIDE)[1].to(DEVICE, torch.bfloat16) for seed in range(2))
+    return Denoiser(*transformers, cuda_graphs=False)  # recording waits for the device
 
 
 def requests(denoiser: Denoiser) -> list[Request]:

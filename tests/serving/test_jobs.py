@@ -10,7 +10,7 @@ import httpx2 as httpx
 import pytest
 from PIL import Image
 
-from ideoflow import sketch
+from ideoflow import Ideogram4Pipeline, sketch
 from ideoflow.pictures import read_settings
 from ideoflow.serving.serving_model import load_model
 from tests.serving.conftest import HEART, small
@@ -291,6 +291,20 @@ def test_the_sides_that_a_model_was_trained_on_are_told(own_server, monkeypatch)
 
     monkeypatch.setattr("ideoflow.serving.app.load_model", load)
     assert own_server().http.get("/v1/server").json()["sizes"]["trained"] == [64, 320]
+
+
+@pytest.mark.parametrize(("options", "choice"), [({}, "auto"), ({"cuda_graphs": False}, False)])
+def test_the_engine_uses_cuda_graphs_as_the_server_was_told(own_server, monkeypatch, options, choice):
+    seen = []
+    made = Ideogram4Pipeline.engine
+
+    def engine(self, *arguments, **given):
+        seen.append(given["cuda_graphs"])
+        return made(self, *arguments, **given)
+
+    monkeypatch.setattr(Ideogram4Pipeline, "engine", engine)
+    own_server(**options)
+    assert seen == [choice]
 
 
 def test_a_server_that_drains_is_not_ready(own_server):

@@ -145,6 +145,7 @@ def test_killed_at_random_moments_it_loses_nothing(process, tmp_path, kills):
         (["--api-key-file", "nowhere"], "nowhere"),
         (["--keep-bytes", "much"], "much"),
         (["--port", "70000"], "65535"),
+        (["--cuda-graphs", "--device", "cpu"], "--cuda-graphs needs --device cuda"),
         (["--max-pictures", "0"], "--max-pictures 0"),
         (["--allowed-host", "https://studio.example"], "--allowed-host"),
     ],

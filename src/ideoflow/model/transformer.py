@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..checkpoints.transformer_files import TransformerFiles
 from ..configuration import check_config
 from ..ops.accelerated import Accelerated
-from ..ops.hooks import fires_hooks, is_hooked, is_plain, with_hooks
+from ..ops.hooks import fires_hooks, is_hooked, is_offloaded, is_plain, modules_within, with_hooks
 from ..ops.host import is_readable
 from ..ops.linear import Linear
 from ..ops.tensor_checks import check_autocast, check_float, check_integer
@@ -104,6 +104,18 @@ class Ideogram4Transformer2DModel(TransformerFiles, ModelMixin, ConfigMixin, Att
             for _ in range(num_layers)
         )
         self.final_layer = FinalLayer(hidden_size, in_channels, adaln_dim)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type that the model computes in: of its first parameter of floating point, unless hooks cast.
+
+        As diffusers has it, which asks all modules by name, and at every step that takes longer than to launch a block.
+        """
+        if not is_offloaded(self):
+            for parameter in self.parameters():
+                if parameter.is_floating_point():
+                    return parameter.dtype
+        return super().dtype
 
     @apply_lora_scale("attention_kwargs")
     @fires_hooks
@@ -230,7 +242,7 @@ class Ideogram4Transformer2DModel(TransformerFiles, ModelMixin, ConfigMixin, Att
             all(is_plain(block, Ideogram4TransformerBlock) for block in self.layers)
             and is_plain(self.final_layer, FinalLayer)
             and is_plain(self.t_embedding, TimeEmbedding)
-            and not any(is_hooked(part) for layer in self.time_layers for part in layer.modules())
+            and not any(is_hooked(part) for layer in self.time_layers for part in modules_within(layer))
         )
 
     @property

@@ -71,7 +71,8 @@ class FusedProjections:
         return fused(x).split([layer.out_features for layer in layers], dim=-1)
 
     def _layers(self) -> list[nn.Linear]:
-        return [getattr(self, name) for name in self._projections]
+        own = self._modules  # type: ignore[attr-defined]
+        return [own[name] for name in self._projections]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the module; that gives each weight a place of its own, so they are brought together again."""
@@ -132,22 +133,25 @@ def _together(parts: Sequence[Tensor]) -> Tensor:
 
 def _only_products(layers: Sequence[nn.Linear]) -> bool:
     """Whether nothing but its product is asked of any of the layers: no adapter, no hook, no gradient of its weight."""
-    if needs_gradient(*(layer.weight for layer in layers)):
-        return False
-    return not any(hasattr(layer, "base_layer") or is_hooked(layer) for layer in layers)
+    for layer in layers:
+        if "base_layer" in layer._modules or is_hooked(layer) or needs_gradient(layer.weight):
+            return False
+    return True
 
 
 def _lie_in(fused: nn.Linear, layers: Sequence[nn.Linear]) -> bool:
     """Whether the layers' weights, or those of the layers under adapters, are the rows of `fused`."""
     if torch.compiler.is_compiling():
         return True  # where a weight lies cannot be asked in a graph
-    own = [getattr(layer, "base_layer", layer) for layer in layers]
-    if any(type(layer) is not type(fused) for layer in own):
-        return False
+    own = [layer._modules.get("base_layer", layer) for layer in layers]
+    for layer in own:
+        if type(layer) is not type(fused):
+            return False
     for name in fused.row_tensors:  # type: ignore[union-attr]
         together = getattr(fused, name)
         place = together.data_ptr()
-        for rows in (getattr(layer, name) for layer in own):
+        for layer in own:
+            rows = getattr(layer, name)
             if rows.data_ptr() != place or rows.dtype != together.dtype:
                 return False
             place += rows.nbytes

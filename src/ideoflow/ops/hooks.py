@@ -6,7 +6,7 @@ Every question about hooks is asked here. They are asked anew at each step, sinc
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from itertools import chain
 from typing import Any, TypeGuard, TypeVar
 
@@ -24,17 +24,17 @@ OFFLOADING = ("accelerate.hooks", "diffusers.hooks.group_offloading", "diffusers
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether something (an offload hook, say) has to see the module called, so that nothing may take its weights."""
-    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(own) or "forward" in module.__dict__ or any(_global_hooks())
-
-
-def _global_hooks() -> tuple[Any, ...]:
-    """Hooks that torch calls for every module, as profilers set them."""
-    return (
-        torch_modules._global_forward_hooks,
-        torch_modules._global_forward_pre_hooks,
-        torch_modules._global_backward_hooks,
-        torch_modules._global_backward_pre_hooks,
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        # Hooks that torch calls for every module, as profilers set them.
+        or torch_modules._global_forward_hooks
+        or torch_modules._global_forward_pre_hooks
+        or torch_modules._global_backward_hooks
+        or torch_modules._global_backward_pre_hooks
     )
 
 
@@ -46,18 +46,17 @@ def is_plain(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
     return type(module) is kind and not is_hooked(module)
 
 
-def modules_within(module: nn.Module) -> Iterator[nn.Module]:
+def modules_within(module: nn.Module) -> list[nn.Module]:
     """The module and all within it, in no order: for questions at each step, since `modules()` takes ten times as long.
 
     A module that stands in two places comes twice.
     """
-    left = [module]
-    while left:
-        part = left.pop()
-        yield part
+    found = [module]
+    for part in found:  # which grows meanwhile
         for child in part._modules.values():
             if child is not None:
-                left.append(child)
+                found.append(child)
+    return found
 
 
 def offload_hooks(module: nn.Module) -> list[Any]:
@@ -69,7 +68,11 @@ def offload_hooks(module: nn.Module) -> list[Any]:
 
 def is_offloaded(module: nn.Module) -> bool:
     """Whether hooks bring `module`, or parts of it, to the device, or cast them, when they are called."""
-    return any(offload_hooks(part) for part in modules_within(module))
+    for part in modules_within(module):  # asked at each step of thousands of parts: no call for each
+        own = part.__dict__
+        if "_hf_hook" in own or ("_diffusers_hook" in own and own["_diffusers_hook"].hooks):
+            return True
+    return False
 
 
 def execution_device(module: nn.Module) -> torch.device:

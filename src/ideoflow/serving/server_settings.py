@@ -170,6 +170,21 @@ class ServerSettings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _graphs_on_cuda(self) -> ServerSettings:
+        if self.device is not None:
+            self.check_graphs(self.device)
+        return self
+
+    def check_graphs(self, device: str) -> None:
+        """See that CUDA graphs are asked for on CUDA alone.
+
+        Raises:
+            ValueError: naming the device.
+        """
+        if self.cuda_graphs is True and not device.startswith("cuda"):
+            raise ValueError(f"--cuda-graphs needs --device cuda, and the model is to be on {device!r}.")
+
+    @model_validator(mode="after")
     def _whole_endpoint(self) -> ServerSettings:
         if (self.endpoint is None) != (self.llm is None):
             raise ValueError("--endpoint and --llm go together: where the language model is, and its name there.")

@@ -32,8 +32,7 @@ def load_model(settings: ServerSettings) -> Ideogram4Pipeline:
         ValueError: naming the option that does not fit.
     """
     device = settings.device or best_device()
-    if settings.cuda_graphs is True and not device.startswith("cuda"):
-        raise ValueError(f"--cuda-graphs needs --device cuda, and the model is to be on {device!r}.")
+    settings.check_graphs(device)
     dtype = settings.dtype or ("float32" if settings.model == SKETCH or device == "cpu" else "bfloat16")
     pipe = open_pipeline(settings.model, settings.base, of_name(dtype))
     pipe.set_progress_bar_config(disable=True)

@@ -234,13 +234,16 @@ def _takes(x: Tensor, *others: Tensor, row: Tensor | None = None) -> bool:
         return False
     tensors = (x, *others)
     indexed = tensors if row is None else (*tensors, row)
-    return (
-        x.numel() > 0
-        and all(t.dtype == x.dtype for t in tensors)
-        and may_be_fast(*indexed)
-        and all(t.device == x.device and t.stride(-1) == 1 for t in indexed)
-        and not needs_gradient(*tensors)
-    )
+    dtype, device = x.dtype, x.device
+    for t in others:
+        if t.dtype != dtype:
+            return False
+    if x.numel() == 0 or not may_be_fast(*indexed):
+        return False
+    for t in indexed:
+        if t.device != device or t.stride(-1) != 1:
+            return False
+    return not needs_gradient(*tensors)
 
 
 def _row_type(reader: nn.Module | None, x: Tensor) -> torch.dtype | None:
