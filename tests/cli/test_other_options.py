@@ -12,7 +12,11 @@ from typer.testing import CliRunner
 from ideoflow.cli import app
 from ideoflow.cli.other_options import INSTEAD
 
-PATHS = {"check": ("caption", "check"), "fix": ("caption", "fix")}
+PATHS = {
+    **{name: ("caption", name) for name in ("check", "fix", "lint", "describe")},
+    "write_caption": ("caption", "write"),
+    "edit_caption": ("caption", "edit"),
+}
 CASES = [(command, answer, name) for command, table in INSTEAD.items() for answer, names in table.items()
          for name in names.split()]  # fmt: skip
 

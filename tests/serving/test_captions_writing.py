@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ideoflow.captions import Caption
+from ideoflow.serving import guard
 from ideoflow.sketch.prose import write
 from tests.captions.chat_server import chat_server, completion
 
@@ -54,7 +55,8 @@ def test_words_that_cannot_be_written_of_are_refused(server):
 
 
 def test_without_a_language_model_nothing_is_changed_or_described(server):
-    for route, body in (("write", {"words": "bluer", "caption": HEART.data()}), ("describe", {"image": picture()})):
+    asked = {"words": "bluer", "caption": HEART.data()}, {"wish": "bluer", "caption": HEART.data()}
+    for route, body in (("write", asked[0]), ("edit", asked[1]), ("describe", {"image": picture()})):
         error = ask(server, route, 400, **body)["error"]
         assert error["code"] == "no_caption_writer" and "--endpoint and --llm" in error["message"]
 
@@ -87,6 +89,74 @@ def test_a_language_model_writes_changes_and_describes(written_by):
     assert ask(server, "describe", 400, image="no picture")["error"]["param"] == "image"
     large = ask(server, "describe", 400, image=picture((8200, 8200)))["error"]
     assert large["param"] == "image" and "8200 x 8200 pixels" in large["message"]
+
+
+def test_a_caption_is_changed_by_a_route_of_its_own(written_by):
+    server, answers, _ = written_by
+    answers[:] = [json.dumps(CHANGED)]
+    changed = ask(server, "edit", caption=HEART.data(), wish="make it blue, left")
+    assert changed == ask(server, "write", caption=HEART.data(), words="make it blue, left")
+    assert len(changed["changes"]) == 2
+    assert ask(server, "edit", 400, caption="a heart", wish="bluer")["error"]["param"] == "caption"
+    assert ask(server, "edit", 400, caption=HEART.data(), wish=" ")["error"]["param"] == "wish"
+    wrong = {"compositional_deconstruction": {"background": "x", "elements": [{"type": "obj"}]}}
+    assert ask(server, "edit", 400, caption=wrong, wish="bluer")["error"]["param"] == "caption"
+
+
+# Of each route, what would do nothing, and how it is called.
+IGNORED = [
+    ("write", {"words": "a heart", "seed": 3}, "seed"),
+    ("write", {"words": "a heart", "temperature": 0.5}, "temperature"),
+    ("write", {"words": "a heart", "layout": False}, "layout"),
+    ("write", {"words": "bluer", "caption": HEART.data(), "size": "64x32"}, "size"),
+    ("write?size=64x32", {"words": "a heart"}, "size"),
+    ("edit", {"wish": "bluer", "caption": HEART.data(), "size": "64x32"}, "size"),
+    ("edit", {"words": "bluer", "caption": HEART.data()}, "wish"),
+    ("describe", {"image": picture(), "words": "a heart"}, "words"),
+    ("describe?llm=large", {"image": picture()}, "llm"),
+    ("check", {"caption": HEART.data(), "drop_unknown": True}, "drop_unknown"),
+    ("check?strict=1", {"caption": HEART.data()}, "strict"),
+    ("repair", {"caption": HEART.data(), "boxes": "xyxy"}, "boxes"),
+]
+
+
+@pytest.mark.parametrize(("route", "body", "param"), IGNORED)
+def test_what_would_do_nothing_is_refused_by_name(written_by, route, body, param):
+    server, _, chat = written_by
+    asked = len(chat.bodies)
+    assert ask(server, route, 400, **body)["error"]["param"] == param
+    assert len(chat.bodies) == asked
+
+
+def test_a_picture_larger_than_other_bodies_is_described(written_by):
+    server, answers, _ = written_by
+    answers[:] = [json.dumps(CHANGED)]
+    data = io.BytesIO()
+    Image.effect_noise((1200, 1200), 80).save(data, format="PNG")
+    assert len(data.getvalue()) > 2**20
+    image = base64.b64encode(data.getvalue()).decode("ascii")
+    assert ask(server, "describe", image=image)["by"].startswith("small at")
+    assert server.app.state.settings.max_body == 2**20
+    too_large = ask(server, "write", 413, words="a heart", caption=image)["error"]
+    assert too_large["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize("rest", ['"a",' * 30, "[" * 65, '"b":1,' * 22, "\\" * 65])
+def test_a_large_body_has_a_picture_in_it_and_little_else(written_by, rest):
+    server, _, _ = written_by
+    body = '{"image": "' + "A" * 2**20 + '", "x": [' + rest
+    answer = server.http.post("/v1/captions/describe", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_pictures_that_are_described_take_no_more_memory_than_there_is(written_by, monkeypatch):
+    server, answers, _ = written_by
+    answers[:] = [json.dumps(CHANGED)]
+    assert ask(server, "describe", image=picture())["caption"]
+    monkeypatch.setattr(guard, "FILES_AT_ONCE", 100)
+    assert ask(server, "describe", 503, image=picture())["error"]["code"] == "too_many_files"
+    monkeypatch.undo()
+    assert ask(server, "describe", image=picture())["caption"], "what was counted is let go of"
 
 
 def test_words_of_jobs_are_written_by_it_and_what_it_wrote_is_told(written_by):

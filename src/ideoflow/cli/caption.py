@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..files import write_text
+from ..pictures import FORMATS
 from .commands import Command
 from .console import FAILED, WRONG_INPUT, err, out, plain_errors, shown, write
-from .writing import check_output, describe, edit, write_caption
+from .writing import check_output, describe, edit_caption, of_picture, write_caption
 
 if TYPE_CHECKING:
     from ..captions import Caption
@@ -22,13 +23,16 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Write, describe, change, check and mend captions.", no_args_is_help=True)
 app.command("write", cls=Command)(write_caption)
 app.command(cls=Command)(describe)
-app.command(cls=Command)(edit)
+app.command("edit", cls=Command)(edit_caption)
 
 
 @app.command(cls=Command)
 def check(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE", help=".json, .txt or .jsonl files; '-' for standard input.")
+        list[str],
+        typer.Argument(
+            metavar="FILE", help=".json, .txt or .jsonl files, pictures made by ideoflow; '-' for standard input."
+        ),
     ],
 ) -> None:
     """List every place where captions leave the schema, with the fix; [*] marks what `fix` mends by itself.
@@ -52,7 +56,7 @@ def _check_file(file: str) -> int:
         texts = list(_captions(file))
     except OSError as error:
         return _unreadable(f"{file}: {error.strerror or error}")
-    except CaptionError as error:
+    except ValueError as error:
         return _unreadable(str(error))
     worst = 0
     for where, text in texts:
@@ -74,7 +78,10 @@ def _check_file(file: str) -> int:
 @app.command(cls=Command)
 def lint(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE", help=".json, .txt or .jsonl files; '-' for standard input.")
+        list[str],
+        typer.Argument(
+            metavar="FILE", help=".json, .txt or .jsonl files, pictures made by ideoflow; '-' for standard input."
+        ),
     ],
 ) -> None:
     """Say what the model may answer with a grey picture or leave out, a line each with the fix.
@@ -111,7 +118,7 @@ def _lint_file(file: str) -> int:
             worst = max(worst, FAILED if advice else 0)
     except OSError as error:
         return _unreadable(f"{file}: {error.strerror or error}")
-    except CaptionError as error:
+    except ValueError as error:
         return _unreadable(str(error))
     return worst
 
@@ -119,10 +126,13 @@ def _lint_file(file: str) -> int:
 @app.command(cls=Command)
 def fix(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE", help=".json, .txt or .jsonl files; '-' for standard input.")
+        list[str],
+        typer.Argument(
+            metavar="FILE", help=".json, .txt or .jsonl files, pictures made by ideoflow; '-' for standard input."
+        ),
     ],
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--out",
             "-o",
@@ -165,13 +175,20 @@ def fix(
     """
     if in_place and (output or "-" in files):
         raise typer.BadParameter("--in-place writes back to a file: leave out --out, and name files.")
-    folder = output is not None and (len(files) > 1 or output.is_dir() or str(output).endswith(("/", os.sep)))
+    if overwrite and not output and not in_place:
+        raise typer.BadParameter("--overwrite lets --out replace files, and there is no --out.")
+    if in_place and (pictures := [file for file in files if Path(file).suffix.lower() in FORMATS]):
+        raise typer.BadParameter(f"--in-place would write a caption over the picture {pictures[0]}: give --out.")
+    place = None if output is None else Path(output)
+    folder = place is not None and (len(files) > 1 or place.is_dir() or str(output).endswith(("/", os.sep)))
     worst = 0
     with plain_errors():
         form = _box_form(boxes, box_size)
         for file in files:
             name = "caption.json" if file == "-" else Path(file).name
-            target = Path(file) if in_place else output / name if output and folder else output
+            if Path(file).suffix.lower() in FORMATS:
+                name = f"{Path(file).stem}.json"
+            target = Path(file) if in_place else place / name if place and folder else place
             if target is not None and not in_place:
                 check_output(target, overwrite)
             worst = max(worst, _fix_file(file, target, drop_unknown, form))
@@ -196,7 +213,6 @@ def _fix_file(
     file: str, target: Path | None, drop_unknown: bool, form: tuple[str, tuple[float, float] | None] | None
 ) -> int:
     """Mend the captions of a file, or none of them where one cannot be read; the exit code."""
-    from ..captions import CaptionError
 
     lines: list[str] = []
     mended: list[str] = []
@@ -212,7 +228,7 @@ def _fix_file(
             lines.append(repaired.line() + "\n")
     except OSError as error:
         return _unreadable(f"{file}: {error.strerror or error}")
-    except CaptionError as error:
+    except ValueError as error:
         return _unreadable(str(error))
     if target is None:
         write("".join(lines))
@@ -251,6 +267,9 @@ def _captions(file: str) -> Iterator[tuple[str, str]]:
     from ..captions.reading import decode, read_file
 
     name = "standard input" if file == "-" else file
+    if (caption := of_picture(file)) is not None:
+        yield name, caption
+        return
     text = decode(sys.stdin.buffer.read(), name) if file == "-" else read_file(Path(file))
     if not file.endswith(".jsonl"):
         yield name, text

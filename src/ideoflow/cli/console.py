@@ -154,13 +154,15 @@ def plain_errors() -> Iterator[None]:
     except ValueError as error:
         if unreachable := _no_hub(error):
             fail(f"{_NO_HUB.format(unreachable)}\n{error}", FAILED)
-        fail(str(error))
+        fail(str(error), FAILED if type(error).__name__ == "WritingError" else WRONG_INPUT)  # a language model's fault
     except FloatingPointError as error:
         fail(str(error), FAILED)
     except KeyboardInterrupt:
         fail("interrupted; what is written already is whole.", INTERRUPTED)
     except Exception as error:
         message = _FAILURES.get(type(error).__name__)
+        if message is None and isinstance(error, ImportError) and "pip install" in str(error):
+            message = "{}"
         if message is None and isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_MEMORY):
             message = _OUT_OF_MEMORY
         if message is None:

@@ -121,7 +121,11 @@ def _written(pipe: Ideogram4Pipeline, pictures: Sequence[Picture]) -> list[Pictu
         key = (one.words, one.width, one.height)
         if one.words and key not in captions:
             seed = torch.Generator("cpu").manual_seed(one.seed)
-            (captions[key],) = pipe.upsample_prompt(one.words, one.height, one.width, generator=seed)
+            try:
+                (captions[key],) = pipe.upsample_prompt(one.words, one.height, one.width, generator=seed)
+            except ValueError as error:
+                error.args = (f"{one.name}: {error}",)
+                raise
     return [
         replace(one, caption=captions.get((one.words, one.width, one.height), one.caption), words="")
         for one in pictures

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shlex
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,8 +49,8 @@ from .drawing_options import (
 from .following import ParallelOption, check_settings, follow, plan_of, ranks_of, shared
 from .jobs import Job, Picture, Settings, target
 from .prompts import Prompt, Reader
-from .values import parse_amount, parse_format, parse_sizes
-from .writing import TIMEOUT, EndpointOption, LanguageModelOption, TimeoutOption, endpoint_of
+from .values import expanded, parse_amount, parse_format, parse_sizes
+from .writing import EndpointOption, LanguageModelOption, TimeoutOption, endpoint_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -124,7 +125,7 @@ def generate(
     ] = False,
     endpoint: EndpointOption = None,
     llm: LanguageModelOption = None,
-    llm_timeout: TimeoutOption = TIMEOUT,
+    llm_timeout: TimeoutOption = None,
     compile: Annotated[
         bool,
         typer.Option(
@@ -194,14 +195,21 @@ def generate(
             )
         words = Words(asked, write, strict)
         reader = Reader(wrap, fix, drop_unknown)
-        read = [prompt for value in prompts for prompt in reader.read(value)]
+        read: list[Prompt] = []
+        for number, value in enumerate(prompts, 1):
+            with naming(f"prompt {number} of {len(prompts)}", len(prompts) > 1, "the prompt"):
+                read += reader.read(value)
         report(read, strict)
+        if (write or asked is not None) and not any(prompt.words for prompt in read):
+            warn(
+                f"{'--endpoint' if asked else '--write'} has no effect: captions are written of plain text, and"
+                " there is none."
+            )
         sizes = parse_sizes(size or [], len(read))
-        jobs = [
-            job
-            for prompt, wanted in zip(read, sizes, strict=True)
-            for job in _jobs(prompt, wanted, seed, n, options, trust_settings, words)
-        ]
+        jobs: list[Job] = []
+        for prompt, wanted in zip(read, sizes, strict=True):
+            with naming(printable(prompt.given), len(read) > 1):
+                jobs += _jobs(prompt, wanted, seed, n, options, trust_settings, words)
         kind = parse_format(form) if form else None
         targets = [target(output, job.picture, index, len(jobs), kind) for index, job in enumerate(jobs)]
         for path in dict.fromkeys(targets):
@@ -248,6 +256,26 @@ def generate(
                 out.print(printable(path), markup=False)
     if elsewhere:
         raise typer.Exit(FAILED)
+
+
+@contextmanager
+def naming(what: str, several: bool, instead_of: str = "") -> Iterator[None]:
+    """A block whose errors name the prompt that they are of, where there are several and they do not yet.
+
+    Args:
+        what: what the prompt is called.
+        several: whether there are others.
+        instead_of: what an error calls it that has no better name.
+    """
+    try:
+        yield
+    except ValueError as error:
+        told = str(error)
+        if several and instead_of and instead_of in told:
+            error.args = (told.replace(instead_of, what, 1),)
+        elif several and not instead_of and what not in told:
+            error.args = (f"{what}: {told}",)
+        raise
 
 
 def save(image: Image, path: Path, settings: bool, overwrite: bool) -> Path:
@@ -336,7 +364,24 @@ def _jobs(
             f"the seeds {seed} to {seed + n - 1} of {prompt.name}: a seed is below 2**64, and not negative."
         )
     own = prompt.words if words.by_model and not of_sketch else ""
+    if own:
+        _check_head(settings)
     return [Job(Picture(prompt.text, width, height, seed + i, prompt.name, own), settings, recipe) for i in range(n)]
+
+
+def _check_head(settings: Settings) -> None:
+    """Refuse to have captions written by a model whose folder tells that it has no head for it."""
+    place = expanded("--model", settings.base or settings.model)
+    try:
+        index = json.loads((place / "model_index.json").read_text("utf-8"))
+        heads = index.get("prompt_enhancer_head") or [None]
+    except (OSError, ValueError, AttributeError):
+        return  # on the hub, or no folder: told when it is opened
+    if heads[0] is None:
+        raise ValueError(
+            f"--write needs the component `prompt_enhancer_head`, which {printable(str(place))} has not: give"
+            " --endpoint and --llm, or leave it out."
+        )
 
 
 def _by_endpoint(prompt: Prompt, size: tuple[int, int], endpoint: Endpoint, for_sketch: bool) -> Prompt:

@@ -17,6 +17,7 @@ from ..standard_streams import FAILED
 from .console import err, plain_errors, starting
 from .drawing_options import CudaGraphsOption
 from .values import expanded, parse_amount, parse_device, parse_dtype, parse_model, parse_quantize
+from .writing import TIMEOUT, TimeoutOption, endpoint_of
 
 KEYS = "IDEOFLOW_API_KEYS"
 DATABASE = "IDEOFLOW_DATABASE"
@@ -141,7 +142,7 @@ def serve(
         ),
     ] = None,
     llm: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the language model at --endpoint.")] = None,
-    llm_timeout: Annotated[float, typer.Option(min=1, help="Seconds that an answer of --endpoint may take.")] = 120,
+    llm_timeout: TimeoutOption = None,
     writer: Annotated[
         str,
         typer.Option(metavar="auto|none", help="none: put clients' words into minimal captions, written by nobody."),
@@ -195,6 +196,7 @@ def serve(
         quantize = parse_quantize(precision) if precision in ("fp8", "int8") else None
         if memory:
             parse_amount(memory)
+        endpoint_of(endpoint, llm, llm_timeout)
         settings: dict[str, Any] = {
             "model": model,
             "base": base,
@@ -226,7 +228,7 @@ def serve(
             "drain": drain,
             "endpoint": endpoint,
             "llm": llm,
-            "llm_timeout": llm_timeout,
+            "llm_timeout": TIMEOUT if llm_timeout is None else llm_timeout,
             "writer": writer,
             "ray": ray,
             "replicas": replicas,

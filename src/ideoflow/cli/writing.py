@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,11 +10,14 @@ import typer
 
 from ..captions.paths import existing
 from ..files import check_writable, write_text
+from ..pictures import FORMATS, read_settings
 from .console import err, plain_errors, shown, starting, warn, write
 from .values import parse_sizes
 
 if TYPE_CHECKING:
     from ..captions.writing import Endpoint, Written
+
+TIMEOUT = 120.0
 
 EndpointOption = Annotated[
     str | None,
@@ -30,14 +34,24 @@ LanguageModelOption = Annotated[
     typer.Option("--llm", metavar="NAME", help="Name of the language model at --endpoint.", show_default=False),
 ]
 TimeoutOption = Annotated[
-    float, typer.Option("--llm-timeout", help="Seconds that an answer of --endpoint may take.", min=1)
+    float | None,
+    typer.Option(
+        "--llm-timeout",
+        help="Seconds that an answer of --endpoint may take.",
+        min=1,
+        show_default=f"{TIMEOUT:g}",
+    ),
 ]
 OutputOption = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", metavar="FILE", help="Where to write the caption. Standard output if left out."),
+    str | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="Where to write the caption; missing folders are made. Standard output if left out.",
+    ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Let --out replace an existing file.")]
-TIMEOUT = 120.0
 
 
 def write_caption(
@@ -48,7 +62,7 @@ def write_caption(
         str | None, typer.Option("--size", "-s", metavar="WxH", help="The picture's size, for its proportions.")
     ] = None,
     layout: Annotated[bool, typer.Option(help="With a style, boxes and palettes; --no-layout for words alone.")] = True,
-    timeout: TimeoutOption = TIMEOUT,
+    timeout: TimeoutOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -56,6 +70,8 @@ def write_caption(
 
     Without --endpoint, the small grammar of the bundled model writes it, which knows shapes, colours and short words;
     what it did not understand is said. With one, a language model writes it.
+
+    Ends with 0 when the caption is written, 1 if the language model fails, 2 if something that was given is wrong.
 
     Examples:
 
@@ -66,7 +82,12 @@ def write_caption(
     with plain_errors():
         (wanted,) = parse_sizes([size] if size else [], 1)
         asked = endpoint_of(endpoint, llm, timeout)
-        check_output(output, overwrite)
+        target = file_of(output, overwrite)
+        if asked is None and not layout:
+            raise ValueError(
+                "--no-layout is for a language model at --endpoint: the bundled model's grammar writes boxes always,"
+                " for that model draws nothing without. Leave it out, or give --endpoint and --llm."
+            )
         if existing(words) is not None:
             raise ValueError(
                 f"{words!r} is a file, and words are wanted: say what the picture is to show. A caption's file is drawn"
@@ -81,20 +102,21 @@ def write_caption(
 
             with starting(f"asking {asked.name}"):
                 written = by_endpoint(words, asked, wanted, layout=layout)
-        _give(written, output)
+        _give(written, target)
 
 
 def describe(
     picture: Annotated[str, typer.Argument(metavar="PICTURE", help="A picture file.", show_default=False)],
     endpoint: EndpointOption = None,
     llm: LanguageModelOption = None,
-    timeout: TimeoutOption = TIMEOUT,
+    timeout: TimeoutOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Describe a picture as a caption, by a language model that sees pictures; colours are measured from its pixels.
 
-    The picture is sent to --endpoint, made smaller and without what its file holds beside the pixels.
+    The picture is sent to --endpoint, made smaller and without what its file holds beside the pixels. Ends as `write`
+    does.
 
     Example:
 
@@ -102,7 +124,7 @@ def describe(
     """
     with plain_errors():
         asked = _needed(endpoint, llm, timeout, "a picture is described by a language model that sees pictures")
-        check_output(output, overwrite)
+        target = file_of(output, overwrite)
         from ..captions.writing import describe as by_endpoint
         from ..images import flattened, open_image, upright
         from ..images import plain_errors as plain_image_errors
@@ -114,23 +136,30 @@ def describe(
             raise ValueError(f"{picture} {error}") from None
         with starting(f"asking {asked.name}"):
             written = by_endpoint(image, asked)
-        _give(written, output)
+        _give(written, target)
 
 
-def edit(
+def edit_caption(
     caption: Annotated[
-        str, typer.Argument(metavar="CAPTION", help="A caption's file, or its JSON.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="CAPTION",
+            help="A caption's file, a picture made by ideoflow, or JSON.",
+            show_default=False,
+        ),
     ],
     wish: Annotated[
         str, typer.Argument(metavar="WISH", help='What is to change: "make the heart blue".', show_default=False)
     ],
     endpoint: EndpointOption = None,
     llm: LanguageModelOption = None,
-    timeout: TimeoutOption = TIMEOUT,
+    timeout: TimeoutOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Change a caption as you wish, everything else in it kept, by a language model; what changed is told.
+
+    Ends as `write` does.
 
     Example:
 
@@ -138,22 +167,35 @@ def edit(
     """
     with plain_errors():
         asked = _needed(endpoint, llm, timeout, "a caption is changed by a language model")
-        check_output(output, overwrite)
+        target = file_of(output, overwrite)
         from ..captions import Caption
         from ..captions.writing import differences
         from ..captions.writing import edit as by_endpoint
 
-        before, mended = Caption.parse(caption).mended()
+        before, mended = Caption.parse(of_picture(caption) or caption).mended()
         for breach in mended:
             err.print(f"[yellow]mended[/] {shown(breach.mended)}")
         with starting(f"asking {asked.name}"):
             written = by_endpoint(before, wish, asked)
         for line in differences(before, written.caption):
             err.print(f"[green]changed[/] {shown(line)}")
-        _give(written, output)
+        _give(written, target)
 
 
-def endpoint_of(url: str | None, llm: str | None, timeout: float) -> Endpoint | None:
+def of_picture(source: str) -> str | None:
+    """The caption in a picture's file that ideoflow made; None for what is no picture's file.
+
+    Raises:
+        ValueError: for a picture that tells of no caption, or of more than a caption.
+    """
+    path = existing(source)
+    if path is None or path.suffix.lower() not in FORMATS:
+        return None
+    caption: str = read_settings(path)["caption"]
+    return caption
+
+
+def endpoint_of(url: str | None, llm: str | None, timeout: float | None) -> Endpoint | None:
     """The endpoint that options name; None if they name none.
 
     Raises:
@@ -162,28 +204,48 @@ def endpoint_of(url: str | None, llm: str | None, timeout: float) -> Endpoint | 
     if url is None:
         if llm is not None:
             raise ValueError("--llm names a language model, and no --endpoint says where it is: give both.")
+        if timeout is not None:
+            raise ValueError("--llm-timeout is for a language model at --endpoint, and there is none: leave it out.")
         return None
     if llm is None:
         raise ValueError("--endpoint needs --llm, the name that the language model has there.")
     from ..captions.writing import Endpoint
+    from ..captions.writing.endpoint import check_client
 
-    return Endpoint(url, llm, timeout=timeout)
+    check_client()
+    return Endpoint(url, llm, timeout=TIMEOUT if timeout is None else timeout)
 
 
-def _needed(url: str | None, llm: str | None, timeout: float, why: str) -> Endpoint:
+def _needed(url: str | None, llm: str | None, timeout: float | None, why: str) -> Endpoint:
     asked = endpoint_of(url, llm, timeout)
     if asked is None:
         raise ValueError(f"{why}: say where it is with --endpoint and --llm. Nothing is sent anywhere without.")
     return asked
 
 
+def file_of(output: str | None, overwrite: bool) -> Path | None:
+    """The file that --out names.
+
+    Raises:
+        ValueError: as of `check_output`, and for what is written like a folder.
+    """
+    if output is not None and output.endswith(("/", os.sep)):
+        raise ValueError(f"--out {output} is a folder: name a file, such as {output}caption.json.")
+    path = None if output is None else Path(output)
+    check_output(path, overwrite)
+    return path
+
+
 def check_output(path: Path | None, overwrite: bool) -> None:
     """See that --out can be written.
 
     Raises:
-        ValueError: if it is there already and is not to be replaced, or cannot be written.
+        ValueError: if it is there already and is not to be replaced, or cannot be written; or if there is none, and
+            --overwrite has nothing to replace.
     """
     if path is None:
+        if overwrite:
+            raise ValueError("--overwrite lets --out replace a file, and there is no --out: give it, or leave it out.")
         return
     if path.is_file() and not overwrite:
         raise ValueError(f"--out {path} exists already: give --overwrite to replace it, or another name.")

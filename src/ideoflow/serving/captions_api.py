@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,14 +19,22 @@ from ..captions.unquoted import lost_marks, restore
 from ..captions.writing import WritingError, Written, describe, differences, edit
 from ..images import ImageError, flattened, open_image, plain_errors, upright
 from .api_errors import ApiError, invalid_caption, responses
-from .job_settings import MOST_TEXT, Given, read_size
+from .job_settings import MOST_TEXT, Given, read_size, wrong
 from .jobs import Jobs
 from .waiting import TheJobs
 from .written_prompts import in_turn
 
 MOST_PIXELS = 2**26  # of a picture that is described: a small file may unpack to a large one
 
-router = APIRouter(prefix="/v1/captions", tags=["captions"])
+
+async def _no_query(request: Request) -> None:
+    """Refuse parameters of the address, which would do nothing: what is asked for stands in the body."""
+    if name := next(iter(request.query_params), None):
+        told = f"`{name[:40]}` is a parameter of the address, which has none here: put it into the body."
+        raise ApiError(400, told, code="invalid_value", param=name[:40])
+
+
+router = APIRouter(prefix="/v1/captions", tags=["captions"], dependencies=[Depends(_no_query)])
 
 
 class CaptionBody(BaseModel):
@@ -83,7 +91,16 @@ class WriteBody(BaseModel):
         description="What the picture is to show, or what is to change in `caption`.",
     )
     caption: Given | None = Field(None, description="The caption that is to be changed; left out for a new one.")
-    size: str | None = Field(None, description='"WxH" of the picture, for its proportions.')
+    size: str | None = Field(None, description='"WxH" of the picture, for its proportions; not with `caption`.')
+
+
+class EditBody(BaseModel):
+    """A caption that is to be changed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    caption: Given = Field(description="A caption as a JSON object, or the text that holds one.")
+    wish: str = Field(min_length=1, max_length=MOST_TEXT, description="What is to change in it.")
 
 
 class DescribeBody(BaseModel):
@@ -91,7 +108,10 @@ class DescribeBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    image: str = Field(min_length=1, description="The picture's file in base64, alone or as a `data:` URL.")
+    image: str = Field(
+        min_length=1,
+        description="The picture's file of up to 50 MiB in base64, alone or as a `data:` URL.",
+    )
 
 
 class WrittenCaption(BaseModel):
@@ -104,17 +124,27 @@ class WrittenCaption(BaseModel):
     changes: list[str] = Field(description="What is another than in the caption that was to be changed.")
 
 
-@router.post("/write", response_model=WrittenCaption, responses=responses(502, 503))
+@router.post("/write", response_model=WrittenCaption, responses=responses(429, 502, 503))
 async def write(request: Request, body: WriteBody, jobs: TheJobs) -> Any:
     """Write a caption of words, or change one as the words wish; nothing is drawn or kept.
 
     By the language model that the server was given, else by the bundled model's grammar or the model's own prompt
     enhancer, which write new captions alone.
     """
-    return await in_turn(request, partial(_write, body, jobs))
+    if body.caption is None:
+        return await in_turn(request, partial(_write, body.words, body.size, jobs))
+    if body.size is not None:
+        raise wrong("size", "`size` has no effect on a caption that is changed: leave it out.")
+    return await in_turn(request, partial(_edit, body.caption, body.words, request, "words"))
 
 
-@router.post("/describe", response_model=WrittenCaption, responses=responses(502))
+@router.post("/edit", response_model=WrittenCaption, responses=responses(429, 502))
+async def edit_caption(request: Request, body: EditBody) -> Any:
+    """Change a caption as is wished, everything else in it kept, by the language model that the server was given."""
+    return await in_turn(request, partial(_edit, body.caption, body.wish, request, "wish"))
+
+
+@router.post("/describe", response_model=WrittenCaption, responses=responses(429, 502))
 async def describe_picture(request: Request, body: DescribeBody) -> Any:
     """Describe a picture as a caption, by the language model that the server was given; colours are measured."""
     return await in_turn(request, partial(_describe, body.image, request))
@@ -164,34 +194,38 @@ def _repair(given: str | dict[str, Any], drop_unknown: bool) -> CaptionRepair:
     )
 
 
-def _write(body: WriteBody, jobs: Jobs) -> WrittenCaption:
-    endpoint = jobs.served.settings.language_model
-    size = read_size(body.size, jobs.served.default_size) if body.size is not None else None
-    before: Caption | None = None
+def _write(words: str, asked: str | None, jobs: Jobs) -> WrittenCaption:
+    size = read_size(asked, jobs.served.default_size) if asked is not None else None
+    if jobs.write is None:
+        raise _no_language_model("writes captions")
     try:
-        if body.caption is not None:
-            if endpoint is None:
-                raise _no_language_model("changes captions")
-            try:
-                before, slips = _read(body.caption)
-            except CaptionError as error:
-                raise invalid_caption(error, "caption") from None
-            if before is None:
-                told = "the caption is plain text: give it as `words`, without a caption to change."
-                raise ApiError(400, told, code="invalid_caption", param="caption")
-            before, done = before.mended()
-            written = _written(edit(before, body.words, endpoint), before)
-            written.notes[:0] = [breach.mended for breach in (*slips, *done)]
-            return written
-        if jobs.write is None:
-            raise _no_language_model("writes captions")
-        return _written(jobs.write(body.words, size))
+        return _written(jobs.write(words, size))
     except WritingError as error:
         raise ApiError(502, str(error), code="caption_writer_failed") from None
     except CaptionError as error:
-        raise ApiError(
-            400, str(error), code="invalid_caption", param="words" if before is None else "caption"
-        ) from None
+        raise invalid_caption(error, "words") from None
+
+
+def _edit(given: str | dict[str, Any], wish: str, request: Request, field: str) -> WrittenCaption:
+    endpoint = request.app.state.settings.language_model
+    if endpoint is None:
+        raise _no_language_model("changes captions")
+    try:
+        before, slips = _read(given)
+        if before is None:
+            raise CaptionError("the caption is plain text: have a caption written of it first.")
+        before, done = before.mended()
+        before.strict()
+    except CaptionError as error:
+        raise invalid_caption(error, "caption") from None
+    try:
+        written = _written(edit(before, wish, endpoint), before)
+    except WritingError as error:
+        raise ApiError(502, str(error), code="caption_writer_failed") from None
+    except CaptionError as error:
+        raise invalid_caption(error, field) from None
+    written.notes[:0] = [breach.mended for breach in (*slips, *done)]
+    return written
 
 
 def _describe(text: str, request: Request) -> WrittenCaption:

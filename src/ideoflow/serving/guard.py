@@ -27,7 +27,9 @@ OPEN = ("/health/live", "/health/ready")  # without a key, as are the page's own
 FILES_PATH = "/v1/images/edits"  # where bodies have files in them
 MOST_IMAGE, MOST_MASK = 50 * MEBIBYTE, 4 * MEBIBYTE  # bytes of those files
 MOST_FILES = MOST_IMAGE + MOST_MASK + 2 * MEBIBYTE  # bytes of such a body
-FILES_AT_ONCE = 512 * MEBIBYTE  # bytes of all such bodies that are being read
+DESCRIBED_PATH = "/v1/captions/describe"  # where a body of JSON has a picture in it
+MOST_DESCRIBED = 4 * MOST_IMAGE // 3 + MEBIBYTE  # bytes of such a body, in base64
+FILES_AT_ONCE = 512 * MEBIBYTE  # bytes of all such bodies that are being read, or described
 OVER_LIMIT = "over_limit"  # in the state of a request whose connection is one too many
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -72,22 +74,28 @@ class Guard:
         self._settings = settings
         self._open = open_paths
         self._keys = Keys(key.get_secret_value() for key in settings.api_keys)
-        self._file_bytes = 0  # of bodies with files that are being read
+        self.file_bytes = 0  # of bodies with files that are being read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request, and hand it on or answer it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        room = _Room(self)
         try:
-            self._check(scope)
-            receive = await self._checked_body(scope, receive)
-        except ApiError as error:
-            if error.status == 413:
-                await _pour_away(receive)
-            await answer(error, send)
-            return
-        await self._app(scope, receive, send)
+            try:
+                self._check(scope)
+                receive = await self._checked_body(scope, receive, room)
+            except ApiError as error:
+                if error.status == 413:
+                    await _pour_away(receive)
+                await answer(error, send)
+                return
+            if scope["path"] != DESCRIBED_PATH:  # where the body stays in memory until it is answered
+                room.leave()
+            await self._app(scope, receive, send)
+        finally:
+            room.leave()
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -145,37 +153,46 @@ class Guard:
         known = (self._settings.host, *self._settings.allowed_hosts)
         return is_loopback(name) or plain_name(name) in map(plain_name, known)
 
-    async def _checked_body(self, scope: Scope, receive: Receive) -> Receive:
+    async def _checked_body(self, scope: Scope, receive: Receive, room: _Room) -> Receive:
         """Read a body as far, and for as long, as it may go; check it, and give it again."""
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):  # which no route reads
             return receive
         headers = Headers(scope=scope)
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         has_files = kind == "multipart/form-data" and scope["path"] == FILES_PATH
-        most = MOST_FILES if has_files else self._settings.max_body
+        is_described = kind != "multipart/form-data" and scope["path"] == DESCRIBED_PATH
+        most = MOST_FILES if has_files else MOST_DESCRIBED if is_described else self._settings.max_body
         length = headers.get("content-length", "")
         if length.isascii() and length.isdecimal() and int(length[:20]) > most:
             raise _too_large(most)
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                body, last = await (self._files(receive) if has_files else _whole_body(receive, most))
+                counted = room.counting(receive) if has_files or is_described else receive
+                body, last = await _whole_body(counted, most)
         except TimeoutError:
             message = f"The body has not come within {BODY_SECONDS} seconds."
             raise ApiError(408, message, code="body_too_slow", headers={"Connection": "close"}) from None
         if last is None and not has_files:
+            if len(body) > self._settings.max_body:
+                check_picture(body)
             check_text(body)
         return _again(body, receive, last)
 
-    async def _files(self, receive: Receive) -> tuple[bytes, Message | None]:
-        """Read a body with files, as `_whole_body` does, where memory has room for it beside those of others."""
-        got = 0
+
+class _Room:
+    """What the body of a request takes of the memory that there is for bodies with pictures."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard, self._taken = guard, 0
+
+    def counting(self, receive: Receive) -> Receive:
+        """Receive a body where memory has room for it beside those of others."""
 
         async def counted() -> Message:
-            nonlocal got
             message = await receive()
             more = len(message.get("body", b""))
-            got, self._file_bytes = got + more, self._file_bytes + more
-            if self._file_bytes > FILES_AT_ONCE:
+            self._taken, self._guard.file_bytes = self._taken + more, self._guard.file_bytes + more
+            if self._guard.file_bytes > FILES_AT_ONCE:
                 raise ApiError(
                     503,
                     "Too many pictures are being sent just now: try again in a moment.",
@@ -184,10 +201,24 @@ class Guard:
                 )
             return message
 
-        try:
-            return await _whole_body(counted, MOST_FILES)
-        finally:
-            self._file_bytes -= got
+        return counted
+
+    def leave(self) -> None:
+        """The body is gone."""
+        self._guard.file_bytes -= self._taken
+        self._taken = 0
+
+
+def check_picture(body: bytes) -> None:
+    """See that a large body of JSON has a picture in base64 in it and little else: others take long to read.
+
+    Raises:
+        ApiError: with status 413 if it has more.
+    """
+    if sum(body.count(sign) for sign in (b'"', b"[", b"{", b",", b":", b"\\")) > DEPTH:
+        raise ApiError(
+            413, 'The body is too large for anything but {"image": "..."}, a picture in base64.', code="body_too_large"
+        )
 
 
 def check_text(body: bytes) -> None:

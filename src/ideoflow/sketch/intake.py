@@ -14,6 +14,7 @@ from ..captions.schema import TOP_KEYS
 from .lexicon import Word
 
 MOST_CHARACTERS = 20_000
+_AFTER = ("written", "letters", "lettering", "text", "spelled", "spelt")  # which may come after what is written
 _NAMED = 8  # names that a note repeats
 _LONGEST_NAME = 40
 _KEYS = re.compile(rf"\b(?:{'|'.join((*TOP_KEYS, 'bbox', 'color_palette'))})\b\W{{0,3}}:")
@@ -60,6 +61,8 @@ def with_letters(words: list[Word], text: str) -> tuple[list[Word], list[str]]:
     at = 0
     while at < len(words):
         word = words[at]
+        if word.kind == "L" and word.said.lower().startswith("written") and found and _shouted(found[-1], loud):
+            found[-1] = Word("W", found[-1].said, found[-1].said)  # "LOVE written in white"
         if word.kind != "t":
             found.append(word)
             at += 1
@@ -74,13 +77,19 @@ def with_letters(words: list[Word], text: str) -> tuple[list[Word], list[str]]:
         while letters < len(words) and _are_letters(words[letters], loud, letters == after, words[after - 1].said):
             found.append(Word("W", words[letters].said, words[letters].said))
             letters += 1
-        if letters == after:
+        if letters == after and found and word.said.lower() in _AFTER and _shouted(found[-1], loud):
+            found[-1] = Word("W", found[-1].said, found[-1].said)  # "LOVE lettering"
+        elif letters == after:
             without += [noun.said for noun in words[at:after] if noun.kind == "t"]
             found += [other for other in words[at:after] if other.kind != "t"]
         at = letters
     if any(word.kind == "W" for word in found):
         without = []
     return found, without
+
+
+def _shouted(word: Word, loud: bool) -> bool:
+    return word.kind == "u" and word.said.isalnum() and word.said.isupper() and not loud
 
 
 def _are_letters(word: Word, loud: bool, first: bool, after: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -34,6 +35,7 @@ _NEAR = {"rectangle": "square", "oblong": "square", "oval": "circle", "ellipse":
          "sphere": "circle", "orb": "circle"}  # fmt: skip
 _COLOUR_NAMES = {"grey": "gray", "violet": "purple", "lilac": "#C8A2C8", "mauve": "#E0B0FF", "amber": "#FFBF00",
                  "rose": "#FF007F", "scarlet": "#FF2400", "emerald": "#50C878", "mustard": "#FFDB58",
+                 "golden": "#FFD700",
                  "burgundy": "#800020", "cream": "#FFFDD0", "peach": "#FFE5B4", "charcoal": "#36454F"}  # fmt: skip
 _SHADES = {"light": 0.55, "pale": 0.65, "pastel": 0.6, "dark": -0.45, "deep": -0.35}  # towards white, towards black
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -55,7 +57,7 @@ _RELATIONS: dict[str, tuple[str, ...]] = {
     "right": ("right of", "to the right of", "on the right of", "on the right side of"),
     "beside": ("next to", "beside", "besides", "alongside", "near", "close to", "by", "by the side of", "adjacent to"),
     "inside": ("inside", "inside of", "within", "in the middle of a", "in the centre of a", "in the center of a"),
-    "contains": ("containing", "contains", "enclosing", "encloses"),
+    "contains": ("containing", "contains", "enclosing", "encloses", "around", "surrounding", "encircling", "framing"),
     "between": ("between", "in between"),
 }
 _OF_A_PLACE = ("side", "corner", "part", "half", "area", "edge")  # "the left side", "the bottom half"
@@ -69,6 +71,7 @@ _FILLERS = (
     " some only just alone completely entirely fully uniformly all-over"
     " that which this these what looks shows showing depicts depicting featuring consisting"
     " called piece font typeface type fonts front will my our and/or kind sort somewhere something minimalistic"
+    " add include including"
 )
 
 
@@ -208,6 +211,10 @@ def _add_places(add: Any) -> None:
              for column, names in sides.items() for side in names if high != side]  # fmt: skip
     bare += [(row, column, f"{side} {high}") for row, highs in vertical.items() for high in highs
              for column, names in sides.items() for side in names if row and column]  # fmt: skip
+    for said, place in (("on top", (-1, None)), ("at top", (-1, None)), ("on bottom", (1, None)),
+                        ("on left", (None, -1)), ("on right", (None, 1)), ("side by side", (0, None)),
+                        ("in a row", (0, None)), ("in one row", (0, None)), ("in a line", (0, None))):  # fmt: skip
+        add("P", place, said)
     bare += [(row, None, name) for row in (-1, 1) for name in vertical[row]]
     bare += [(None, column, name) for column in (-1, 1) for name in sides[column]]
     for row, column, name in bare:
@@ -250,7 +257,7 @@ def tag(text: str) -> list[Word]:
             )
         else:
             pieces.append((quoted, True))
-    pieces = [piece for piece in pieces if piece[0] not in ("-", "\u2013", "\u2014")]
+    pieces = [piece for piece in pieces if piece[0] not in ("-", "\u2013", "\u2014") and not _unseen(piece[0])]
     known = lexicon()
     tagged: list[Word] = []
     at = 0
@@ -274,7 +281,7 @@ def tag(text: str) -> list[Word]:
         else:
             tagged.append(_unlisted(run[0], said))
             at += 1
-    shaded = list(_shaded(_with_places(tagged)))
+    shaded = list(_shaded(_with_middles(_with_outlines(_with_places(tagged)))))
     # "A blue picture" has a blue background; elsewhere the word says nothing.
     return [
         Word("B", None, word.said) if word.said.lower() in _PICTURE and before.kind == "C" else word
@@ -299,6 +306,33 @@ def _with_places(tagged: list[Word]) -> list[Word]:
             word = replace(word, kind="F" if after_place else "u")
         found.append(word)
     return found
+
+
+def _with_outlines(tagged: list[Word]) -> list[Word]:
+    """The words with `thick` as saying nothing before an outline: all outlines of the world are thick."""
+    found = list(tagged)
+    for at, word in enumerate(found):
+        if word.kind == "u" and word.said.lower() == "thick":
+            after = next((one.kind for one in found[at + 1 :] if one.kind not in "CFs"), "")
+            found[at] = replace(word, kind="F" if after == "U" else "u")
+    return found
+
+
+def _with_middles(tagged: list[Word]) -> list[Word]:
+    """The words with "in the middle of a white page" as a place and a background, not as inside a thing."""
+    found: list[Word] = []
+    for at, word in enumerate(tagged):
+        after = next((one.kind for one in tagged[at + 1 :] if one.kind not in "CFZsu"), "")
+        if word.kind == "R" and word.value == "inside" and word.said.lower().startswith("in the ") and after == "B":
+            found += [Word("P", (0, 0), word.said), Word("O", "on", "")]
+        else:
+            found.append(word)
+    return found
+
+
+def _unseen(piece: str) -> bool:
+    """Whether a piece has nothing to be seen, as the marks that make a picture of a sign."""
+    return all(unicodedata.category(one) in ("Mn", "Cf") for one in piece) and bool(piece)
 
 
 def _unlisted(word: str, said: str) -> Word:

@@ -18,7 +18,7 @@ from .intake import check_text, few, with_letters, with_pronouns
 from .lexicon import Word, nearest, tag
 from .masks import OUTLINED, SHAPES
 from .placing import Relation, boxes, kept
-from .scene import COLOURS, rgb
+from .scene import COLOURS, Box, rgb
 from .wanted import Ground, Thing
 
 GRAMMAR = "the bundled model's grammar"
@@ -31,6 +31,9 @@ _KNOWN = (
     ' "a red heart on pink".'
 )
 _PHRASES = {"left": "to the left of", "right": "to the right of"}
+MOST_WORDS = 3000  # of a text, with its commas
+_MOST_GROUNDS = 20  # that a text may name, of which one is drawn
+_TURNED = ("tilted", "rotated", "leaning", "slanted", "turned", "flipped", "tilting", "facing", "mirrored", "moved")
 _VERBS = ("is", "are", "has", "should be")  # "the star is red", where "the star in red" may be another one
 _OTHER_GROUND = r"O[aL]*[ZU]*C(?![ZUYC]*[SWVG])|C[ZU]*B|B[LMQ]*a?C"
 _CHOSEN = ("red", "blue", "yellow", "green", "purple", "orange", "black", "cyan", "brown", "pink", "white", "gray")
@@ -112,7 +115,10 @@ def read(text: str) -> Reading:
     check_text(text)
     if not text.strip():
         raise CaptionError(f"The words are empty. {_KNOWN}")
-    words, unknown = with_letters(tag(text), text)
+    words = tag(text)
+    if len(words) > MOST_WORDS:
+        raise CaptionError(f"the words are {len(words)}: at most {MOST_WORDS} are read.")
+    words, unknown = with_letters(words, text)
     return _Grammar(words, unknown).read()
 
 
@@ -125,6 +131,7 @@ class _Grammar:
         self.negated: list[tuple[str, list[Word]]] = []  # each "no" with what it takes
         self.words = self._known(words)
         self.ground: Ground | None = None
+        self.grounds = 0
         self.things: list[Thing] = []
         self.relations: list[Relation] = []
 
@@ -140,8 +147,11 @@ class _Grammar:
         kept: list[Word] = []
         said = [word for word in words if word.kind != "F"]
         leads = _before_a_head("".join(word.kind for word in said))
+        turned = -1
         dropped: list[Word] | None = None  # what was left out since the last "no"
         for at, word in enumerate(said):
+            if at == turned:  # where a thing is turned to is no place
+                continue
             if at and said[at - 1].kind == "I" and word.kind == "P":
                 if word.value != (None, 1):
                     self.unknown.append(f"pointing {word.said}")
@@ -162,6 +172,10 @@ class _Grammar:
                 continue
             if word.kind != "u":
                 kept.append(word)
+                continue
+            if word.said.lower() in _TURNED and [one.kind for one in said[at + 1 : at + 2]] == ["P"]:
+                self.unknown.append(f"{word.said} {said[at + 1].said}")
+                turned = at + 1
                 continue
             self.unknown.append(word.said)
             if not leads[at + 1] and (not kept or kept[-1].kind in "aNCZUYAMEJ"):
@@ -206,6 +220,9 @@ class _Grammar:
         groups = found.groupdict()
         colours = [self._of_ground(self.words[found.start(name)]) for name in "cd" if groups.get(name)]
         places = [self.words[found.start(name)].value for name in "pq" if groups.get(name)]
+        self.grounds += 1
+        if self.grounds > _MOST_GROUNDS:  # each is looked for in the whole text
+            raise CaptionError(f"more than {_MOST_GROUNDS} backgrounds are named: a picture has one.")
         if self.ground is not None:
             self.remarks.append(f"a second background, {' and '.join(colours)}, is left out")
         else:
@@ -464,6 +481,8 @@ class _Grammar:
         for at, word in enumerate(gap):
             if (word.kind == "N" and word.said.lower() != "one") or word.kind == "K":
                 self.unknown.append(word.said)
+            elif word.kind == "H":
+                self._behind(word, group, [] if last else groups[head + 1])
             elif word.kind == "P":
                 pause = head < 0 or bool(re.search("[AME]", kinds[:at]))
                 if not last and pause and not re.search("[AME]", kinds[at + 1 :]):
@@ -485,15 +504,25 @@ class _Grammar:
             self._colour(colours, things)
         self._relate(gap, kinds, head, groups)
 
+    def _behind(self, word: Word, group: list[int], after: list[int]) -> None:
+        """Take up "a circle behind a square": the square lies on the circle."""
+        if word.said.lower() not in ("behind", "in back") or not group or not after:
+            self.unknown.append(word.said)
+            return
+        self.relations += [Relation("on", number, (group[0],)) for number in after if number != group[0]]
+
     def _without_outline_colour(self, gap: Sequence[Word], things: Sequence[Thing]) -> list[Word]:
         """What stands after coloured things, without an outline in another colour, which the world does not have."""
         kinds = "".join(word.kind for word in gap)
-        if not things or not all(thing.colour for thing in things):
+        found = re.search(r"C[ZY]*U|U[La]*C", kinds)
+        coloured = bool(things) and all(thing.colour for thing in things)
+        if found and things and not coloured and re.search("C[AM]+$|C[AM]+a$", kinds[: found.start()]):
+            coloured = True  # "a circle, blue, with a white outline"
+        if not coloured:
             hollow = things and all(thing.outline for thing in things)
             if hollow and any(word.said.lower().startswith("filled") for word in gap) and "C" in kinds:
                 self.remarks.append(f"{things[0].shape}: a hollow thing is not filled; its outline has the colour")
             return list(gap)
-        found = re.search(r"C[ZY]*U|U[La]*C", kinds)
         if found is None:
             return list(gap)
         left = " ".join(word.said for word in gap[found.start() : found.end()])
@@ -546,7 +575,8 @@ class _Grammar:
         relation = gap[at].value
         ends = head + 1 >= len(groups)
         # "with a star in it", and "with a star inside" before a pause
-        pronoun = "Q" in kinds[at:] or (relation == "inside" and (ends or kinds[at + 1 : at + 2] in tuple("MAEg")))
+        alone = relation == "inside" or (relation in ("above", "below") and head > 0)  # "with a star below"
+        pronoun = "Q" in kinds[at:] or (alone and (ends or kinds[at + 1 : at + 2] in tuple("MAEg")))
         opens = head < 0 or bool(re.search("[AME]", kinds[:at]))
         closes = bool(re.search("[AME]", kinds[at + 1 :])) or ends
         many = relation == "between" and head + 1 < len(groups) and len(groups[head + 1]) == 1  # two groups are meant
@@ -604,6 +634,8 @@ class _Grammar:
                 )
         places = boxes(self.things, self.relations, 1.0)
         for one in self.relations:
+            if one.kind == "beside":
+                self.remarks.append(self._beside(one, places))
             if not kept(one, places):
                 others = " and ".join(str(self.things[other]) for other in one.others)
                 phrase = _PHRASES.get(one.kind, one.kind)
@@ -613,6 +645,14 @@ class _Grammar:
                 f"the model learned pictures of up to {LEARNED_ELEMENTS} things: some of {len(self.things)} may be"
                 " missing"
             )
+
+    def _beside(self, one: Relation, places: Sequence[Box]) -> str:
+        """On which side a thing lies that is to be beside another, which was not said."""
+        own, other = places[one.thing], places[one.others[0]]
+        across = own[3] <= other[1] or other[3] <= own[1]
+        side = ("left" if own[1] < other[1] else "right") if across else ("above" if own[0] < other[0] else "below")
+        thing, another = self.things[one.thing], self.things[one.others[0]]
+        return f"on which side was not said: {_the(thing)} is {_PHRASES.get(side, side)} {_the(another)}"
 
     def _nothing(self) -> str:
         said = _not_understood(self.unknown) + self.remarks[:_MOST_NOTES]

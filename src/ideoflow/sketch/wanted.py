@@ -50,6 +50,8 @@ class Thing:
         places = [_ROWS.get(self.row or 0, ""), _COLUMNS.get(self.column or 0, "")]
         said = "middle" if (self.row, self.column) == (0, 0) else " ".join(filter(None, places))
         at = f" at the {said}" if said and (self.row, self.column) != (None, None) else ""
+        if self.word:
+            return f'the {size}word "{self.word}" in {self.called or self.colour}{at}'
         return f"{size}{self}{at}"
 
     def __str__(self) -> str:

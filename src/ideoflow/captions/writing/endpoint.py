@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -310,11 +311,20 @@ def _pause(after: str | None, tried: int) -> float:
         return 0.5 * 2.0**tried
 
 
+def check_client() -> None:
+    """See that the client is installed by which language models are asked.
+
+    Raises:
+        ImportError: naming the extra, if not.
+    """
+    if find_spec("openai") is None or find_spec("httpx2") is None:
+        raise ImportError("a language model is asked by the openai client: pip install 'ideoflow[write]'")
+
+
 def _client_library() -> Any:
-    try:
-        import openai
-    except ImportError:
-        raise ImportError("a language model is asked by the openai client: pip install 'ideoflow[write]'") from None
+    check_client()
+    import openai
+
     return openai
 
 
