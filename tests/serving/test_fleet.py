@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ideoflow.serving.api_errors import ApiError
@@ -225,13 +226,27 @@ def test_jobs_wait_while_no_replica_is_there_and_are_accepted_too(server):
 def test_what_is_lost_with_a_replica_again_and_again_fails(server):
     jobs, fleet, places = server(least=1)
     job = submit(jobs, num_inference_steps=100, size="64x64")
-    for number in range(3):
+    for number in range(replica_fleet.ATTEMPTS):
         until(lambda own=number: len(places.links) == own + 1)
         until(lambda: any(request.started for member in fleet._members for request in member.requests.values()))
         places.links[number].cut.set()
     assert ended(job) == ["failed"]
-    assert "3 replicas were lost" in job.record.error["message"]
+    assert "5 replicas were lost" in job.record.error["message"]
     assert ended(submit(jobs)) == ["finished"]
+
+
+def test_what_was_drawn_on_a_device_that_fails_is_drawn_by_another(server, monkeypatch):
+    jobs, fleet, places = server(least=1)
+
+    def broken(requests):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    denoiser = places.links[0].host.replica.engine.denoiser
+    with monkeypatch.context() as patch:
+        patch.setattr(denoiser, "compute", broken)
+        job = submit(jobs)
+        until(lambda: fleet.lost == 1)
+    assert ended(job) == ["finished"] and len(told(job, "picture")) == 1
 
 
 def test_no_replica_is_sent_more_than_it_has_room_for(server):

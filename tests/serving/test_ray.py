@@ -2,8 +2,8 @@
 
     python -m pytest -m long tests/serving/test_ray.py
 
-`IDEOFLOW_FLEET_JOBS=500` has so many jobs in place of 60. Each kill is of any replica that is ready; where the next one
-takes longer to start than 20 seconds, as on a busy machine, there may be none for a while.
+`IDEOFLOW_FLEET_JOBS=500` has so many jobs in place of 60. One of two replicas is killed every 20 seconds, and no sooner
+than both are ready: on a busy machine it takes a replica longer than that to start.
 """
 
 import io
@@ -41,8 +41,9 @@ def ray_server(tmp_path):
     started = []
 
     def start(*options, environment=None):
-        environment = {"RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1", **(environment or {})}
-        two = ("--ray", "--replicas", "2", "--max-tokens", "1000", *options)
+        own = {"RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+        environment = {**own, **(environment or {})}
+        two = ("--ray", "--replicas", "2", "--max-tokens", "400", *options)
         log = tmp_path / "log"
         running = Process([sys.executable], tmp_path / "kept", *two, environment=environment, seconds=LONG, log=log)
         started.append(running)
@@ -155,7 +156,9 @@ def test_a_replica_killed_every_20_seconds_loses_nothing_and_doubles_nothing(ray
     def kill():
         draw = random.Random(JOBS)
         while not over.wait(EVERY if killed else EVERY / 4):
-            if there := ready(running):
+            while len(there := ready(running)) < 2 and not over.wait(0.2):
+                pass
+            if len(there) == 2:
                 killed.append(draw.choice(there)["pid"])
                 os.kill(killed[-1], signal.SIGKILL)
 

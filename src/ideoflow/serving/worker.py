@@ -104,7 +104,7 @@ class Worker:
             self._measure(events, perf_counter() - started)
             for event in events:
                 self._on_event(event)
-            if any(_breaks_the_device(event.error) for event in events):
+            if any(breaks_the_device(event.error) for event in events):
                 logger.error("the device has failed, and with it all that would follow in this process")
                 self._break()
                 return
@@ -125,7 +125,7 @@ class Worker:
         self._on_pass(tokens, len(stepped), seconds)
 
 
-def _breaks_the_device(error: Exception | None) -> bool:
+def breaks_the_device(error: Exception | None) -> bool:
     """Whether an error is one after which nothing more can be computed in this process, such as an illegal access."""
     return isinstance(error, torch.AcceleratorError) and not out_of_memory(error)
 

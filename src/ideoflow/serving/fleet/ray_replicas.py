@@ -176,12 +176,13 @@ def _answer(ask: Callable[[], Any], seconds: float) -> Any:
     """What an actor answers.
 
     Raises:
-        ReplicaLost: if it does not, whatever the reason.
+        ReplicaLost: if it does not.
+        Exception: what its method raises.
     """
     try:
         return ray.get(ask(), timeout=seconds)
     except ray.exceptions.RayTaskError as error:
-        raise ReplicaLost(f"{error.cause}") from None
+        raise error.cause from None
     except ray.exceptions.GetTimeoutError:
         raise ReplicaLost(f"it has not answered for {seconds:g} seconds") from None
     except ray.exceptions.RayError as error:

@@ -22,12 +22,12 @@ from ..drawing_order import DrawingOrder
 from ..job import Job, Picture
 from ..picture_changes import PictureChange
 from .remote_request import ENDS, Measure, RemoteEvent, RemoteRequest, Report
-from .replica_host import Introduction
+from .replica_host import EngineBroken, Introduction
 from .routing import Adapters, State, choose, next_change, pause, wanted
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # replicas that may be lost while they draw a request: it may be what they are lost from
+ATTEMPTS = 5  # replicas that may be lost while they draw a request: it may be what they are lost from
 FAILURES = 5  # replicas in a row that do not start, with none ready, before the fleet is given up
 TICK = 0.5  # seconds between looks at what is to be done
 ENDING = 30.0  # seconds in which what could not be started is put away
@@ -395,7 +395,7 @@ class Fleet:
                     self._hear(member, report)
         except Exception as error:
             why = error
-            if not isinstance(error, (ReplicaLost, NotStarted)):
+            if not isinstance(error, (ReplicaLost, EngineBroken, NotStarted)):
                 logger.exception("%s cannot be followed any longer", member.name)
         member.link.end()  # before its requests begin elsewhere
         self._part(member, why)

@@ -17,6 +17,7 @@ from ..job_settings import ServedModel
 from ..replica import TOKENS_OF_A_PASS, Replica
 from ..server_settings import ServerSettings
 from ..serving_model import enhancer_of, load_model, served_by
+from ..worker import breaks_the_device
 from .remote_request import ENDS, Measure, Report, Told
 
 PATIENCE = 1.0  # seconds after which a report comes though nothing has happened: it is a sign of life
@@ -152,6 +153,9 @@ class ReplicaHost:
             return report
 
     def _hear(self, event: Event) -> None:
+        if breaks_the_device(event.error):  # no fault of the picture's, which another replica can draw
+            self._break()
+            return
         with self._changed:
             if event.kind in ENDS:
                 self._requests.pop(event.request.id, None)
