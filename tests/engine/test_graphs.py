@@ -14,6 +14,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ideoflow.engine import Denoiser, Engine, graphs
 from ideoflow.engine.denoiser import SCHEDULES
@@ -350,6 +351,57 @@ def test_what_could_not_be_recorded_is_told_once_and_not_tried_again(own, make_r
         transformer.input_proj.weight = torch.nn.Parameter(transformer.input_proj.weight * 1.5)
     finish(Denoiser(*own), [make_request(1)])
     assert graph.captures == 2
+
+
+class Watching(Ideogram4AttnProcessor):
+    """Somebody's own, which counts its calls."""
+
+    calls = 0
+
+    def __call__(self, *arguments, **options):
+        Watching.calls += 1
+        return super().__call__(*arguments, **options)
+
+
+def watch_attention(transformer):
+    transformer.layers[1].attention.set_processor(Watching())
+
+
+def watch_a_layer(transformer):
+    part = transformer.layers[1].feed_forward
+    part.__class__ = type("Watching", (type(part),), {"__module__": "somebody"})
+
+
+@pytest.mark.parametrize("change", [watch_attention, watch_a_layer])
+def test_what_may_want_to_see_each_call_is_called_unless_graphs_are_insisted_on(own, make_request, graph, change):
+    change(own[0])
+    for choice, recorded in (("auto", [0, 1]), (True, [1, 1])):
+        chosen, request = Denoiser(*own, cuda_graphs=choice), make_request(1)
+        Watching.calls = 0
+        for _ in range(3):
+            chosen.step([request])
+        assert kept(chosen) == recorded
+        if change is watch_attention and choice == "auto":
+            assert Watching.calls == 3
+
+
+@pytest.mark.filterwarnings("ignore:CUDA graphs are not used")
+@pytest.mark.parametrize("choice", ["auto", True])
+def test_operations_that_a_mode_looks_at_are_not_replayed(transformers, make_request, graph, choice):
+    chosen, request = Denoiser(*transformers, cuda_graphs=choice), make_request(1)
+    seen = []
+
+    class Seeing(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            seen[-1] += 1
+            return function(*arguments, **(options or {}))
+
+    for _ in range(4):
+        seen.append(0)
+        with Seeing():
+            chosen.step([request])
+
+    assert graph.captures == 0 and seen[1] == seen[-1] > 0
 
 
 @pytest.mark.parametrize("choice", [None, 1, 0, "on", "True", []])

@@ -8,7 +8,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary, ref
@@ -30,6 +30,8 @@ KNOWN = 256  # layouts of which it is remembered how often they came
 # Tokens of a branch's stream up to which "auto" records. On an H100 graphs make a step of 1,224 tokens (512 pixels, a
 # caption of 200 tokens) 22% shorter and one of 4,596 2%: there kernels take longer than Python takes to launch them.
 AUTO_TOKENS = 3072
+
+PLAIN_PACKAGES = ("builtins", "ideoflow", "torch", "diffusers", "bitsandbytes", "torchao")
 
 logger = logging.getLogger(__name__)
 _failed: WeakKeyDictionary[nn.Module, Hashable] = WeakKeyDictionary()  # the state in which a recording was broken off
@@ -223,7 +225,7 @@ class Graphs:
             return False
         if not self._insisted and sum(context.layout.tokens for context in contexts) > AUTO_TOKENS:
             return False
-        found = _state_of(self._transformer, device)
+        found = _state_of(self._transformer, device, self._insisted)
         state, reason = (None, found) if isinstance(found, str) else (found, None)
         if state != self._state:
             self.free()
@@ -312,7 +314,13 @@ def _tensors(context: Context) -> list[Tensor]:
     ]
 
 
-def _state_of(transformer: nn.Module, device: torch.device) -> tuple[Hashable, ...] | str:
+@cache
+def _may_look_on(kind: Any) -> bool:
+    """Whether a class may do more, when it is called, than compute: those of these packages do not."""
+    return kind.__module__.partition(".")[0] not in PLAIN_PACKAGES
+
+
+def _state_of(transformer: nn.Module, device: torch.device, insisted: bool) -> tuple[Hashable, ...] | str:
     """What a graph holds for: where weights lie, and how attention is computed. Weights may change where they lie.
 
     Returns:
@@ -323,6 +331,8 @@ def _state_of(transformer: nn.Module, device: torch.device) -> tuple[Hashable, .
         return "the model has adapters, whose strength may change from call to call"
     if torch.is_autocast_enabled(device.type):
         return "autocast keeps copies of weights"
+    if torch._C._len_torch_dispatch_stack():
+        return "a dispatch mode wants to see each operation"
     state: list[Hashable] = [torch.is_inference_mode_enabled(), _AttentionBackendRegistry.get_active_backend()[0]]
     for part in modules_within(transformer):
         if (
@@ -345,6 +355,9 @@ def _state_of(transformer: nn.Module, device: torch.device) -> tuple[Hashable, .
             except RuntimeError:
                 return "weights have no address"
         processor = part.__dict__.get("processor")
+        kinds: list[Any] = [type(part), type(processor)]
+        if not insisted and any(map(_may_look_on, kinds)):
+            return "somebody's own layers or attention processors may want to see each call"
         if processor is not None:
             state += [processor, getattr(processor, "_attention_backend", None)]
     return tuple(state)
