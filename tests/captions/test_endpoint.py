@@ -155,6 +155,13 @@ def test_a_dead_server_is_one_clear_error():
             write("a cup", endpoint)
 
 
+@pytest.mark.parametrize("half", ["a \ud800 cup", "\udfff{"])
+def test_half_a_character_is_complained_about(half: str):
+    with chat_server((200, completion(half)), (200, completion(changed(RIGHT, desc=half))), LINE) as server:
+        assert write("a cup", server.endpoint()).caption.line() == LINE
+    assert len(server.bodies) == 3
+
+
 def test_a_busy_server_is_asked_again():
     with chat_server((503, b"{}"), LINE) as server:
         assert write("a cup", server.endpoint(retries=1)).caption.line() == LINE

@@ -18,6 +18,7 @@ from tests.captions.chat_server import chat_server
 from .test_trust import BASE
 
 HEART = write("a red heart on pink").caption
+ENDPOINT = ["--endpoint", "http://127.0.0.1:1/v1", "--llm", "small"]
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,8 @@ def test_a_picture_is_described():
         (["write", "a heart", "--llm", "small"], "no --endpoint says where"),
         (["write", "a heart", "--endpoint", "127.0.0.1", "--llm", "small"], "is no address"),
         (["write", "a dragon"], "not understood: dragon"),
+        (["write", "a dragon"], "a language model writes: give --endpoint and --llm"),
+        (["describe", "missing.png", *ENDPOINT], "missing.png: No such file or directory"),
         (["write", "a heart", "--size", "63x63"], "63"),
         (["describe", "red.png"], "Nothing is sent anywhere without"),
         (["describe", "missing.png", "--endpoint", "http://127.0.0.1:1/v1", "--llm", "small"], "missing.png"),
@@ -97,7 +100,6 @@ def test_a_language_model_that_fails_ends_with_one(reply):
     assert error.startswith("error: small at 127.0.0.1") and error.count("\n") == 1
 
 
-ENDPOINT = ["--endpoint", "http://127.0.0.1:1/v1", "--llm", "small"]
 # Every option that would do nothing, beside what it does nothing: of each command, what was typed, and what is told.
 IGNORED = [
     ("caption write x", ["--llm", "small"], "no --endpoint says where"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..captions.paths import existing
+from ..captions.paths import existing, missing
 from ..files import check_writable, write_text
 from ..pictures import FORMATS, read_settings
 from .console import err, plain_errors, shown, starting, warn, write
@@ -96,7 +96,13 @@ def write_caption(
         if asked is None:
             from ..sketch.prose import write as by_grammar
 
-            written = by_grammar(words, wanted)
+            try:
+                written = by_grammar(words, wanted)
+            except ValueError as error:
+                if "The bundled model draws" in str(error):  # it cannot draw what was asked for
+                    told = "Of other things a language model writes: give --endpoint and --llm."
+                    raise ValueError(f"{error} {told}") from None
+                raise
         else:
             from ..captions.writing import write as by_endpoint
 
@@ -129,6 +135,8 @@ def describe(
         from ..images import flattened, open_image, upright
         from ..images import plain_errors as plain_image_errors
 
+        if existing(picture) is None:
+            raise ValueError(missing(picture))
         try:
             with plain_image_errors():
                 image = flattened(upright(open_image(picture)))

@@ -266,6 +266,9 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
 
         def make() -> list[Request]:
             if not prompt_upsampling:
+                if prompt_upsampling_temperature != 1.0:
+                    told = "`prompt_upsampling_temperature` has no effect without `prompt_upsampling`."
+                    warnings.warn(told, stacklevel=4)
                 return self.make_requests(**vars(drawing))
             options = {"temperature": prompt_upsampling_temperature, "generator": generator}
             if prompt_upsampling is not True:
@@ -508,6 +511,16 @@ class Ideogram4Pipeline(DiffusionPipeline, Ideogram4LoraLoaderMixin):
         if not words:
             return []
         if self.caption_writer is not None:
+            options = {
+                "temperature": temperature != 1.0,
+                "max_new_tokens": max_new_tokens != 1024,
+                "layout": not layout,
+                "instructions": instructions is not None,
+                "grammar": grammar is not None,
+            }
+            if vain := [f"`{name}`" for name, given in options.items() if given]:
+                told = f"{' and '.join(vain)} {'has' if len(vain) == 1 else 'have'} no effect where `caption_writer`"
+                warnings.warn(f"{told} writes, as in the bundled model's pipeline.", CaptionWarning, stacklevel=3)
             written = [self.caption_writer(text, (width, height)) for text in words]
             for note in dict.fromkeys(note for one in written for note in one.notes):
                 warnings.warn(note, CaptionWarning, stacklevel=3)

@@ -78,18 +78,19 @@ def settle(
         else:
             complaint = _wrong(answer.caption) or (judge(answer.caption) if judge else "")
             if not complaint:
-                again = (f"took {attempt + 1} attempts",) if attempt else ()
+                tried = (f"took {attempt + 1} attempts",) if attempt else ()
                 poor = _poor(answer, bool(layout), known)
                 told = [str(one) for one in advice(answer.caption) if one not in known]
-                usable = Written(answer.caption, by, (*again, *answer.notes, *poor.values(), *_few(told)))
+                usable = Written(answer.caption, by, (*tried, *answer.notes, *poor.values(), *_few(told)))
                 if not poor:
                     return usable
                 complaint = _joined([*poor])
         if attempt + 1 < ATTEMPTS:
             sent = text if len(text) <= MOST_SENT_BACK else f"{text[:MOST_SENT_BACK]}..."
+            again = f"That cannot be used: {complaint}\nWrite the whole JSON object again."
             messages += [
-                {"role": "assistant", "content": sent},
-                {"role": "user", "content": f"That cannot be used: {complaint}\nWrite the whole JSON object again."},
+                {"role": "assistant", "content": _whole_characters(sent)},
+                {"role": "user", "content": _whole_characters(again)},
             ]
     if usable is not None:
         return usable
@@ -169,6 +170,11 @@ def _poor(answer: Answer, layout: bool, known: Sequence[Breach]) -> dict[str, st
             path = f"elements[{number}]"
             found[f"{path}.bbox: is missing; give {EXPECTED}"] = f"{path} has no box: it may be drawn anywhere"
     return found | {str(one): str(one) for one in weaknesses(answer.caption) if one not in known}
+
+
+def _whole_characters(text: str) -> str:
+    """A text that can be sent: an answer may hold halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _joined(complaints: Sequence[str]) -> str:
