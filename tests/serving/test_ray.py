@@ -54,7 +54,7 @@ def ray_server(tmp_path):
     for running in started:
         if running.process.poll() is None:
             family = descendants(running.process.pid)
-            running.kill(signal.SIGTERM)
+            assert running.kill(signal.SIGTERM)[1] == 0
             until(lambda own=family: not any(alive(pid) for pid in own))
 
 

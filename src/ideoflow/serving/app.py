@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -152,7 +153,9 @@ class Loading:
 
     def _of_fleet(self) -> Callable[[], Jobs]:
         """What makes jobs that replicas in a Ray cluster draw, once the first of them is ready."""
-        from .fleet.ray_replicas import open_fleet  # which takes its time to import
+        # Read by Ray while it is imported, which takes its time: it would take SIGTERM for a crash.
+        os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+        from .fleet.ray_replicas import open_fleet
 
         self._fleet = fleet = open_fleet(self._settings)
         self._metrics.watch_fleet(fleet)

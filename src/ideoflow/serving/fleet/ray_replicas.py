@@ -156,7 +156,6 @@ def open_fleet(settings: ServerSettings) -> Fleet:
 
 def _join(most: int, quiet: bool) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # which would tell its makers of each cluster
-    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # which takes SIGTERM for a crash
     address = os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.WARNING}
     if address != "local":
