@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import latents as latent_tokens
 from ..checks import finite, whole
 from ..engine import Request
 from ..files import check_place, write_tensors
+from ..ops.hooks import resting
 from ..sizes import LARGEST_SIDE, MAX_ASPECT, UNIT
 from .canvas import LANCZOS, digest, open_picture
 from .caption_window import seen_caption
@@ -252,7 +253,7 @@ def key_of(
         ValueError: models whose numbers cannot be read and that their files do not tell of.
     """
     noise = hashlib.sha256(field.cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-    weights = {name: _weights_of(part) for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+    weights = {name: _weights_of(name, part) for name, part in parts.items() if isinstance(part, nn.Module)}
     if None in weights.values() and settings["unrepeatable"]:
         raise ValueError(
             f"`keep` is given, and the weights of the pipeline cannot be told from others: {settings['unrepeatable']}."
@@ -262,24 +263,30 @@ def key_of(
         "image": digest(change.image), "size": tiling.size, "grid": tiling.grid,
         "tiles": [[*tile.rows, *tile.cols] for tile in tiling.tiles],
         "strength": change.strength, "noise": noise, "weights": weights, "adapters": repr(adapters or {}), **settings,
+        "device": str(settings["device"]).partition(":")[0],  # which of its kind does not matter, nor who names it
     }  # fmt: skip
 
 
-def _weights_of(model: torch.nn.Module) -> str | None:
-    """A digest of a model's numbers, some of each tensor, and of how strong its adapters are; None if not all is there.
+def _weights_of(name: str, model: nn.Module) -> str | None:
+    """A digest of a model's numbers, some of each tensor, and of how strong its adapters are; None of packed numbers.
 
-    Tensors without numbers are those of offloaded layers.
+    Raises:
+        ValueError: offloaded numbers that cannot be read.
     """
     known = hashlib.sha256()
-    for name, module in model.named_modules():
+    for place, module in model.named_modules():
         if isinstance(scaling := getattr(module, "scaling", None), dict):
-            known.update(f"{name} {scaling} {module.active_adapters} {module.disable_adapters}".encode())
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        known.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if tensor.is_meta:
-            return None
+            known.update(f"{place} {scaling} {module.active_adapters} {module.disable_adapters}".encode())
+    for place, tensor in (*model.named_parameters(), *model.named_buffers()):
+        known.update(f"{place} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        numbers = resting(model, place)
+        if numbers is None:
+            raise ValueError(
+                f"`keep` is given, and the weights of `{name}` cannot be read where they are offloaded to: offload them"
+                " to the CPU, or leave `keep` out."
+            )
         try:
-            some = tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLE)].cpu().contiguous()
+            some = numbers.detach().flatten()[:: max(1, numbers.numel() // SAMPLE)].cpu().contiguous()
             known.update(some.view(torch.uint8).numpy().tobytes())
         except (RuntimeError, NotImplementedError, TypeError):  # of a kind whose numbers are packed
             return None

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from itertools import chain
 from typing import Any, TypeGuard, TypeVar
 
 import torch
 from diffusers.hooks.group_offloading import _GROUP_OFFLOADING, _get_group_onload_device
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -73,6 +74,34 @@ def is_offloaded(module: nn.Module) -> bool:
         if "_hf_hook" in own or ("_diffusers_hook" in own and own["_diffusers_hook"].hooks):
             return True
     return False
+
+
+def resting(model: nn.Module, name: str) -> Tensor | None:
+    """The numbers of a parameter or buffer while `model` is not called, wherever offloading keeps them.
+
+    Args:
+        model: The model.
+        name: The tensor's name in it.
+
+    Returns:
+        A tensor, or None where there is none in memory: let go, or on a disk in a way that keeps no trace.
+    """
+    places = name.split(".")
+    parts = [model]
+    for place in places[:-1]:
+        parts.append(getattr(parts[-1], place))
+    tensor: Tensor = getattr(parts[-1], places[-1])
+    hooks = [(depth, hook) for depth, part in enumerate(parts) for hook in offload_hooks(part)]
+    hooks += [(depth, own) for depth, hook in hooks for own in getattr(hook, "hooks", ())]
+    if any(getattr(getattr(hook, "config", None), "offload_to_disk_path", None) for _, hook in hooks):
+        return None  # what is in memory are tensors that were never written
+    if not tensor.is_meta:
+        return tensor if tensor.numel() else None
+    for depth, hook in hooks:
+        with suppress(KeyError):
+            kept: Tensor = (getattr(hook, "weights_map", None) or {})[".".join(places[depth:])]
+            return kept
+    return None
 
 
 def execution_device(module: nn.Module) -> torch.device:
