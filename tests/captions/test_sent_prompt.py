@@ -251,6 +251,9 @@ def bare(background: str, **more: Any) -> Caption:
 @example(bare("x'", high_level_description="'A"), None)
 @example(bare("x,high_level_description:y"), None)
 @example(bare("x", high_level_description="```"), 1)
+@example(
+    bare("x", style_description={"aesthetics": "a", "lighting": "b", "photo": ",art_style:x", "medium": "m"}), None
+)
 def test_a_stripped_caption_is_read_as_itself_or_as_words_and_never_as_another(caption: Caption, indent: int | None):
     line = caption.line() if indent is None else json.dumps(caption.data(), indent=indent, ensure_ascii=False)
     sent = stripped(line)

@@ -48,7 +48,11 @@ def restore(text: str) -> Caption:
     text = text.strip()
     if fence := _FENCE.match(text):
         text = text[fence.end() :].removesuffix(fence[1]).strip()
-    caption = Caption.of_found(Found(_Unquoted(text).read()))
+    data = _Unquoted(text).read()
+    style = data.get("style_description")
+    if isinstance(style, dict) and {"photo", "art_style"} <= style.keys():
+        raise CaptionError("`photo` and `art_style` are both there: one may be a part of the other's text")
+    caption = Caption.of_found(Found(data))
     if breaches := caption.repair().check():
         raise CaptionError(str(breaches[0]), breaches)
     return caption
