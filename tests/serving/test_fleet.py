@@ -343,6 +343,7 @@ def test_a_job_whose_time_is_over_before_it_is_placed_has_failed_of_that(server)
     before = [submit(jobs, num_inference_steps=100, seed=seed, size="64x64") for seed in range(8)]
     late = submit(jobs, timeout=0.2)
     assert ended(late) == ["failed"] and late.record.error["type"] == "timeout"
+    assert "before its first step" in late.record.error["message"]  # and not by a replica
     for job in before:
         jobs.cancel(job)
     ended(*before)
