@@ -172,7 +172,7 @@ def test_what_is_certain_becomes_the_right_caption(given: Any, done: str):
         (box([100, 200, 300]), "bbox", "has 3 entries"),
         (box([100, 200, 100, 400]), "bbox", "encloses nothing"),
         (element(lambda one: one.update(box=one.pop("bbox"))), "box", "rename it to `bbox` if that is meant"),
-        (element(lambda one: one.update(bbox_2d=one.pop("bbox"))), "bbox_2d", "rename it to `bbox` if that is meant"),
+        (element(lambda one: one.update(bbox_2d=one.pop("bbox"))), "bbox_2d", "write it as `bbox`, y first.*xyxy"),
         (element(lambda one: one.update(label=one.pop("desc"))), "label", "rename it to `desc` if that is meant"),
         (element(mood="calm"), "mood", "is no key of the schema here.*remove it"),
         ({**RIGHT, "backgroud": "a wall"}, "backgroud", "remove it"),

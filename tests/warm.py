@@ -132,6 +132,7 @@ def run(arguments: list[str], folder: str, environment: dict[str, str]) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job has ignored
     code: object = 0
     try:
         if arguments[0] == "-m":

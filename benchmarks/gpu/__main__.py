@@ -35,11 +35,18 @@ KEPT_BACK = 5.0  # seconds for what is to be said at the end
 OUTCOME = re.compile(r"(?:^|\] )(PASSED|FAILED|ERROR|SKIPPED) (\S+)|^(\S+::\S.*?) (PASSED|FAILED|ERROR|SKIPPED)\b")
 
 
+def _place(text: str) -> Path:
+    """The file of --out; what looks at it takes seconds to import, which a worker has no need of."""
+    from benchmarks._measure import target
+
+    return target(text)
+
+
 def parse() -> tuple[Namespace, ArgumentParser]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="PART", help="measure these alone")
     parser.add_argument("--minutes", type=float, default=8, help="for all parts together (%(default)g)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/gpu.json"), help="the file (%(default)s)")
+    parser.add_argument("--out", type=_place, default=Path("outputs/gpu.json"), help="the file (%(default)s)")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on any device: shows that the parts run")
     parser.add_argument("--list", action="store_true", help="say which parts there are, and measure nothing")

@@ -170,7 +170,9 @@ app(sys.argv[1:])
 def test_on_a_full_disk_the_command_ends_in_one_line_and_leaves_nothing_behind(tmp_path: Path, warm):
     """A real limit of the system's: room for what is tried beforehand, but not for a picture."""
     command = ["generate", CAPTION, "--size", "128x128", "--steps", "1", "--seed", "1", "--out", "x/a.png"]
-    done = subprocess.run([*warm, "-c", LIMITED, *command], capture_output=True, text=True)
+    script = tmp_path / "limited.py"
+    script.write_text(LIMITED)
+    done = subprocess.run([*warm, script, *command], capture_output=True, text=True)
     if done.returncode == 0:
         pytest.skip("the picture is smaller than the limit")
     assert done.returncode == 1, done.stderr

@@ -18,8 +18,8 @@ def ends(start, folder, plan, ranks, victim, patience):
     others = [rank for rank in range(ranks) if rank != victim]
     assert [processes[rank].returncode for rank in others] == [1] * len(others)
     for rank in others:
-        last = said[rank].strip().splitlines()[-1]
-        assert re.match(rf"ideoflow\.distributed\.heartbeats\.RankLost: rank {victim}\b.* is gone", last), said[rank]
+        told = rf"(?m)^ideoflow\.distributed\.heartbeats\.RankLost: rank {victim}\b.* is gone"
+        assert re.search(told, said[rank]), said[rank]  # torch may go on about the connection after it
     assert list(folder.iterdir()) == []
 
 

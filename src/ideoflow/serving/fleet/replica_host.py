@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import os
-import pickle
 import socket
 from collections import deque
 from dataclasses import dataclass
@@ -176,11 +176,11 @@ class ReplicaHost:
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """An error that another process can read: of its own class where that can be pickled, else in words."""
+    """An error that another process can read: of its own class where that can be made of its parts, else in words."""
     if error is None:
         return None
     try:
-        pickle.loads(pickle.dumps(error))
+        copy.deepcopy(error)  # as Ray sends it
     except Exception:
         return RuntimeError(str(error) or type(error).__name__)
     return error
