@@ -87,7 +87,7 @@ class Guard:
                 self._check(scope)
                 receive = await self._checked_body(scope, receive, room)
             except ApiError as error:
-                if error.status == 413:
+                if error.status == 413 and "Connection" in error.headers:  # its body has not come whole
                     await _pour_away(receive)
                 await answer(error, send)
                 return
@@ -262,10 +262,10 @@ class SecurityHeaders:
         await self._app(scope, receive, with_headers)
 
 
-def _too_large(most: int) -> ApiError:
-    return ApiError(
-        413, f"The body is too large: {most} bytes is the most.", code="body_too_large", headers={"Connection": "close"}
-    )
+def _too_large(most: int, ended: bool = False) -> ApiError:
+    """A body of more than so many bytes; the connection of one that has not come whole is closed."""
+    headers = {} if ended else {"Connection": "close"}
+    return ApiError(413, f"The body is too large: {most} bytes is the most.", code="body_too_large", headers=headers)
 
 
 async def _whole_body(receive: Receive, most: int) -> tuple[bytes, Message | None]:
@@ -280,9 +280,10 @@ async def _whole_body(receive: Receive, most: int) -> tuple[bytes, Message | Non
         if message["type"] != "http.request":
             return bytes(body), message
         body += message.get("body", b"")
+        ended = not message.get("more_body", False)
         if len(body) > most:
-            raise _too_large(most)
-        if not message.get("more_body", False):
+            raise _too_large(most, ended)
+        if ended:
             return bytes(body), None
 
 

@@ -25,7 +25,7 @@ interpreting = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", rea
     "file, chosen",
     [
         ("test_kernels.py", ["-k", "triton"]),
-        ("test_rows.py", ["-k", "finite or numbers_of_two"]),
+        ("test_rows.py", ["-k", "(finite and int8) or numbers_of_two"]),
         pytest.param("test_rows.py", [], marks=pytest.mark.long),
     ],
     ids=["kernels", "rows, some", "rows"],
