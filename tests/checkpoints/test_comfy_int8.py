@@ -16,6 +16,7 @@ from ideoflow import Ideogram4Transformer2DModel, sketch
 from ideoflow.checkpoints import CheckpointError, open_checkpoint
 from ideoflow.checkpoints.comfy_int8 import ComfyInt8
 from ideoflow.checkpoints.load import WeightOnlyRotatedInt8Linear
+from ideoflow.distributed.tensor_parallel import check_tensor
 from ideoflow.ops.quantized_linear import Int8Linear
 from ideoflow.ops.rotated_linear import RotatedInt8Linear, rotate
 from ideoflow.pipeline.qwen3_vl import Qwen3VLModel
@@ -126,6 +127,22 @@ def test_rotations_are_by_the_regular_hadamard_matrix(size):
     x = torch.randn(3, 2 * size)
     torch.testing.assert_close(rotate(rotate(x, size), size), x)
     assert rotate(x.to(torch.bfloat16), size).dtype == torch.bfloat16
+
+
+def test_matrices_that_were_made_without_gradients_serve_with_them():
+    with torch.inference_mode():
+        rotate(torch.randn(2, 1024), 1024)
+    x = torch.randn(2, 1024, requires_grad=True)
+    rotate(x, 1024).square().sum().backward()
+    torch.testing.assert_close(x.grad, 2 * x.detach())
+
+
+def test_ranks_do_not_share_columns_that_are_rotated_together(model, tmp_path):
+    stored, _ = stored_as(model.state_dict(), 16, True)
+    save_file(stored, tmp_path / "model.safetensors")
+    write_config(tmp_path, dict(model.config))
+    with pytest.raises(ValueError, match="RotatedInt8Linear, which a plan with `tensor` cannot share"):
+        check_tensor(load_transformer(open_checkpoint(tmp_path)))
 
 
 NOTE = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}

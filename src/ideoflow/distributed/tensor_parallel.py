@@ -20,6 +20,7 @@ from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from ..model import Ideogram4Transformer2DModel
 from ..ops.linear import Linear
 from ..ops.quantized_linear import QuantizedLinear
+from ..ops.rotated_linear import RotatedInt8Linear
 from .exchanges import Exchanges
 
 
@@ -94,7 +95,8 @@ def share_tensors(transformer: Ideogram4Transformer2DModel, mesh: DeviceMesh, ra
 
 
 def _checked(layer: nn.Module, name: str = "") -> Any:
-    if not isinstance(layer, (Linear, QuantizedLinear)):
+    # Columns of a rotated weight belong to groups of inputs that its layer rotates together.
+    if not isinstance(layer, (Linear, QuantizedLinear)) or isinstance(layer, RotatedInt8Linear):
         raise ValueError(
             f"{name or 'a layer'} is a {type(layer).__name__}, which a plan with `tensor` cannot share: its weights are"
             " neither plain nor in fp8 or int8 of `pipe.quantize`. Load them with `dequantize=True`, or share by"

@@ -13,7 +13,6 @@ from torch import Tensor
 from .expanded_linear import ExpandedLinear
 
 GROUP = 16  # values that share a scale
-VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of the codes 0 to 7; 8 to 15 are these, negative
 AT_ONCE = 2**22  # values that are expanded at once, so that what this takes stays small
 
 

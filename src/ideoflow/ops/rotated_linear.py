@@ -59,6 +59,7 @@ def rotate(x: Tensor, group: int) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)  # or what is kept could never be a part of a product with gradients
 def hadamard(size: int, device: torch.device) -> Tensor:
     """The regular Hadamard matrix of a power of four, with rows of length 1, in float32."""
     four = torch.ones(4, 4) - 2 * torch.eye(4).flip(1)
