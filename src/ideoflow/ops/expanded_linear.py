@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .linear import Linear, linear
+from .linear import Linear, keeping_types, linear
 
 
 class ExpandedLinear(nn.Linear):
@@ -59,15 +59,8 @@ class ExpandedLinear(nn.Linear):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the layer; `.to(dtype)` changes the bias alone, since in another type what is kept would be lost."""
         kept = [self.weight, *self.buffers(recurse=False)]
-
-        def keep_type(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            if applied.dtype != tensor.dtype and any(tensor is one for one in kept):
-                return tensor.to(applied.device)
-            return applied
-
         self.compute_dtype = fn(torch.empty(1, dtype=self.compute_dtype, device=self.weight.device)).dtype
-        return super()._apply(keep_type, recurse)
+        return super()._apply(keeping_types(fn, kept), recurse)
 
 
 class _ExpandedProduct(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,15 @@ class _OneDnnProduct(torch.autograd.Function):
             _product(flat.t(), x.flatten(0, -2).t()) if needs_weight else None,
             flat.sum(0) if needs_bias else None,
         )
+
+
+def keeping_types(apply: Callable[[Tensor], Tensor], kept: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """What `nn.Module._apply` is given, so that `kept` move and keep their type: in another their numbers are lost."""
+
+    def keep_type(tensor: Tensor) -> Tensor:
+        applied = apply(tensor)
+        if applied.dtype != tensor.dtype and any(tensor is one for one in kept):
+            return tensor.to(applied.device)
+        return applied
+
+    return keep_type

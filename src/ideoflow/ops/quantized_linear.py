@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .guards import needs_gradient
 from .hooks import is_hooked
 from .kernels import round_rows
-from .linear import Linear
+from .linear import Linear, keeping_types
 from .linear import linear as linear_product
 from .rows import Rows, expand, quantize_rows
 from .scratch_bytes import int8_parts
@@ -191,15 +191,8 @@ class QuantizedLinear(nn.Linear):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
         """Move the layer; `.to(dtype)` and its kin change the bias alone, since in another type the weight is lost."""
         kept = (self.weight, self.weight_scale)
-
-        def keep_type(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            if applied.dtype != tensor.dtype and any(tensor is one for one in kept):
-                return tensor.to(applied.device)
-            return applied
-
         self.compute_dtype = fn(torch.empty(1, dtype=self.compute_dtype, device=self.weight.device)).dtype
-        return super()._apply(keep_type, recurse)
+        return super()._apply(keeping_types(fn, kept), recurse)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Refuse tensors of other types, which would be rounded into nonsense without a word."""
